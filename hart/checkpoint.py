@@ -1,0 +1,236 @@
+"""Reading and writing checkpoints in the published layout.
+
+::
+
+    <root>/llm/config.json, model.safetensors (or sharded, or pytorch_model.bin), ema_model.bin
+    <root>/tokenizer/config.json, model.safetensors (keys below ``vae.``)
+    <root>/text_encoder/config.json, model.safetensors, tokenizer.json   (optional)
+
+EMA weights are preferred where they exist, as the published sampler does. Pickles are
+read with ``weights_only=True``, never otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hart.config import (
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    config_from_dict,
+    config_to_dict,
+    read_json,
+)
+from hart.errors import InputError
+from hart.model import Hart
+from hart.text_encoder import TextEncoder
+from hart.tokenizer import ImageTokenizer
+from hart.transformer import ScaleTransformer
+
+UNUSED_LLM = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
+"""Persistent buffers of the published transformer that its inference does not read."""
+UNUSED_TOKENIZER = re.compile(r"disc\..*|vae\.quantize\.ema_vocab_hit_SV")
+UNUSED_SECOND_DECODER = re.compile(r"vae\.(decoder2|post_quant_conv2)\..*")
+UNUSED_TEXT = re.compile(r"(model\.)?visual\..*|lm_head\.weight|.*rotary_emb\.inv_freq")
+
+TEXT_ENCODER_FOLDER = "text_encoder"
+SAMPLING_FILE = "sampling.json"
+
+
+def load_hart(root: Path, dtype: torch.dtype = torch.float32) -> Hart:
+    """Load the transformer and the image tokenizer.
+
+    Args:
+        root: the checkpoint folder, or the ``llm`` folder inside it as the published
+            README tells users to pass.
+        dtype: precision of the matrix products; norms and the codebook stay float32.
+
+    Raises:
+        InputError: a file is missing or broken, or keys are missing, unexpected or of
+            another shape; the message lists them.
+    """
+    llm, tokenizer = find_folders(root)
+    tokenizer_config = config_from_dict(
+        TokenizerConfig, read_json(tokenizer / "config.json"), str(tokenizer / "config.json")
+    )
+    llm_config = config_from_dict(
+        TransformerConfig, read_json(llm / "config.json"), str(llm / "config.json")
+    )
+    ignored = [UNUSED_TOKENIZER]
+    if tokenizer_config.double_decoder:  # the published sampler never decodes with the second
+        ignored.append(UNUSED_SECOND_DECODER)
+    with torch.device("meta"):
+        image_tokenizer = ImageTokenizer(tokenizer_config)
+        transformer = ScaleTransformer(
+            llm_config, tokenizer_config.vocab_size, tokenizer_config.z_channels
+        )
+    _fill(
+        image_tokenizer, tokenizer, dtype, ignored, rename=lambda key: key.removeprefix("vae.")
+    )
+    _fill(transformer, llm, dtype, [UNUSED_LLM], prefer="ema_model.bin")
+    _refuse_incompatible(llm_config, tokenizer_config, root)
+    return Hart(transformer.eval(), image_tokenizer.eval())
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
+    """Load a Qwen2 text model (the language part of a Qwen2-VL checkpoint works too)."""
+    source = folder / "config.json"
+    values = read_json(source)
+    config = config_from_dict(
+        TextEncoderConfig, {**values, **values.get("text_config", {})}, str(source)
+    )
+    with torch.device("meta"):
+        encoder = TextEncoder(config)
+    prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
+    _fill(encoder, folder, dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1))
+    return encoder.eval()
+
+
+def find_folders(root: Path) -> tuple[Path, Path]:
+    """The ``llm`` and ``tokenizer`` folders of a checkpoint root (or of its ``llm`` folder)."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such checkpoint folder")
+    llm = root / "llm" if (root / "llm").is_dir() else root
+    tokenizer = llm.resolve().parent / "tokenizer"
+    for folder in (llm, tokenizer):
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{root}: not a HART checkpoint, expected {folder / 'config.json'} "
+                f"(layout: llm/ and tokenizer/ side by side)"
+            )
+    return llm, tokenizer
+
+
+def weight_files(folder: Path, prefer: str | None = None) -> list[Path]:
+    """The files that hold a model's weights: the preferred one, one file, or shards."""
+    for name in (*([prefer] if prefer else []), "model.safetensors"):
+        if (folder / name).is_file():
+            return [folder / name]
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        index = folder / index_name
+        if index.is_file():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            for name in names:
+                if Path(name).name != name or not (folder / name).is_file():
+                    raise InputError(f"{index}: names the shard {name!r}, which is not in {folder}")
+            return [folder / name for name in names]
+    if (folder / "pytorch_model.bin").is_file():
+        return [folder / "pytorch_model.bin"]
+    raise InputError(
+        f"{folder}: no weights, expected model.safetensors, a sharded index or pytorch_model.bin"
+    )
+
+
+def save_model(model: nn.Module, folder: Path, prefix: str = "") -> None:
+    """Write ``config.json`` and ``model.safetensors`` (float16) of one network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_to_dict(model.config)  # type: ignore[arg-type]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    state = {prefix + k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def half_stays(module: nn.Module) -> set[str]:
+    """Names of the parameters that become half precision in a half-precision model.
+
+    Weights and biases of matrix products; norms, tables, the codebook and the phi
+    convolutions (which feed the float32 latent) stay float32.
+    """
+    from hart.layers import Linear
+    from hart.quantizer import Phi
+
+    names = set()
+    for prefix, part in module.named_modules():
+        if (isinstance(part, Linear | nn.Conv2d) and not isinstance(part, Phi)) or (
+            isinstance(module, TextEncoder) and isinstance(part, nn.Embedding)
+        ):
+            names |= {f"{prefix}.{name}" for name, _ in part.named_parameters(recurse=False)}
+    return names
+
+
+def _fill(
+    model: nn.Module,
+    folder: Path,
+    dtype: torch.dtype,
+    ignored: Iterable[re.Pattern[str]],
+    rename: Callable[[str], str] = str,
+    prefer: str | None = None,
+) -> None:
+    """Load weights strictly into a model built on the meta device, tensor by tensor."""
+    expected = {name: p.shape for name, p in model.named_parameters()}
+    low = half_stays(model)
+    state: dict[str, Tensor] = {}
+    unexpected, wrong = [], []
+    files = weight_files(folder, prefer)
+    patterns = tuple(ignored)
+    for file in files:
+        for key, read in _tensors(file):
+            if any(pattern.fullmatch(key) for pattern in patterns):
+                continue
+            name = rename(key)
+            if name not in expected:
+                unexpected.append(key)
+                continue
+            value = read()
+            if value.shape != expected[name]:
+                wrong.append(f"{key} {list(value.shape)} instead of {list(expected[name])}")
+                continue
+            state[name] = value.to(dtype if name in low else torch.float32)
+    missing = sorted(expected.keys() - state.keys())
+    problems = [
+        f"{kind}: {', '.join(keys)}"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("shape", wrong))
+        if keys and not (kind == "missing" and wrong and len(missing) == len(wrong))
+    ]
+    if problems:
+        names = ", ".join(str(file) for file in files)
+        raise InputError(f"{names}: does not fit the model ({'; '.join(problems)})")
+    model.load_state_dict(state, strict=True, assign=True)
+    model.requires_grad_(False)
+
+
+def _tensors(file: Path) -> Iterable[tuple[str, Callable[[], Tensor]]]:
+    """Keys of a weight file, each with a function that reads the tensor."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - not a dict
+                    yield key, lambda key=key: opened.get_tensor(key)  # type: ignore[misc]
+        else:
+            state: Mapping[str, Tensor] = torch.load(
+                file, map_location="cpu", mmap=True, weights_only=True
+            )
+            for key, value in state.items():
+                yield key, lambda value=value: value  # type: ignore[misc]
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
+    except Exception as error:  # unpickling errors have no common base class
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise InputError(
+            f"{file}: holds more than tensors and is refused (pickled code is never run)"
+        ) from None
+
+
+def _refuse_incompatible(
+    llm: TransformerConfig, tokenizer: TokenizerConfig, root: Path
+) -> None:
+    if not llm.use_timestep_embed and len(llm.patch_nums) < 2:
+        raise InputError(f"{root}: level table too small")
+    if llm.patch_nums[-1] != tokenizer.v_patch_nums[-1]:
+        raise InputError(
+            f"{root}: llm/config.json ends at {llm.patch_nums[-1]} cells a side, "
+            f"tokenizer/config.json at {tokenizer.v_patch_nums[-1]}"
+        )

@@ -1,0 +1,306 @@
+"""Trains the demo checkpoint: ``python -m hart.demo.train``.
+
+Stage 1 learns the image tokenizer, stage 2 the text encoder, the scale transformer and the
+residual diffusion together. Every step draws its randomness from (seed, stage, step), so a
+run that was interrupted goes on from its last saved state as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, save_model
+from hart.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from hart.demo import DEMO_CHECKPOINT
+from hart.demo.draw import draw_scene
+from hart.demo.scenes import Scene, split_scenes
+from hart.demo.vocabulary import train_vocabulary
+from hart.quantizer import shrink
+from hart.losses import tokenizer_loss, transformer_loss
+from hart.text_encoder import TextEncoder
+from hart.text_tokenizer import PromptTokenizer
+from hart.tokenizer import ImageTokenizer
+from hart.transformer import ScaleTransformer
+
+PATCH_NUMS = (1, 2, 3, 5, 8)
+CONTEXT_TOKENS = 16
+TOKENIZER = TokenizerConfig(
+    vocab_size=512,
+    ch=32,
+    ch_mult=(1, 1, 2, 2),
+    v_patch_nums=PATCH_NUMS,
+    quantizer_type="var_hybrid",
+)
+TRANSFORMER = TransformerConfig(
+    depth=6,
+    embed_dim=192,
+    num_heads=6,
+    mlp_ratio=2.0,
+    attn_type="llama",
+    mlp_type="llama",
+    disable_aln=True,
+    use_timestep_embed=True,
+    use_context_norm=True,
+    context_token=CONTEXT_TOKENS,
+    context_dim=128,
+    patch_nums=PATCH_NUMS,
+    diff_width=256,
+    diff_depth=3,
+)
+RESIDUAL_PERCENTILE, RESIDUAL_REACH = 99.0, 0.45
+"""The latent is rescaled so that this share of residuals stays inside the diffusion's range."""
+SAMPLING = {"guidance": 3.0, "top_k": 100, "top_p": 0.95, "smooth": False}
+"""Chosen with ``python -m hart.demo.report`` on training scenes."""
+QUANTIZER_WEIGHT = 0.05
+EMA_DECAY = 0.995
+SAVE_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One optimisation run."""
+
+    name: str
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+TOKENIZER_STAGE = Stage("tokenizer", steps=1250, batch=16, learning_rate=1.5e-3)
+TRANSFORMER_STAGE = Stage("transformer", steps=1400, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
+DATASET = 16384
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT, show_default="the installed package")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("work/demo"), show_default=True, help="Folder for resumable state.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+def main(output: Path, work: Path, seed: int, device: str) -> None:
+    """Train the demo checkpoint (about two hours on 2 CPU cores) and write it to OUTPUT."""
+    work.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    tokenizer = train_tokenizer(work, seed, torch.device(device))
+    text, transformer, prompts = train_transformer(tokenizer, work, seed, torch.device(device))
+    save_model(tokenizer, output / "tokenizer", prefix="vae.")
+    save_model(transformer, output / "llm")
+    save_model(text, output / TEXT_ENCODER_FOLDER)
+    prompts.save(str(output / TEXT_ENCODER_FOLDER / "tokenizer.json"))
+    (output / SAMPLING_FILE).write_text(json.dumps(SAMPLING, indent=2) + "\n", encoding="utf-8")
+    click.echo(f"wrote {output} after {(time.monotonic() - start) / 60:.0f} minutes")
+
+
+def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokenizer:
+    """Stage 1. Returns the averaged weights, with the latent scaled for the diffusion head."""
+    torch.manual_seed(seed)
+    model = ImageTokenizer(TOKENIZER).to(device, memory_format=torch.channels_last)
+    nn.init.normal_(model.quantize.embedding.weight, std=0.3)
+    training, _ = split_scenes()
+
+    def batch_loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, 1, step])
+        scenes = [training[i] for i in rng.integers(len(training), size=TOKENIZER_STAGE.batch)]
+        images = _pixels(scenes, rng).to(device, memory_format=torch.channels_last)
+        if step % 25 == 5 and step < 0.75 * TOKENIZER_STAGE.steps:
+            more = [training[i] for i in rng.integers(len(training), size=48)]
+            _revive_codes(model, _pixels(more, rng).to(device), rng)
+        losses = tokenizer_loss(model, images, torch.Generator().manual_seed(step))
+        return {**losses, "quantizer": QUANTIZER_WEIGHT * losses["quantizer"]}
+
+    averaged = _optimise(model, TOKENIZER_STAGE, batch_loss, work)
+    rng = np.random.default_rng([seed, 2])
+    _rescale_latent(averaged, _pixels([training[i] for i in rng.integers(len(training), size=256)], rng).to(device))
+    return averaged.eval()
+
+
+def train_transformer(
+    tokenizer: ImageTokenizer, work: Path, seed: int, device: torch.device
+) -> tuple[TextEncoder, ScaleTransformer, Tokenizer]:
+    """Stage 2: text encoder, transformer and diffusion head, jointly."""
+    torch.manual_seed(seed)
+    training, _ = split_scenes()
+    vocabulary = train_vocabulary(training)
+    prompts = PromptTokenizer(vocabulary, CONTEXT_TOKENS)
+    text = TextEncoder(_text_config(vocabulary)).to(device)
+    transformer = ScaleTransformer(TRANSFORMER, TOKENIZER.vocab_size, TOKENIZER.z_channels).to(device)
+    model = nn.ModuleDict({"text": text, "transformer": transformer})
+    _initialise(model)
+    scenes, indices, rest = _encoded_dataset(tokenizer, training, work, seed, device)
+
+    def batch_loss(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, 3, step])
+        chosen = rng.integers(DATASET, size=TRANSFORMER_STAGE.batch)
+        captions = [
+            scenes[i].caption() if rng.random() < 0.7 else scenes[i].variant(rng) for i in chosen
+        ]
+        ids, mask = (torch.from_numpy(a).to(device) for a in prompts(captions))
+        return transformer_loss(
+            transformer,
+            tokenizer.quantize,
+            text(ids, mask),
+            mask,
+            [index[chosen].long() for index in indices],
+            rest[chosen].float(),
+            torch.Generator().manual_seed(step),
+        )
+
+    averaged = _optimise(model, TRANSFORMER_STAGE, batch_loss, work)
+    return averaged["text"].eval(), averaged["transformer"].eval(), vocabulary
+
+
+def _optimise(
+    model: nn.Module, stage: Stage, batch_loss: Callable[[int], dict[str, Tensor]], work: Path
+) -> nn.Module:
+    """AdamW with warm-up and cosine decay; returns an exponential average of the weights."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
+    averaged = copy.deepcopy(model)
+    state_file = work / f"{stage.name}.pt"
+    first = 0
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["step"]
+
+    def save(step: int) -> None:
+        state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+        partial = state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(state_file)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
+    smoothed: dict[str, float] = {}
+    with Progress(*columns) as progress, (work / f"{stage.name}.log").open("a") as log:
+        task = progress.add_task(stage.name, total=stage.steps, completed=first, losses="")
+        for step in range(first, stage.steps):
+            warm_up = min(1.0, (step + 1) / 100)
+            decay = 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+            for group in optimiser.param_groups:
+                group["lr"] = stage.learning_rate * warm_up * max(decay, 0.02)
+            losses = batch_loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            keep = min(EMA_DECAY, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+                    mean.lerp_(value, 1 - keep)
+            for name, value in losses.items():
+                smoothed[name] = 0.95 * smoothed.get(name, value.item()) + 0.05 * value.item()
+            text = ", ".join(f"{name} {value:.4f}" for name, value in smoothed.items())
+            progress.update(task, advance=1, losses=text)
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
+                save(step + 1)
+                print(f"step {step + 1}: {text}", file=log, flush=True)
+    return averaged.requires_grad_(False)
+
+
+def _pixels(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+    """Draw scenes as (B, 3, H, W) in [-1, 1]."""
+    images = np.stack([draw_scene(scene, rng) for scene in scenes])
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
+@torch.no_grad()
+def _revive_codes(model: ImageTokenizer, images: Tensor, rng: np.random.Generator) -> None:
+    """Move codes that none of ``images`` uses onto vectors that the quantizer had to code."""
+    quantizer, patch_nums = model.quantize, TOKENIZER.v_patch_nums
+    f = model.latent(images)
+    indices = quantizer.encode(f, patch_nums).indices
+    f_hats = [torch.zeros_like(f), *quantizer.accumulate(indices, patch_nums)]
+    wanted = torch.cat(
+        [
+            shrink(f - f_hat, n).permute(0, 2, 3, 1).flatten(0, 2)
+            for f_hat, n in zip(f_hats, patch_nums, strict=False)
+        ]
+    )
+    used = torch.cat(indices, dim=1).flatten().bincount(minlength=TOKENIZER.vocab_size)
+    dead = (used == 0).nonzero().flatten()
+    quantizer.embedding.weight[dead] = wanted[rng.permutation(len(wanted))[: len(dead)]]
+
+
+@torch.no_grad()
+def _rescale_latent(model: ImageTokenizer, images: Tensor) -> None:
+    """Scale the latent space; everything around it is linear in it, so pictures do not change."""
+    tokens = model.encode(images)
+    codes = model.quantize.lookup(tokens.indices[-1], TOKENIZER.v_patch_nums[-1])
+    reach = np.percentile((tokens.rest - codes).abs().cpu().numpy(), RESIDUAL_PERCENTILE)
+    factor = float(RESIDUAL_REACH / reach)
+    model.quant_conv.weight.mul_(factor)
+    model.quant_conv.bias.mul_(factor)
+    model.quantize.embedding.weight.mul_(factor)
+    for phi in model.quantize.quant_resi.phis():
+        phi.bias.mul_(factor)
+    model.post_quant_conv.weight.div_(factor)
+
+
+@torch.no_grad()
+def _encoded_dataset(
+    tokenizer: ImageTokenizer, training: list[Scene], work: Path, seed: int, device: torch.device
+) -> tuple[list[Scene], list[Tensor], Tensor]:
+    """Draw and encode the training set of stage 2 once."""
+    rng = np.random.default_rng([seed, 4])
+    scenes = [training[i] for i in rng.integers(len(training), size=DATASET)]
+    file = work / "encoded.pt"
+    if not file.is_file():
+        parts = []
+        with Progress() as progress:
+            for start in progress.track(range(0, DATASET, 64), description="encoding"):
+                tokens = tokenizer.encode(_pixels(scenes[start : start + 64], rng).to(device))
+                parts.append(([i.short() for i in tokens.indices], tokens.rest.half()))
+        indices = [torch.cat(scale) for scale in zip(*(p[0] for p in parts), strict=True)]
+        torch.save({"indices": indices, "rest": torch.cat([p[1] for p in parts])}, file)
+    data = torch.load(file, weights_only=True, map_location=device)
+    return scenes, data["indices"], data["rest"]
+
+
+def _text_config(vocabulary: Tokenizer) -> TextEncoderConfig:
+    return TextEncoderConfig(
+        vocab_size=vocabulary.get_vocab_size(),
+        hidden_size=TRANSFORMER.context_dim,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+
+def _initialise(model: nn.ModuleDict) -> None:
+    """Small residual branches, zero-initialised modulation: stable from the first step."""
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=part.in_features**-0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+            if name.endswith(("attn.proj", "down_proj", "o_proj")):
+                with torch.no_grad():
+                    part.weight.div_(math.sqrt(2 * TRANSFORMER.depth))
+            if "adaLN_modulation" in name or name.endswith(("final_layer.linear", "ada_lin.1")):
+                nn.init.zeros_(part.weight)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The respaced cosine diffusion of the residual head, in float64 numpy (no torch).
+
+Nichol and Dhariwal, "Improved denoising diffusion probabilistic models" (2021),
+with 1000 training steps; sampling visits a subset of them with betas recomputed
+for the shorter chain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hart.errors import InputError
+
+TRAIN_STEPS = 1000
+MAX_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule:
+    """Coefficients per step of the respaced chain, index 0 = least noise; all float64."""
+
+    timesteps: NDArray[np.int64]
+    """Original timestep the network is told, ascending."""
+    alphas_cumprod: NDArray[np.float64]
+    sqrt_recip_alphas_cumprod: NDArray[np.float64]
+    sqrt_recipm1_alphas_cumprod: NDArray[np.float64]
+    posterior_mean_coef1: NDArray[np.float64]
+    posterior_mean_coef2: NDArray[np.float64]
+    posterior_log_variance_clipped: NDArray[np.float64]
+    log_betas: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def coefficients(self, index: int) -> NDArray[np.float32]:
+        """The seven numbers one denoising step needs, as float32.
+
+        (sqrt_recip_alphas_cumprod, sqrt_recipm1_alphas_cumprod, posterior_mean_coef1,
+        posterior_mean_coef2, log_beta, posterior_log_variance_clipped, noise gate);
+        the gate is 0 at the last step, which adds no noise.
+        """
+        return np.array(
+            [
+                self.sqrt_recip_alphas_cumprod[index],
+                self.sqrt_recipm1_alphas_cumprod[index],
+                self.posterior_mean_coef1[index],
+                self.posterior_mean_coef2[index],
+                self.log_betas[index],
+                self.posterior_log_variance_clipped[index],
+                float(index != 0),
+            ],
+            dtype=np.float32,
+        )
+
+
+def diffusion_schedule(respacing: str) -> DiffusionSchedule:
+    """Schedule for a respacing such as ``"8"``, ``"10,15,20"``, ``"ddim50"`` or ``""`` (all steps).
+
+    Raises:
+        InputError: the respacing cannot be parsed, or leaves fewer than two steps.
+    """
+    timesteps = _respaced_timesteps(respacing)
+    if len(timesteps) < 2:
+        raise InputError(f"the residual diffusion needs at least 2 steps, found {respacing!r}")
+    full = np.cumprod(1.0 - _cosine_betas())
+    kept = full[timesteps]
+    previous = np.append(1.0, kept[:-1])
+    betas = 1.0 - kept / previous
+    alphas_cumprod = np.cumprod(1.0 - betas)
+    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+    variance = betas * (1.0 - alphas_cumprod_prev) / (1.0 - alphas_cumprod)
+    return DiffusionSchedule(
+        timesteps=timesteps,
+        alphas_cumprod=alphas_cumprod,
+        sqrt_recip_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod - 1),
+        posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1.0 - alphas_cumprod),
+        posterior_mean_coef2=(1.0 - alphas_cumprod_prev)
+        * np.sqrt(1.0 - betas)
+        / (1.0 - alphas_cumprod),
+        posterior_log_variance_clipped=np.log(np.append(variance[1], variance[1:])),
+        log_betas=np.log(betas),
+    )
+
+
+def _cosine_betas() -> NDArray[np.float64]:
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return np.array(
+        [
+            min(1 - alpha_bar((i + 1) / TRAIN_STEPS) / alpha_bar(i / TRAIN_STEPS), MAX_BETA)
+            for i in range(TRAIN_STEPS)
+        ]
+    )
+
+
+def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
+    if respacing == "":
+        return np.arange(TRAIN_STEPS)
+    if respacing.startswith("ddim"):
+        wanted = _count(respacing.removeprefix("ddim"), respacing)
+        for stride in range(1, TRAIN_STEPS):
+            if len(range(0, TRAIN_STEPS, stride)) == wanted:
+                return np.arange(0, TRAIN_STEPS, stride)
+        raise InputError(f"no integer stride visits exactly {wanted} of {TRAIN_STEPS} steps")
+    counts = [_count(part, respacing) for part in respacing.split(",")]
+    size, extra = divmod(TRAIN_STEPS, len(counts))
+    timesteps: list[int] = []
+    start = 0
+    for section, count in enumerate(counts):
+        length = size + (section < extra)
+        if count > length:
+            raise InputError(f"steps {respacing!r}: cannot take {count} steps out of {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        timesteps += [start + round(i * stride) for i in range(count)]
+        start += length
+    return np.array(timesteps, dtype=np.int64)
+
+
+def _count(text: str, respacing: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise InputError(f"steps must be a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}")
+    return int(text)

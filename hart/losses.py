@@ -1,0 +1,112 @@
+"""Training losses of the tokenizer and of the transformer with its diffusion head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hart.quantizer import HybridQuantizer, shrink
+from hart.rope import context_angles, image_angles
+from hart.sampling import draw, truncate
+from hart.schedule import cell_positions
+from hart.tokenizer import ImageTokenizer
+from hart.transformer import ScaleTransformer
+
+
+def tokenizer_loss(
+    tokenizer: ImageTokenizer, images: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Reconstruction plus quantizer loss; half of the pictures decode their continuous latent.
+
+    HART, section 3.1: the decoder sees the discrete and the continuous latent with equal
+    probability, so that it serves both. ``images`` (B, 3, H, W) in [-1, 1].
+    """
+    f = tokenizer.latent(images)
+    f_hat, quantizer_loss = quantize_with_loss(tokenizer, f)
+    discrete = torch.rand(len(f), 1, 1, 1, generator=generator).to(f.device) < 0.5
+    straight_through = f + (f_hat - f).detach()
+    pixels = tokenizer.decode_unclamped(torch.where(discrete, straight_through, f))
+    reconstruction = F.mse_loss(pixels, images)
+    return {"reconstruction": reconstruction, "quantizer": quantizer_loss}
+
+
+def quantize_with_loss(tokenizer: ImageTokenizer, f: Tensor) -> tuple[Tensor, Tensor]:
+    """f_hat of the last scale, and the codebook and commitment loss averaged over scales."""
+    quantizer, patch_nums = tokenizer.quantize, tokenizer.config.v_patch_nums
+    with torch.no_grad():
+        indices = quantizer.encode(f, patch_nums).indices
+    target = f.detach()
+    loss = f.new_zeros(())
+    f_hats = quantizer.accumulate(indices, patch_nums)
+    for f_hat in f_hats:
+        commitment = F.mse_loss(f, f_hat.detach())
+        loss = loss + F.mse_loss(f_hat, target) + tokenizer.config.beta * commitment
+    return f_hats[-1], loss / len(patch_nums)
+
+
+def transformer_loss(
+    transformer: ScaleTransformer,
+    quantizer: HybridQuantizer,
+    features: Tensor,
+    mask: Tensor,
+    indices: Sequence[Tensor],
+    rest: Tensor,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Cross entropy over all scales and the diffusion loss of the last scale's residual.
+
+    Args:
+        features: (B, T, context_dim) text features; a share is dropped for guidance.
+        mask: (B, T) bool.
+        indices: per scale (B, n * n) int64, from the tokenizer.
+        rest: (B, Cv, P, P) continuous rest before the last discrete scale.
+    """
+    config = transformer.config
+    patch_nums, head_dim = config.patch_nums, config.head_dim
+    keep = torch.rand(len(features), generator=generator) >= config.cond_drop_rate
+    keep = keep.to(features.device)
+    position_ids = (mask.long().cumsum(1) - 1) * keep[:, None]
+    first = torch.zeros_like(mask)
+    first[:, 0] = True
+    context = transformer.project_context(
+        features * keep[:, None, None], torch.where(keep[:, None], mask, first)
+    )
+    levels = transformer.level_embeddings(len(patch_nums))
+
+    with torch.no_grad():
+        f_hats = quantizer.accumulate(indices, patch_nums)
+    inputs, angles, scale_of = [context.tokens + levels[0]], [], [torch.zeros(config.context_token)]
+    angles.append(context_angles(position_ids, head_dim))
+    for k, n in enumerate(patch_nums[1:], start=1):
+        cells = shrink(f_hats[k - 1], n).flatten(2).transpose(1, 2)
+        inputs.append(transformer.embed_tokens(cells, levels[k]))
+        positions = torch.from_numpy(cell_positions(n, patch_nums[-1])).to(features.device)
+        angles.append(image_angles(positions + position_ids[:, -1:, None], head_dim))
+        scale_of.append(torch.full((n * n,), float(k)))
+    order = torch.cat(scale_of).to(features.device)
+    visible = order[:, None] >= order  # a token sees its own scale and all before it
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
+        q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
+        return h.transpose(1, 2).flatten(2)
+
+    hidden, _ = transformer(
+        torch.cat(inputs, 1), torch.cat(angles, 1), context.block_condition, None, attend
+    )
+    hidden = hidden[:, config.context_token - 1 :]
+    logits = transformer.logits(hidden, context.head_condition)
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), torch.cat(list(indices), 1).flatten())
+
+    last = patch_nums[-1] ** 2
+    with torch.no_grad():  # the residual must mend the codes that sampling draws
+        kept = truncate(logits[:, -last:], min(600, logits.shape[-1]), 0.96)
+        uniform = torch.rand(kept.shape[:2], generator=generator).to(kept.device)
+        codes = quantizer.embedding(draw(kept, uniform))
+    z = transformer.residual_condition(hidden[:, -last:], codes)
+    residual = rest.flatten(2).transpose(1, 2) - codes
+    diffusion = transformer.diffloss.loss(z.flatten(0, 1), residual.flatten(0, 1), generator)
+    return {"cross_entropy": cross_entropy, "diffusion": diffusion}

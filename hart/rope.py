@@ -1,0 +1,38 @@
+"""Rotary position angles, in HART's own layout (float32 at any precision).
+
+Context tokens use the standard 1-D rotary embedding. Image tokens lay the angles out in
+quarters [row, row, column, column] while the rotation pairs channel a with a + dh/2, so
+each pair mixes a row angle with a column angle. It is not a rotation, and a textbook
+axial embedding does not reproduce it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BASE = 10000.0
+
+
+def context_angles(position_ids: Tensor, head_dim: int) -> Tensor:
+    """Angles of text tokens. (B, T) positions -> (B, T, head_dim)"""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
+    angles = position_ids[..., None].float() * (1.0 / BASE**exponent)
+    return torch.cat([angles, angles], dim=-1)
+
+
+def image_angles(positions: Tensor, head_dim: int) -> Tensor:
+    """Angles of image tokens. (B, L, 2) row and column -> (B, L, head_dim)"""
+    exponent = torch.arange(0, head_dim, 4, dtype=torch.float32, device=positions.device) / head_dim
+    frequencies = 1.0 / BASE**exponent
+    row = positions[..., 0:1].float() * frequencies
+    column = positions[..., 1:2].float() * frequencies
+    return torch.cat([row, row, column, column], dim=-1)
+
+
+def apply_rope(x: Tensor, angles: Tensor) -> Tensor:
+    """x * cos + rotate_half(x) * sin. (B, L, H, dh) with (B, L, dh) angles, float32 result"""
+    x = x.float()
+    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

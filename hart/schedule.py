@@ -1,0 +1,146 @@
+"""What changes from scale to scale: guidance, truncation, temperature, resampling.
+
+Plain numbers and numpy, no torch: the reference model and the runtime both read
+the schedule here. References in the docstrings are to the behaviour of the
+published sampler, which differs from the usual formulas in several places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample. The defaults are those of the published sampler."""
+
+    guidance: float = 4.5
+    """Classifier-free guidance weight, reached (almost) at the last scale."""
+    top_k: int | None = None
+    """Codes kept per token; ``None`` is the published rule, 600 and then 300 from scale 7 on."""
+    top_p: float = 0.0
+    """Nucleus mass kept after top-k; 0 keeps everything."""
+    smooth: bool = True
+    """Feed a Gumbel-softmax mixture of codes instead of the drawn code."""
+    residual: bool = True
+    """Add the continuous residual predicted by the diffusion head."""
+    steps: str = "8"
+    """Denoising steps of the residual, in the published respacing notation."""
+
+
+@dataclass(frozen=True)
+class ScaleStep:
+    """One turn of the loop over scales."""
+
+    index: int
+    patch_num: int
+    """Side of the token map."""
+    guidance: float
+    """t in ``(1 + t) * cond - t * uncond``."""
+    logit_gain: float
+    """Factor of the logits in smooth mode."""
+    temperature: float
+    """tau of the Gumbel softmax in smooth mode."""
+    top_k: int
+    top_p: float
+
+    @property
+    def num_tokens(self) -> int:
+        return self.patch_num**2
+
+
+def scale_steps(
+    patch_nums: Sequence[int], settings: SamplingSettings, vocab_size: int
+) -> tuple[ScaleStep, ...]:
+    """The loop over scales. Guidance rises as ``guidance * k / (S - 1)``.
+
+    The last scale re-uses the ratio of the one before it, as the published code
+    does (its last scale is handled by separate code that never updates the ratio).
+    """
+    last = len(patch_nums) - 1
+    steps = []
+    for index, patch_num in enumerate(patch_nums):
+        ratio = min(index, last - 1) / last
+        published_top_k = 600 if index < 7 else 300
+        steps.append(
+            ScaleStep(
+                index=index,
+                patch_num=patch_num,
+                guidance=settings.guidance * ratio,
+                logit_gain=1 + ratio,
+                temperature=max(0.27 * (1 - ratio * 0.95), 0.005),
+                top_k=min(settings.top_k or published_top_k, vocab_size),
+                top_p=settings.top_p,
+            )
+        )
+    return tuple(steps)
+
+
+def residual_guidance(last_scale: ScaleStep) -> float:
+    """Guidance weight of the diffusion head: that of the last scale.
+
+    A weight of exactly 1.0 makes the published sampler take a branch without any
+    guidance, which is the same as a weight of 0.
+    """
+    return 0.0 if last_scale.guidance == 1.0 else last_scale.guidance
+
+
+def phi_index(scale: int, num_scales: int, num_phi: int) -> int:
+    """Which phi convolution scale ``scale`` uses: the nearest of ``num_phi`` ticks.
+
+    Ties are decided by float64 rounding, as in the published code.
+    """
+    margin = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
+    ticks = np.linspace(margin, 1 - margin, num_phi)
+    return int(np.argmin(np.abs(ticks - scale / (num_scales - 1))))
+
+
+def upsample_matrix(size: int, target: int) -> Array:
+    """Bicubic upsampling along one axis as a (target, size) matrix.
+
+    a = -0.75, half-pixel centres, borders clamped, no antialiasing, and not the
+    identity's shortcut: for ``size == target`` it is the identity by arithmetic.
+    A map h becomes ``M @ h @ M.T``.
+    """
+    matrix = np.zeros((target, size), dtype=np.float64)
+    for row in range(target):
+        centre = (row + 0.5) * size / target - 0.5
+        left = math.floor(centre)
+        for tap in range(left - 1, left + 3):
+            matrix[row, min(max(tap, 0), size - 1)] += _cubic(abs(centre - tap))
+    return matrix.astype(np.float32)
+
+
+def downsample_matrix(size: int, target: int) -> Array:
+    """Adaptive average pooling along one axis as a (target, size) matrix."""
+    matrix = np.zeros((target, size), dtype=np.float64)
+    for row in range(target):
+        start, stop = row * size // target, -(-(row + 1) * size // target)
+        matrix[row, start:stop] = 1 / (stop - start)
+    return matrix.astype(np.float32)
+
+
+def cell_positions(patch_num: int, last_patch_num: int) -> Array:
+    """Rotary (row, column) coordinates of an image scale, (patch_num ** 2, 2), row-major.
+
+    Cells are spread over the extent of the last scale without a half-cell shift;
+    the caller adds the offset of the context.
+    """
+    axis = np.arange(patch_num, dtype=np.float32) / np.float32(patch_num) * np.float32(last_patch_num)
+    rows, columns = np.meshgrid(axis, axis, indexing="ij")
+    return np.stack([rows, columns], axis=-1).reshape(-1, 2)
+
+
+def _cubic(distance: float, a: float = -0.75) -> float:
+    if distance <= 1:
+        return ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    if distance < 2:
+        return a * (((distance - 5) * distance + 8) * distance - 4)
+    return 0.0

@@ -1,0 +1,42 @@
+"""Prompts to padded token ids, as the published sampler prepares them (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+
+class PromptTokenizer:
+    """Tokenizes, truncates at ``max_tokens`` and pads to it.
+
+    Padding side and token are those the tokenizer file is configured for. The mask is "is
+    not the pad token", also inside a prompt, as in the published code.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        padding = tokenizer.padding or {}
+        self.pad_id: int = padding.get("pad_id", 0)
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.left = padding.get("direction") == "left"
+        self.max_tokens = max_tokens
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """(B, max_tokens) ids and mask."""
+        ids = np.full((len(prompts), self.max_tokens), self.pad_id, dtype=np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            tokens = self.tokenizer.encode(prompt).ids[: self.max_tokens]
+            if self.left:
+                row[self.max_tokens - len(tokens) :] = tokens
+            else:
+                row[: len(tokens)] = tokens
+        return ids, ids != self.pad_id
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of the prompt that does not fit, "" when all of it does."""
+        tokens = self.tokenizer.encode(prompt).ids
+        return str(self.tokenizer.decode(tokens[self.max_tokens :])).strip()
