@@ -81,7 +81,7 @@ class DiffusionMLP(nn.Module):
 
 def guide(output: Tensor, guidance: Tensor | float) -> Tensor:
     """Guidance on eps only; the variance is that of the conditional half. (2N, 2Cv) -> (N, 2Cv)"""
-    conditional, unconditional = output.chunk(2)
+    conditional, unconditional = output.unflatten(0, (2, -1)).unbind()
     eps, variance = conditional.chunk(2, dim=-1)
     eps_uncond = unconditional.chunk(2, dim=-1)[0]
     return torch.cat([(1 + guidance) * eps - guidance * eps_uncond, variance], dim=-1)

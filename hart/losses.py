@@ -17,25 +17,31 @@ from hart.transformer import ScaleTransformer
 
 
 def tokenizer_loss(
-    tokenizer: ImageTokenizer, images: Tensor, generator: torch.Generator
+    tokenizer: ImageTokenizer,
+    images: Tensor,
+    patch_nums: Sequence[int],
+    discrete_share: float,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Reconstruction plus quantizer loss; half of the pictures decode their continuous latent.
+    """Reconstruction plus quantizer loss; a share of the pictures decodes its discrete latent.
 
-    HART, section 3.1: the decoder sees the discrete and the continuous latent with equal
-    probability, so that it serves both. ``images`` (B, 3, H, W) in [-1, 1].
+    HART, section 3.1: the decoder sees the discrete and the continuous latent in turn, so
+    that it serves both. ``images`` (B, 3, H, W) in [-1, 1]; ``patch_nums`` is the pyramid for
+    that size, which may be a crop.
     """
     f = tokenizer.latent(images)
-    f_hat, quantizer_loss = quantize_with_loss(tokenizer, f)
-    discrete = torch.rand(len(f), 1, 1, 1, generator=generator).to(f.device) < 0.5
+    f_hat, quantizer_loss = quantize_with_loss(tokenizer, f, patch_nums)
+    discrete = torch.rand(len(f), 1, 1, 1, generator=generator).to(f.device) < discrete_share
     straight_through = f + (f_hat - f).detach()
     pixels = tokenizer.decode_unclamped(torch.where(discrete, straight_through, f))
-    reconstruction = F.mse_loss(pixels, images)
-    return {"reconstruction": reconstruction, "quantizer": quantizer_loss}
+    return {"reconstruction": F.mse_loss(pixels, images), "quantizer": quantizer_loss}
 
 
-def quantize_with_loss(tokenizer: ImageTokenizer, f: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_with_loss(
+    tokenizer: ImageTokenizer, f: Tensor, patch_nums: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """f_hat of the last scale, and the codebook and commitment loss averaged over scales."""
-    quantizer, patch_nums = tokenizer.quantize, tokenizer.config.v_patch_nums
+    quantizer = tokenizer.quantize
     with torch.no_grad():
         indices = quantizer.encode(f, patch_nums).indices
     target = f.detach()

@@ -10,7 +10,7 @@ from hart.schedule import ScaleStep
 
 def guide_logits(logits: Tensor, guidance: float) -> Tensor:
     """(1 + t) * cond - t * uncond. (2B, n, V) -> (B, n, V)"""
-    conditional, unconditional = logits.chunk(2)
+    conditional, unconditional = logits.unflatten(0, (2, -1)).unbind()
     return (1 + guidance) * conditional - guidance * unconditional
 
 

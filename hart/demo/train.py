@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, save_model
 from hart.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from hart.demo import DEMO_CHECKPOINT
-from hart.demo.draw import draw_scene
+from hart.demo.draw import SIZE, draw_scene
 from hart.demo.scenes import Scene, split_scenes
 from hart.demo.vocabulary import train_vocabulary
 from hart.quantizer import shrink
@@ -80,7 +80,27 @@ class Stage:
     weight_decay: float = 0.0
 
 
-TOKENIZER_STAGE = Stage("tokenizer", steps=1250, batch=16, learning_rate=1.5e-3)
+@dataclass(frozen=True)
+class TokenizerStage(Stage):
+    """Crops first, whole pictures after: convolutions learn most of it at a quarter of the cost."""
+
+    crop: int = SIZE
+    patch_nums: tuple[int, ...] = PATCH_NUMS
+    discrete_share: float = 0.5
+
+
+TOKENIZER_STAGES = (
+    TokenizerStage(
+        "crops",
+        steps=2400,
+        batch=8,
+        learning_rate=7e-4,
+        crop=32,
+        patch_nums=(1, 2, 3, 4),
+        discrete_share=0.0,
+    ),
+    TokenizerStage("pictures", steps=600, batch=8, learning_rate=5e-4),
+)
 TRANSFORMER_STAGE = Stage("transformer", steps=1400, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
 DATASET = 16384
 
@@ -107,24 +127,32 @@ def main(output: Path, work: Path, seed: int, device: str) -> None:
 def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokenizer:
     """Stage 1. Returns the averaged weights, with the latent scaled for the diffusion head."""
     torch.manual_seed(seed)
-    model = ImageTokenizer(TOKENIZER).to(device, memory_format=torch.channels_last)
-    nn.init.normal_(model.quantize.embedding.weight, std=0.3)
+    model = ImageTokenizer(TOKENIZER).to(device)
+    _initialise_tokenizer(model)
     training, _ = split_scenes()
 
-    def batch_loss(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, 1, step])
-        scenes = [training[i] for i in rng.integers(len(training), size=TOKENIZER_STAGE.batch)]
-        images = _pixels(scenes, rng).to(device, memory_format=torch.channels_last)
-        if step % 25 == 5 and step < 0.75 * TOKENIZER_STAGE.steps:
-            more = [training[i] for i in rng.integers(len(training), size=48)]
-            _revive_codes(model, _pixels(more, rng).to(device), rng)
-        losses = tokenizer_loss(model, images, torch.Generator().manual_seed(step))
-        return {**losses, "quantizer": QUANTIZER_WEIGHT * losses["quantizer"]}
+    def draw(rng: np.random.Generator, count: int, crop: int = SIZE) -> Tensor:
+        images = _pixels([training[i] for i in rng.integers(len(training), size=count)], rng)
+        top, left = rng.integers(SIZE - crop + 1, size=2)
+        return images[:, :, top : top + crop, left : left + crop].contiguous().to(device)
 
-    averaged = _optimise(model, TOKENIZER_STAGE, batch_loss, work)
-    rng = np.random.default_rng([seed, 2])
-    _rescale_latent(averaged, _pixels([training[i] for i in rng.integers(len(training), size=256)], rng).to(device))
-    return averaged.eval()
+    for number, stage in enumerate(TOKENIZER_STAGES):
+
+        def batch_loss(step: int) -> dict[str, Tensor]:
+            rng = np.random.default_rng([seed, number, step])
+            if step % 25 == 5 and step < 0.75 * stage.steps:
+                _revive_codes(model, draw(rng, 48, stage.crop), stage.patch_nums, rng)
+            images = draw(rng, stage.batch, stage.crop)
+            generator = torch.Generator().manual_seed(step)
+            losses = tokenizer_loss(
+                model, images, stage.patch_nums, stage.discrete_share, generator
+            )
+            return {**losses, "quantizer": QUANTIZER_WEIGHT * losses["quantizer"]}
+
+        averaged = _optimise(model, stage, batch_loss, work)
+        model.load_state_dict(averaged.state_dict())
+    _rescale_latent(model, draw(np.random.default_rng([seed, 20]), 256))
+    return model.eval().requires_grad_(False)
 
 
 def train_transformer(
@@ -142,7 +170,7 @@ def train_transformer(
     scenes, indices, rest = _encoded_dataset(tokenizer, training, work, seed, device)
 
     def batch_loss(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, 3, step])
+        rng = np.random.default_rng([seed, 10, step])
         chosen = rng.integers(DATASET, size=TRANSFORMER_STAGE.batch)
         captions = [
             scenes[i].caption() if rng.random() < 0.7 else scenes[i].variant(rng) for i in chosen
@@ -213,7 +241,7 @@ def _optimise(
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
                 save(step + 1)
                 print(f"step {step + 1}: {text}", file=log, flush=True)
-    return averaged.requires_grad_(False)
+    return averaged
 
 
 def _pixels(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
@@ -223,9 +251,11 @@ def _pixels(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _revive_codes(model: ImageTokenizer, images: Tensor, rng: np.random.Generator) -> None:
+def _revive_codes(
+    model: ImageTokenizer, images: Tensor, patch_nums: tuple[int, ...], rng: np.random.Generator
+) -> None:
     """Move codes that none of ``images`` uses onto vectors that the quantizer had to code."""
-    quantizer, patch_nums = model.quantize, TOKENIZER.v_patch_nums
+    quantizer = model.quantize
     f = model.latent(images)
     indices = quantizer.encode(f, patch_nums).indices
     f_hats = [torch.zeros_like(f), *quantizer.accumulate(indices, patch_nums)]
@@ -260,7 +290,7 @@ def _encoded_dataset(
     tokenizer: ImageTokenizer, training: list[Scene], work: Path, seed: int, device: torch.device
 ) -> tuple[list[Scene], list[Tensor], Tensor]:
     """Draw and encode the training set of stage 2 once."""
-    rng = np.random.default_rng([seed, 4])
+    rng = np.random.default_rng([seed, 30])
     scenes = [training[i] for i in rng.integers(len(training), size=DATASET)]
     file = work / "encoded.pt"
     if not file.is_file():
@@ -284,6 +314,21 @@ def _text_config(vocabulary: Tokenizer) -> TextEncoderConfig:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
+
+
+def _initialise_tokenizer(model: ImageTokenizer) -> None:
+    """Keep the variance along the skip path and start every residual branch at zero.
+
+    With PyTorch's default the picture's colours hardly reach the latent: after ten times as
+    many steps the reconstruction is still worse.
+    """
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+            if name.endswith(("conv2", "proj_out")):
+                nn.init.zeros_(part.weight)
+    nn.init.normal_(model.quantize.embedding.weight, std=0.3)
 
 
 def _initialise(model: nn.ModuleDict) -> None:

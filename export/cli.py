@@ -1,0 +1,85 @@
+"""``hart-export``: checkpoint to bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from hart.console import ends_with_a_sentence
+from hart.errors import InputError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("checkpoint", required=False)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp16", show_default=True,
+              help="Type of the matrix products; norms, softmax, angles and sampling stay float32.")
+@click.option("--text-encoder", metavar="PATH|ID", help="Qwen2 text encoder, a folder or a hub id. "
+              "[default: text_encoder/ inside the checkpoint]")
+@click.option("--output", type=click.Path(path_type=Path), help="Bundle folder. [default: engines/NAME]")
+@click.option("--max-batch", type=click.IntRange(1, 64), default=8, show_default=True,
+              help="Most images drawn at once.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@ends_with_a_sentence
+def main(
+    checkpoint: str | None,
+    precision: str,
+    text_encoder: str | None,
+    output: Path | None,
+    max_batch: int,
+    force: bool,
+) -> None:
+    """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
+
+    Without CHECKPOINT, the demo checkpoint that comes with the package is exported.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from export.hub import resolve
+    from hart.demo import DEMO_CHECKPOINT
+
+    source = resolve(checkpoint) if checkpoint else DEMO_CHECKPOINT
+    target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
+    start = time.monotonic()
+    console = Console(stderr=True)
+    columns = (TextColumn("exporting {task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("checkpoint", total=None)
+        try:
+            import torch  # noqa: F401
+        except ModuleNotFoundError:
+            raise InputError(
+                "hart-export needs torch; install it with: pip install 'hart-runtime[export]'"
+            ) from None
+        from export.bundle import export_bundle
+
+        manifest = export_bundle(
+            source,
+            target,
+            precision,
+            text_encoder=resolve(text_encoder) if text_encoder else None,
+            max_batch=max_batch,
+            force=force,
+            progress=lambda name, done, total: progress.update(
+                task, description=name, completed=done, total=total
+            ),
+        )
+    size = sum(file.size for file in manifest.files.values())
+    click.echo(
+        f"{target}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:.1f} MB, "
+        f"{time.monotonic() - start:.1f} s"
+    )
+    if "text_encoder" not in manifest.graphs:
+        click.echo(
+            "note: no text encoder was found, so this bundle draws from text features only; "
+            "give --text-encoder to draw from prompts",
+            err=True,
+        )
+
+
+def _name(checkpoint: str) -> str:
+    """engines/NAME for a folder or hub id; ``x/llm`` is named after ``x``."""
+    path = Path(checkpoint.rstrip("/"))
+    return path.resolve().parent.name if path.name == "llm" else path.resolve().name

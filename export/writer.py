@@ -1,0 +1,142 @@
+"""Traces a graph to ONNX and writes it, with every large weight in one shared file.
+
+A weight that several graphs use, or that a graph holds twice, is stored once: tensors are
+identified by type, shape and content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from export.graphs import Graph, TransformerGraph
+from runtime.bundle import WEIGHTS, GraphSpec, TensorSpec
+
+INLINE_BYTES = 1024
+"""Tensors smaller than this stay inside the graph file."""
+ALIGNMENT = 4096
+"""Offsets in the weight file are multiples of a memory page."""
+
+DTYPES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.INT64: "int64",
+    ir.DataType.BOOL: "bool",
+}
+
+
+class WeightFile:
+    """The shared weight file of a bundle, appended to while graphs are written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[tuple[ir.DataType, tuple[int, ...], str], tuple[int, int]] = {}
+        self.file = (folder / WEIGHTS).open("wb")
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+
+    def store(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """Append a tensor unless its like is there already; returns the reference to it."""
+        data = tensor.tobytes()
+        shape = tuple(int(n) for n in tensor.shape)
+        key = (tensor.dtype, shape, hashlib.sha256(data).hexdigest())
+        if key not in self.places:
+            self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
+            self.places[key] = (self.file.tell(), len(data))
+            self.file.write(data)
+        offset, length = self.places[key]
+        return ir.ExternalTensor(
+            WEIGHTS,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(shape),
+            name=tensor.name or "",
+            base_dir=self.folder,
+        )
+
+
+def write_graph(graph: Graph, folder: Path, weights: WeightFile) -> GraphSpec:
+    """Trace one graph and write ``<name>.onnx``; returns its manifest entry."""
+    model = _trace(graph)
+    _name_nodes_by_module(model.graph)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= INLINE_BYTES:
+            value.const_value = weights.store(tensor)
+    name = f"{graph.name}.onnx"
+    model.graph.name = graph.name
+    model.graph.metadata_props.clear()
+    ir.save(model, folder / name)
+    return GraphSpec(
+        file=name,
+        opset=graph.opset,
+        inputs=tuple(_describe(value) for value in model.graph.inputs),
+        outputs=tuple(_describe(value) for value in model.graph.outputs),
+    )
+
+
+def _trace(graph: Graph) -> ir.Model:
+    free = tuple(dims or None for _, dims in graph.inputs.values())
+    if isinstance(graph.module, TransformerGraph):  # its forward takes the cache as *rest
+        free = (*free[:2], free[2:])
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(example for example, _ in graph.inputs.values()),
+            dynamo=True,
+            opset_version=graph.opset,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=free,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs about packages and axis names that do not concern the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_nodes_by_module(graph: ir.Graph) -> None:
+    """Give every node the path of the reference module it came from, for people who debug."""
+    seen: dict[str, int] = {}
+    for node in graph.all_nodes():
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+        path = next((s for s in reversed(_parse_list(scopes)[:-1]) if s), "")
+        base = f"{path}/{node.op_type}" if path else node.op_type
+        seen[base] = seen.get(base, -1) + 1
+        node.name = f"{base}_{seen[base]}" if seen[base] else base
+        node.metadata_props.clear()  # stack traces of the machine that exported
+
+
+def _parse_list(text: str) -> list[str]:
+    return [part.strip(" '\"") for part in text.strip("[]").split(",")] if text else [""]
+
+
+def _describe(value: ir.Value) -> TensorSpec:
+    assert value.name is not None and value.shape is not None and value.dtype is not None
+    shape = tuple(n if isinstance(n, int) else str(n.value) for n in value.shape)
+    return TensorSpec(value.name, DTYPES[value.dtype], shape)

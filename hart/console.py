@@ -1,0 +1,31 @@
+"""What the commands have in common: how they end."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import click
+
+from hart.errors import InputError, RunError
+
+P = ParamSpec("P")
+
+
+def ends_with_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors into one line on stderr: exit code 2 for bad input, 1 for a failed run."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except InputError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except RunError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+
+    return wrapped

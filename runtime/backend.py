@@ -1,0 +1,126 @@
+"""A backend opens the graphs of a bundle and runs one; it knows nothing of the loop.
+
+Tensors stay where they were computed: what a graph returns is passed to the next one as it
+is, and only :meth:`Backend.to_host` brings anything back.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hart.errors import InputError, RunError
+from runtime.bundle import WEIGHTS, Bundle
+
+Tensor = Any
+"""A device tensor of the backend, opaque to the loop."""
+Value = Tensor | NDArray[Any]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Backend(Protocol):
+    """What the loop needs. Arrays given as inputs are uploaded, tensors are used in place."""
+
+    device: str
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
+        """Run one graph; all outputs by name, on the device."""
+
+    def to_host(self, value: Value) -> NDArray[Any]:
+        """Copy a tensor to the host, waiting for it; an array is returned as it is."""
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime with IO binding, on the CPU or on CUDA."""
+
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | None = None) -> None:
+        import onnxruntime as ort
+
+        self._ort = ort
+        self.device = pick_device(device, ort.get_available_providers())
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        # Weights are handed over as the verified bytes: no graph can name another file.
+        with bundle.path(WEIGHTS).open("rb") as file:
+            size = bundle.path(WEIGHTS).stat().st_size
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                view = memoryview(mapped)
+                try:
+                    options.add_external_initializers_from_files_in_memory([WEIGHTS], [view], [size])
+                    self._sessions = {
+                        name: self._open(bundle, graph.file, options)
+                        for name, graph in bundle.manifest.graphs.items()
+                    }
+                finally:
+                    view.release()
+        self._dtypes = {
+            name: {spec.name: np.dtype(spec.dtype) for spec in graph.inputs}
+            for name, graph in bundle.manifest.graphs.items()
+        }
+        self._outputs = {
+            name: [spec.name for spec in graph.outputs]
+            for name, graph in bundle.manifest.graphs.items()
+        }
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
+        session = self._sessions[graph]
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, self._upload(value, self._dtypes[graph][name]))
+        for name in self._outputs[graph]:
+            binding.bind_output(name, self.device)
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:  # the runtime's exceptions have no public base class
+            raise RunError(f"graph {graph}: {_first_line(error)}") from None
+        return dict(zip(self._outputs[graph], binding.get_outputs(), strict=True))
+
+    def to_host(self, value: Value) -> NDArray[Any]:
+        return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
+
+    def _upload(self, value: Value, dtype: np.dtype[Any]) -> Tensor:
+        if not isinstance(value, np.ndarray):
+            return value
+        array = np.ascontiguousarray(value, dtype)
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+
+    def _open(self, bundle: Bundle, file: str, options: Any) -> Any:
+        path = bundle.path(file)
+        try:
+            # From bytes, so that the path gives the graph no folder to read from.
+            return self._ort.InferenceSession(
+                path.read_bytes(), options, providers=self._providers()
+            )
+        except Exception as error:  # as above
+            raise InputError(
+                f"{path}: ONNX Runtime {self._ort.__version__} cannot load this graph "
+                f"({_first_line(error)}); export the bundle again"
+            ) from None
+
+    def _providers(self) -> list[str]:
+        return list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
+
+
+def pick_device(wanted: str, available: list[str]) -> str:
+    """"cpu" or "cuda"; "auto" takes CUDA where ONNX Runtime has it."""
+    cuda = PROVIDERS["cuda"] in available
+    if wanted == "cuda" and not cuda:
+        raise InputError(
+            "--device cuda: this ONNX Runtime has no CUDA provider; "
+            "replace onnxruntime with: pip install onnxruntime-gpu"
+        )
+    if wanted == "auto":
+        return "cuda" if cuda else "cpu"
+    return wanted
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

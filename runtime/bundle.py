@@ -1,0 +1,208 @@
+"""The bundle: a folder of graphs, weights and a manifest that describes and seals them.
+
+Written by ``export/``, read by everything that runs. The manifest lists every file with its
+size and sha256; a bundle is only opened when all of them agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hart.errors import InputError
+from hart.schedule import SamplingSettings
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+TEXT_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; named dimensions are strings such as ``batch``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph of the bundle."""
+
+    file: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def reads(self, name: str) -> bool:
+        """Whether the graph has an input of this name (adaLN variants have one more)."""
+        return any(spec.name == name for spec in self.inputs)
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the loop needs to know about the model."""
+
+    patch_nums: tuple[int, ...]
+    depth: int
+    embed_dim: int
+    num_heads: int
+    vocab_size: int
+    latent_channels: int
+    num_phi: int
+    image_size: int
+    context_token: int
+    context_dim: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``."""
+
+    name: str
+    precision: str
+    """Type of the matrix products: fp32 or fp16."""
+    max_batch: int
+    model: ModelSpec
+    sampling: SamplingSettings
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileSpec]
+    checkpoint: dict[str, Any]
+    """Where the weights came from: source, configuration, sha256 of each weight file."""
+    tools: dict[str, str]
+    """Versions of what wrote the bundle."""
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    folder: Path
+    manifest: Manifest
+    identity: str = field(repr=False)
+    """sha256 of the manifest, and with it of everything in the bundle."""
+
+    @property
+    def has_text_encoder(self) -> bool:
+        return "text_encoder" in self.manifest.graphs
+
+    def path(self, name: str) -> Path:
+        """Absolute path of a file the manifest lists."""
+        return self.folder / name
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``manifest.json``; the last file of a bundle to be written."""
+    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read the manifest and verify every file against it.
+
+    Raises:
+        InputError: no bundle there, a newer schema, a manifest that cannot be used, a path
+            outside the bundle, or a missing, truncated or changed file.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise InputError(f"{folder}: no bundle here, expected {file}; make one with hart-export")
+    try:
+        raw = file.read_bytes()
+        values = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not a readable manifest ({error})") from None
+    found = values.get("schema") if isinstance(values, dict) else None
+    if not isinstance(found, int) or found < 1:
+        raise InputError(f"{file}: not a bundle manifest, expected a schema number, found {found!r}")
+    if found > SCHEMA_VERSION:
+        raise InputError(
+            f"{file}: schema {found} is newer than the {SCHEMA_VERSION} this version reads; "
+            f"upgrade hart-runtime or export the bundle again"
+        )
+    try:
+        manifest = _parse(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file}: the manifest is damaged ({type(error).__name__}: {error})") from None
+    verify_files(folder, manifest)
+    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file of a bundle with its entry in the manifest."""
+    root = folder.resolve()
+    listed = set(manifest.files)
+    for graph in manifest.graphs.values():
+        if graph.file not in listed:
+            raise InputError(f"{folder / MANIFEST}: graph file {graph.file!r} is not listed in files")
+    for name, expected in manifest.files.items():
+        pure = PurePosixPath(name)
+        path = folder / name
+        outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
+        if outside or not path.resolve().is_relative_to(root):
+            raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
+        if not path.is_file():
+            raise InputError(f"{path}: missing from the bundle; export it again")
+        size = path.stat().st_size
+        if size != expected.size:
+            raise InputError(
+                f"{path}: expected {expected.size} bytes, found {size}; the file is "
+                f"truncated or was changed, export the bundle again"
+            )
+        digest = sha256_of(path)
+        if digest != expected.sha256:
+            raise InputError(
+                f"{path}: expected sha256 {expected.sha256[:12]}..., found {digest[:12]}...; "
+                f"the file was changed, export the bundle again"
+            )
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileSpec]:
+    """Hash and size of files that a bundle is about to seal."""
+    return {
+        name: FileSpec(sha256_of(folder / name), (folder / name).stat().st_size) for name in names
+    }
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _parse(values: dict[str, Any]) -> Manifest:
+    def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in rows)
+
+    graphs = {
+        name: GraphSpec(g["file"], int(g["opset"]), tensors(g["inputs"]), tensors(g["outputs"]))
+        for name, g in values["graphs"].items()
+    }
+    model = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
+    return Manifest(
+        name=str(values["name"]),
+        precision=str(values["precision"]),
+        max_batch=int(values["max_batch"]),
+        model=ModelSpec(**model),
+        sampling=SamplingSettings(**values["sampling"]),
+        graphs=graphs,
+        files={k: FileSpec(str(v["sha256"]), int(v["size"])) for k, v in values["files"].items()},
+        checkpoint=dict(values["checkpoint"]),
+        tools=dict(values["tools"]),
+        schema=values["schema"],
+    )

@@ -1,0 +1,182 @@
+"""``hart-run``: draws prompts with an exported bundle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hart.console import ends_with_a_sentence
+from hart.errors import InputError
+
+if TYPE_CHECKING:
+    from runtime.loop import Advance
+    from runtime.pipeline import Pipeline, Result
+    from runtime.png import Origin
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
+@click.option("--engine", required=True, type=click.Path(path_type=Path), help="Bundle folder made by hart-export.")
+@click.option("--prompts-file", type=click.Path(path_type=Path), help="Text file with one prompt a line.")
+@click.option("--from-image", type=click.Path(path_type=Path), help="Draw a picture of hart-run again, from what it carries.")
+@click.option("--num-images", type=int, default=1, show_default=True, help="Pictures per prompt, with seeds SEED, SEED+1, ...")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--guidance", type=float, help="Classifier-free guidance weight. [default: the bundle's]")
+@click.option("--top-k", type=int, help="Codes kept per token. [default: the bundle's]")
+@click.option("--top-p", type=float, help="Probability mass kept per token; 0 keeps all. [default: the bundle's]")
+@click.option("--smooth/--no-smooth", default=None, help="Mix codes instead of drawing one. [default: the bundle's]")
+@click.option("--residual/--no-residual", default=None, help="Add the continuous residual. [default: the bundle's]")
+@click.option("--steps", help="Denoising steps of the residual. [default: the bundle's]")
+@click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True,
+              help="PNG file; several pictures are numbered: out-0.png, out-1.png, ...")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@ends_with_a_sentence
+def main(
+    prompts: tuple[str, ...],
+    engine: Path,
+    prompts_file: Path | None,
+    from_image: Path | None,
+    output: Path,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Draw each PROMPT with the bundle in ENGINE."""
+    import time
+
+    start = time.perf_counter()
+    from runtime.pipeline import Pipeline
+    from runtime.png import Origin, check_writable, read_origin, save_png
+
+    texts = [*prompts, *(_read_prompts(prompts_file) if prompts_file else [])]
+    origin = read_origin(from_image) if from_image else None
+    if origin is not None:
+        if texts:
+            raise InputError("--from-image brings its own prompt, found another one beside it")
+        texts = [origin.prompt]
+        _refuse_overrides()
+        options |= {"seed": origin.seed, **asdict(origin.settings)}
+    if not texts:
+        raise InputError("no prompt: give one as an argument, or --prompts-file, or --from-image")
+    paths = _paths(output, len(texts) * max(options["num_images"], 1))
+    for path in paths:
+        check_writable(path)
+    pipeline = Pipeline.load(engine, device, threads)
+    if origin is not None:
+        _refuse_other_bundle(origin, pipeline, from_image)
+    for text in texts:
+        if text.strip() and (lost := pipeline.cut_off(text)):
+            limit = pipeline.bundle.manifest.model.context_token
+            click.echo(
+                f"warning: the prompt is over {limit} tokens, cut off: {lost!r}", err=True
+            )
+    loaded = time.perf_counter() - start
+    result = _with_progress(pipeline, texts, options)
+    for image, path, prompt, seed in zip(
+        result.images, paths, result.prompts, result.seeds, strict=True
+    ):
+        manifest = pipeline.bundle.manifest
+        identity = pipeline.bundle.identity
+        save_png(image, path, Origin(prompt, seed, result.settings, manifest.name, identity))
+    seconds = {"load": loaded, **result.seconds}
+    if as_json:
+        click.echo(json.dumps(_summary(pipeline, result, paths, seconds), indent=1))
+    else:
+        _table(seconds, time.perf_counter() - start)
+        for path in paths:
+            click.echo(path)
+
+
+def _with_progress(pipeline: Pipeline, texts: list[str], options: dict[str, Any]) -> Result:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+
+        def watch(advance: Advance) -> None:
+            if advance.stage not in tasks:
+                tasks[advance.stage] = progress.add_task(advance.stage, total=advance.total)
+            progress.update(tasks[advance.stage], completed=advance.index + 1)
+
+        return pipeline.generate(texts, watch=watch, **options)
+
+
+def _read_prompts(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--prompts-file {file}: cannot be read ({error})") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"--prompts-file {file}: holds no prompt")
+    return prompts
+
+
+def _paths(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
+
+
+def _refuse_overrides() -> None:
+    context = click.get_current_context()
+    fixed = ("seed", "guidance", "top_k", "top_p", "smooth", "residual", "steps", "num_images")
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in fixed
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    ]
+    if given:
+        raise InputError(f"--from-image brings its own settings, found {', '.join(given)} beside it")
+
+
+def _refuse_other_bundle(origin: Origin, pipeline: Pipeline, image: Path | None) -> None:
+    bundle = pipeline.bundle
+    if origin.identity != bundle.identity:
+        raise InputError(
+            f"{image}: was drawn with bundle {origin.bundle} ({origin.identity[:12]}...), "
+            f"{bundle.folder} is {bundle.manifest.name} ({bundle.identity[:12]}...)"
+        )
+
+
+def _summary(
+    pipeline: Pipeline, result: Result, paths: list[Path], seconds: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "images": [
+            {"path": str(path), "prompt": prompt, "seed": seed}
+            for path, prompt, seed in zip(paths, result.prompts, result.seeds, strict=True)
+        ],
+        "settings": asdict(result.settings),
+        "bundle": {
+            "name": pipeline.bundle.manifest.name,
+            "identity": pipeline.bundle.identity,
+            "precision": pipeline.bundle.manifest.precision,
+        },
+        "device": pipeline.backend.device,
+        "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
+    }
+
+
+def _table(seconds: dict[str, float], total: float) -> None:
+    """Time per stage; the parts of the scales and of the residual are summed."""
+    groups: dict[str, float] = {}
+    for stage, value in seconds.items():
+        name = "residual" if stage.startswith("residual") else stage
+        if stage.startswith("scale"):
+            name = stage.split()[1]
+        groups[name] = groups.get(name, 0.0) + value
+    for name, value in groups.items():
+        click.echo(f"  {name:<14}{value * 1000:9.1f} ms")
+    click.echo(f"  {'total':<14}{total * 1000:9.1f} ms")

@@ -1,0 +1,203 @@
+"""Prompts in, pictures out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hart.diffusion_schedule import diffusion_schedule
+from hart.errors import InputError
+from hart.noise import SeededNoise
+from hart.schedule import SamplingSettings
+from hart.text_tokenizer import PromptTokenizer
+from runtime.backend import Backend, OnnxRuntimeBackend
+from runtime.bundle import TEXT_TOKENIZER, Bundle, open_bundle
+from runtime.loop import Advance, Array, draw
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale done, as told to a callback."""
+
+    index: int
+    total: int
+    patch_num: int
+    images: list[Image.Image] | None
+    """The pictures decoded at this scale, when previews were asked for."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :meth:`Pipeline.generate` returns."""
+
+    images: list[Image.Image]
+    prompts: list[str]
+    seeds: list[int]
+    settings: SamplingSettings
+    seconds: dict[str, float]
+    """Wall time per stage, summed over batches."""
+
+
+class Pipeline:
+    """A loaded bundle. Not thread-safe; load one per thread."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.tokenizer: PromptTokenizer | None = None
+        if bundle.has_text_encoder:
+            from tokenizers import Tokenizer
+
+            file = bundle.path(TEXT_TOKENIZER)
+            try:
+                tokenizer = Tokenizer.from_file(str(file))
+            except Exception as error:  # tokenizers raises bare Exception
+                raise InputError(f"{file}: not a tokenizer file ({error})") from None
+            self.tokenizer = PromptTokenizer(tokenizer, bundle.manifest.model.context_token)
+
+    @classmethod
+    def load(
+        cls, bundle: str | Path, device: str = "auto", threads: int | None = None
+    ) -> Pipeline:
+        """Verify and open a bundle folder on "cpu", "cuda" or "auto"."""
+        opened = open_bundle(Path(bundle))
+        return cls(opened, OnnxRuntimeBackend(opened, device, threads))
+
+    def __call__(
+        self, prompts: str | Sequence[str], seed: int = 0, **options: object
+    ) -> list[Image.Image]:
+        """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""
+        return self.generate(prompts, seed=seed, **options).images  # type: ignore[arg-type]
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seed: int = 0,
+        num_images: int = 1,
+        batch: int | None = None,
+        guidance: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        smooth: bool | None = None,
+        residual: bool | None = None,
+        steps: int | str | None = None,
+        callback: Callable[[Scale], None] | None = None,
+        previews: bool = False,
+        watch: Callable[[Advance], None] = lambda _: None,
+    ) -> Result:
+        """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ...
+
+        Args:
+            batch: images drawn at once (default and most: the bundle's maximum). Pictures do
+                not depend on it.
+            guidance, top_k, top_p, smooth, residual, steps: sampling settings; those left out
+                are the bundle's.
+            callback: called after each scale of each batch.
+            previews: decode the picture at each scale for the callback.
+            watch: called after each scale and denoising step, for progress bars.
+
+        Raises:
+            InputError: a value is out of range.
+            RunError: the run produced no usable picture.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        overrides = {
+            "guidance": guidance,
+            "top_k": top_k,
+            "top_p": top_p,
+            "smooth": smooth,
+            "residual": residual,
+            "steps": None if steps is None else str(steps),
+        }
+        chosen = {k: v for k, v in overrides.items() if v is not None}
+        settings = replace(self.bundle.manifest.sampling, **chosen)  # type: ignore[arg-type]
+        self.check(texts, settings, seed, num_images, batch)
+        jobs = [(text, seed + i) for text in texts for i in range(num_images)]
+        size = batch or min(len(jobs), self.bundle.manifest.max_batch)
+        images: list[Image.Image] = []
+        seconds: dict[str, float] = {}
+        patch_nums = self.bundle.manifest.model.patch_nums
+
+        def told(advance: Advance) -> None:
+            watch(advance)
+            if callback is not None and advance.stage == "scale":
+                pictures = to_images(advance.decode()) if previews else None
+                index = advance.index
+                callback(Scale(index, advance.total, patch_nums[index], pictures))
+
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            began = time.perf_counter()
+            features, mask = self.encode([text for text, _ in part])
+            seconds["text encoder"] = seconds.get("text encoder", 0.0) + time.perf_counter() - began
+            noise = SeededNoise([s for _, s in part])
+            drawing = draw(
+                self.backend, self.bundle.manifest, features, mask, noise, settings, told
+            )
+            for stage, value in drawing.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + value
+            images += to_images(drawing.images)
+        return Result(images, [t for t, _ in jobs], [s for _, s in jobs], settings, seconds)
+
+    def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
+        """Text features (B, T, D) on the device, and their mask (B, T)."""
+        ids, mask = self._prompt_tokenizer()(prompts)
+        inputs = {"input_ids": ids, "mask": mask}
+        return self.backend.run("text_encoder", inputs)["features"], mask
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that is over the token limit, "" for most prompts."""
+        return self._prompt_tokenizer().cut_off(prompt)
+
+    def check(
+        self,
+        prompts: Sequence[str],
+        settings: SamplingSettings,
+        seed: int,
+        num_images: int,
+        batch: int | None,
+    ) -> None:
+        """Refuse values out of range, naming the option, before anything runs."""
+        manifest = self.bundle.manifest
+        if not prompts:
+            raise InputError("no prompt was given")
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt.strip():
+                raise InputError(f"prompt {number} is empty")
+        _in_range("--guidance", settings.guidance, 0, 1000)
+        if settings.top_k is not None:
+            _in_range("--top-k", settings.top_k, 1, manifest.model.vocab_size)
+        _in_range("--top-p", settings.top_p, 0, 1)
+        _in_range("--seed", seed, 0, MAX_SEED)
+        _in_range("--num-images", num_images, 1, 1_000_000)
+        if batch is not None:
+            _in_range("--batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
+        diffusion_schedule(settings.steps)
+
+    def _prompt_tokenizer(self) -> PromptTokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                f"{self.bundle.folder}: this bundle has no text encoder; "
+                f"export it again with --text-encoder"
+            )
+        return self.tokenizer
+
+
+def to_images(pixels: Array) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] to PIL; fractions are cut off, as the published sampler does."""
+    bytes_ = (pixels * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return [Image.fromarray(image) for image in bytes_]
+
+
+def _in_range(option: str, value: float, low: float, high: float, note: str = "") -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InputError(f"{option}: expected {low} to {high}{note}, found {value}")

@@ -1,0 +1,93 @@
+"""PNG files that know how they were made, and can be made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from hart.errors import InputError
+from hart.schedule import SamplingSettings
+
+KEY = "hart"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Everything that decides a picture."""
+
+    prompt: str
+    seed: int
+    settings: SamplingSettings
+    bundle: str
+    """Name of the bundle."""
+    identity: str
+    """sha256 of the bundle's manifest."""
+
+
+def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
+    """Write under a temporary name and rename, so that no half picture is ever there."""
+    info = PngInfo()
+    record = {**asdict(origin), "version": _version()}
+    info.add_itxt(KEY, json.dumps(record, ensure_ascii=False))
+    info.add_itxt("Description", origin.prompt)
+    check_writable(path)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, format="PNG", pnginfo=info)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output that cannot be written, before the work is done."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--output {path}: expected a file ending in .png")
+    if path.is_dir():
+        raise InputError(f"--output {path}: expected a file, found a folder")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"--output {path}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output {path}: the folder {folder} is not writable")
+
+
+def read_origin(path: Path) -> Origin:
+    """The :class:`Origin` that :func:`save_png` stored in a picture."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(KEY)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable picture ({error})") from None
+    if text is None:
+        raise InputError(f"{path}: carries no prompt and seed; it was not drawn by hart-run")
+    try:
+        record = json.loads(text)
+        return Origin(
+            prompt=str(record["prompt"]),
+            seed=int(record["seed"]),
+            settings=SamplingSettings(**record["settings"]),
+            bundle=str(record["bundle"]),
+            identity=str(record["identity"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its prompt and seed are damaged ({error})") from None
+
+
+def _version() -> str:
+    try:
+        return version("hart-runtime")
+    except PackageNotFoundError:
+        return "uninstalled"
