@@ -73,9 +73,9 @@ def generate(
         record(f"{name}.x_in", x)
         hidden, cache = llm(x, angles, context.block_condition, cache)
         record(f"{name}.hidden", hidden)
-        if step.index == 0:
-            hidden = hidden[:, -1:]  # the last context position, padded or not, predicts scale 0
         raw = llm.logits(hidden, context.head_condition)
+        if step.index == 0:
+            raw = raw[:, -1:]  # the last context position, padded or not, predicts scale 0
         record(f"{name}.logits_raw", raw)
         logits = guide_logits(raw, step.guidance)
         record(f"{name}.cfg_t", torch.tensor(step.guidance, dtype=torch.float64))

@@ -6,8 +6,9 @@ is, and only :meth:`Backend.to_host` brings anything back.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +16,17 @@ from numpy.typing import NDArray
 
 from hart.errors import InputError, RunError
 from runtime.bundle import WEIGHTS, Bundle
+from runtime.external_data import external_files
 
 Tensor = Any
 """A device tensor of the backend, opaque to the loop."""
 Value = Tensor | NDArray[Any]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+IN_MEMORY = "add_external_initializers_from_files_in_memory"
+"""Newer ONNX Runtimes take the weight file as bytes; the last one for Python 3.10 does not."""
 
 
 class Backend(Protocol):
@@ -44,22 +50,14 @@ class OnnxRuntimeBackend:
         self._ort = ort
         self.device = pick_device(device, ort.get_available_providers())
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come back as exceptions
         if threads:
             options.intra_op_num_threads = threads
-        # Weights are handed over as the verified bytes: no graph can name another file.
-        with bundle.path(WEIGHTS).open("rb") as file:
-            size = bundle.path(WEIGHTS).stat().st_size
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                view = memoryview(mapped)
-                try:
-                    options.add_external_initializers_from_files_in_memory([WEIGHTS], [view], [size])
-                    self._sessions = {
-                        name: self._open(bundle, graph.file, options)
-                        for name, graph in bundle.manifest.graphs.items()
-                    }
-                finally:
-                    view.release()
+        with _weights(bundle, options):
+            self._sessions = {
+                name: self._open(bundle, graph.file, options)
+                for name, graph in bundle.manifest.graphs.items()
+            }
         self._dtypes = {
             name: {spec.name: np.dtype(spec.dtype) for spec in graph.inputs}
             for name, graph in bundle.manifest.graphs.items()
@@ -78,7 +76,7 @@ class OnnxRuntimeBackend:
             binding.bind_output(name, self.device)
         try:
             session.run_with_iobinding(binding)
-        except Exception as error:  # the runtime's exceptions have no public base class
+        except Exception as error:  # as in _open
             raise RunError(f"graph {graph}: {_first_line(error)}") from None
         return dict(zip(self._outputs[graph], binding.get_outputs(), strict=True))
 
@@ -93,12 +91,20 @@ class OnnxRuntimeBackend:
 
     def _open(self, bundle: Bundle, file: str, options: Any) -> Any:
         path = bundle.path(file)
+        graph = path.read_bytes()
         try:
-            # From bytes, so that the path gives the graph no folder to read from.
+            outside = external_files(graph) - {WEIGHTS}
+        except InputError as error:
+            raise InputError(f"{path}: {error}; export the bundle again") from None
+        if outside:
+            raise InputError(f"{path}: reads {sorted(outside)}, outside the bundle's {WEIGHTS}; refused")
+        try:
             return self._ort.InferenceSession(
-                path.read_bytes(), options, providers=self._providers()
+                graph if hasattr(options, IN_MEMORY) else path,
+                options,
+                providers=self._providers(),
             )
-        except Exception as error:  # as above
+        except Exception as error:  # the runtime's exceptions have no public base class
             raise InputError(
                 f"{path}: ONNX Runtime {self._ort.__version__} cannot load this graph "
                 f"({_first_line(error)}); export the bundle again"
@@ -106,6 +112,19 @@ class OnnxRuntimeBackend:
 
     def _providers(self) -> list[str]:
         return list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
+
+
+@contextlib.contextmanager
+def _weights(bundle: Bundle, options: Any) -> Iterator[None]:
+    """Hand the weight file to sessions as mapped bytes, where ONNX Runtime can take them."""
+    path = bundle.path(WEIGHTS)
+    if not hasattr(options, IN_MEMORY):
+        yield
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        with memoryview(mapped) as view:
+            getattr(options, IN_MEMORY)([WEIGHTS], [view], [len(view)])
+            yield
 
 
 def pick_device(wanted: str, available: list[str]) -> str:

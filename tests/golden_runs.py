@@ -1,0 +1,127 @@
+"""Finds recorded runs of the published code and compares trajectories with them.
+
+A variant is a folder with ``llm/``, ``tokenizer/`` and ``golden/run_*.safetensors``. Every run
+carries its call parameters, the injected noise, and tensors named ``scaleK.hidden`` and so on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from hart.config import TransformerConfig, config_from_dict, read_json
+from hart.noise import RecordedNoise
+from hart.schedule import SamplingSettings
+
+HERE = Path(__file__).parent / "golden"
+INPUTS = ("ctx.", "label")
+NOISE = (".u", ".gumbel_exp", "noise")
+ABSOLUTE, IMAGE, SMOOTH = 1e-4, 2e-4, 1e-3
+"""Tolerances of plain tensors, of pictures, and of everything in smooth runs."""
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run."""
+
+    file: Path
+
+    @property
+    def variant(self) -> Path:
+        return self.file.parent.parent
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant.name}-{self.file.stem.removeprefix('run_')}"
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        with safe_open(self.file, "np") as opened:
+            return dict(json.loads(opened.metadata()["run"]))
+
+    @property
+    def patch_nums(self) -> tuple[int, ...]:
+        return tuple(self.parameters["patch_nums"])  # type: ignore[arg-type]
+
+    def tensors(self) -> dict[str, NDArray[np.generic]]:
+        return load_file(self.file)
+
+    def noise(self) -> RecordedNoise:
+        return RecordedNoise(self.tensors())
+
+    def settings(self) -> SamplingSettings:
+        given = self.parameters
+        return SamplingSettings(
+            guidance=float(given["cfg"]),  # type: ignore[arg-type]
+            top_p=float(given["top_p"]),  # type: ignore[arg-type]
+            smooth=bool(given["more_smooth"]),
+            residual=given["final_stage"] == 0,
+            steps=self.config.num_sampling_steps,
+        )
+
+    @property
+    def config(self) -> TransformerConfig:
+        file = self.variant / "llm" / "config.json"
+        return config_from_dict(TransformerConfig, read_json(file), str(file))
+
+    def tolerance(self, name: str) -> float:
+        if self.settings().smooth:
+            return SMOOTH
+        return IMAGE if name == "image" else ABSOLUTE
+
+    def expected(self) -> dict[str, NDArray[np.generic]]:
+        """The recorded tensors that a replay must reproduce (not what it was fed)."""
+        return {
+            name: value
+            for name, value in self.tensors().items()
+            if not name.startswith(INPUTS) and not name.endswith(NOISE)
+        }
+
+
+def roots() -> list[Path]:
+    extra = os.environ.get("HART_GOLDEN_DIR", "")
+    return [HERE, *(Path(part) for part in extra.split(os.pathsep) if part)]
+
+
+def variants() -> list[Path]:
+    """Folders that hold a text-to-image variant, in the project and in HART_GOLDEN_DIR."""
+    found = {
+        folder.parent.resolve()
+        for root in roots()
+        for folder in root.rglob("golden")
+        if (folder.parent / "llm" / "config.json").is_file()
+    }
+    return sorted(found)
+
+
+def runs() -> list[Run]:
+    return [Run(file) for v in variants() for file in sorted((v / "golden").glob("run_*.safetensors"))]
+
+
+def compare(run: Run, found: Arrays, factor: float = 1.0, partial: bool = False) -> None:
+    """Indices must be equal, tensors within tolerance; ``partial`` allows unrecorded names."""
+    expected = run.expected()
+    if partial:
+        expected = {name: value for name, value in expected.items() if name in found}
+    missing = sorted(set(expected) - set(found))
+    assert not missing, f"{run.label}: not produced: {missing}"
+    assert expected, f"{run.label}: nothing to compare"
+    for name, value in expected.items():
+        result = np.asarray(found[name]).reshape(value.shape)
+        if np.issubdtype(value.dtype, np.integer):
+            wrong = int((result != value).sum())
+            assert wrong == 0, f"{run.label}: {name}: {wrong} of {value.size} indices differ"
+            continue
+        error = np.abs(result.astype(np.float64) - value.astype(np.float64)).max()
+        limit = factor * run.tolerance(name)
+        assert error <= limit, f"{run.label}: {name}: off by {error:.2e}, allowed {limit:.0e}"
