@@ -13,13 +13,22 @@ from hart.errors import InputError
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", required=False)
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp16", show_default=True,
-              help="Type of the matrix products; norms, softmax, angles and sampling stay float32.")
-@click.option("--text-encoder", metavar="PATH|ID", help="Qwen2 text encoder, a folder or a hub id. "
-              "[default: text_encoder/ inside the checkpoint]")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp16",
+    show_default=True,
+    help="Type of the matrix products; norms, softmax, angles and sampling stay float32.",
+)
+@click.option(
+    "--text-encoder",
+    metavar="PATH|ID",
+    help="Qwen2 text encoder, a folder or a hub id. [default: text_encoder/ inside the checkpoint]",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Bundle folder. [default: engines/NAME]")
-@click.option("--max-batch", type=click.IntRange(1, 64), default=8, show_default=True,
-              help="Most images drawn at once.")
+@click.option(
+    "--max-batch", type=click.IntRange(1, 64), default=8, show_default=True, help="Most images drawn at once."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @ends_with_a_sentence
 def main(

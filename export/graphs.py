@@ -51,7 +51,8 @@ class Graph:
 
 def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
     """Attention as the ONNX Runtime operator whose 3-D form without a past never builds the
-    whole score matrix. Keys and values arrive complete, so cache and mask play no part."""
+    whole score matrix. Keys and values arrive complete, so cache and mask play no part.
+    """
     return torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (q, k, v),
@@ -103,6 +104,8 @@ class SampleGraph(nn.Module):
     instead of two. Truncation and the draw are those of :mod:`hart.sampling`, in float32.
     """
 
+    codebook: Tensor
+
     def __init__(self, model: Hart) -> None:
         super().__init__()
         self.head_nm = model.transformer.head_nm
@@ -141,13 +144,13 @@ class SampleGraph(nn.Module):
 class SmoothGraph(nn.Module):
     """Smooth mode: a Gumbel-softmax mixture of codes instead of the drawn code."""
 
+    codebook: Tensor
+
     def __init__(self, model: Hart) -> None:
         super().__init__()
         self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
 
-    def forward(
-        self, logits: Tensor, exponential: Tensor, logit_gain: Tensor, temperature: Tensor
-    ) -> Tensor:
+    def forward(self, logits: Tensor, exponential: Tensor, logit_gain: Tensor, temperature: Tensor) -> Tensor:
         weights = ((logit_gain * logits - exponential.log()) / temperature).softmax(-1)
         return weights @ self.codebook
 
@@ -158,6 +161,11 @@ class NextScaleGraph(nn.Module):
     Resampling is a matrix product on each side; the matrices come from the host, so one graph
     serves every pair of sizes.
     """
+
+    phi_weight: Tensor
+    phi_bias: Tensor
+    phi_of_scale: Tensor
+    levels: Tensor
 
     def __init__(self, model: Hart, num_scales: int) -> None:
         super().__init__()

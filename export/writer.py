@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -88,7 +89,7 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile) -> GraphSpec:
 
 
 def _trace(graph: Graph) -> ir.Model:
-    free = tuple(dims or None for _, dims in graph.inputs.values())
+    free: tuple[Any, ...] = tuple(dims or None for _, dims in graph.inputs.values())
     if isinstance(graph.module, TransformerGraph):  # its forward takes the cache as *rest
         free = (*free[:2], free[2:])
     with _quiet(), torch.no_grad():
@@ -137,6 +138,8 @@ def _parse_list(text: str) -> list[str]:
 
 
 def _describe(value: ir.Value) -> TensorSpec:
-    assert value.name is not None and value.shape is not None and value.dtype is not None
+    assert value.name is not None
+    assert value.shape is not None
+    assert value.dtype is not None
     shape = tuple(n if isinstance(n, int) else str(n.value) for n in value.shape)
     return TensorSpec(value.name, DTYPES[value.dtype], shape)

@@ -8,7 +8,6 @@ published checkpoints.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,9 +35,7 @@ class ResnetBlock(nn.Module):
         self.norm2 = GroupNorm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = (
-            nn.Identity()
-            if in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, 1)
+            nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,9 +154,7 @@ class Decoder(nn.Module):
         levels = []
         for i, width in enumerate(widths):
             lowest = i == len(widths) - 1
-            level = Level(
-                widths[-1] if lowest else widths[i + 1], width, DECODER_BLOCKS, attention=lowest
-            )
+            level = Level(widths[-1] if lowest else widths[i + 1], width, DECODER_BLOCKS, attention=lowest)
             if i:
                 level.upsample = Upsample(width)
             levels.append(level)

@@ -62,20 +62,14 @@ def load_hart(root: Path, dtype: torch.dtype = torch.float32) -> Hart:
     tokenizer_config = config_from_dict(
         TokenizerConfig, read_json(tokenizer / "config.json"), str(tokenizer / "config.json")
     )
-    llm_config = config_from_dict(
-        TransformerConfig, read_json(llm / "config.json"), str(llm / "config.json")
-    )
+    llm_config = config_from_dict(TransformerConfig, read_json(llm / "config.json"), str(llm / "config.json"))
     ignored = [UNUSED_TOKENIZER]
     if tokenizer_config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
     with torch.device("meta"):
         image_tokenizer = ImageTokenizer(tokenizer_config)
-        transformer = ScaleTransformer(
-            llm_config, tokenizer_config.vocab_size, tokenizer_config.z_channels
-        )
-    _fill(
-        image_tokenizer, tokenizer, dtype, ignored, rename=lambda key: key.removeprefix("vae.")
-    )
+        transformer = ScaleTransformer(llm_config, tokenizer_config.vocab_size, tokenizer_config.z_channels)
+    _fill(image_tokenizer, tokenizer, dtype, ignored, rename=lambda key: key.removeprefix("vae."))
     _fill(transformer, llm, dtype, [UNUSED_LLM], prefer="ema_model.bin")
     _refuse_incompatible(llm_config, tokenizer_config, root)
     return Hart(transformer.eval(), image_tokenizer.eval())
@@ -85,9 +79,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextE
     """Load a Qwen2 text model (the language part of a Qwen2-VL checkpoint works too)."""
     source = folder / "config.json"
     values = read_json(source)
-    config = config_from_dict(
-        TextEncoderConfig, {**values, **values.get("text_config", {})}, str(source)
-    )
+    config = config_from_dict(TextEncoderConfig, {**values, **values.get("text_config", {})}, str(source))
     with torch.device("meta"):
         encoder = TextEncoder(config)
     prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
@@ -206,9 +198,7 @@ def _tensors(file: Path) -> Iterable[tuple[str, Callable[[], Tensor]]]:
                 for key in opened.keys():  # noqa: SIM118 - not a dict
                     yield key, lambda key=key: opened.get_tensor(key)  # type: ignore[misc]
         else:
-            state: Mapping[str, Tensor] = torch.load(
-                file, map_location="cpu", mmap=True, weights_only=True
-            )
+            state: Mapping[str, Tensor] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             for key, value in state.items():
                 yield key, lambda value=value: value  # type: ignore[misc]
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
@@ -224,9 +214,7 @@ def _tensors(file: Path) -> Iterable[tuple[str, Callable[[], Tensor]]]:
         ) from None
 
 
-def _refuse_incompatible(
-    llm: TransformerConfig, tokenizer: TokenizerConfig, root: Path
-) -> None:
+def _refuse_incompatible(llm: TransformerConfig, tokenizer: TokenizerConfig, root: Path) -> None:
     if not llm.use_timestep_embed and len(llm.patch_nums) < 2:
         raise InputError(f"{root}: level table too small")
     if llm.patch_nums[-1] != tokenizer.v_patch_nums[-1]:

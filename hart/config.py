@@ -148,12 +148,10 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) 
         InputError: a required key is missing or a value cannot be used; names ``source``.
     """
     known = {f.name: f for f in fields(cls)}
-    missing = [
-        name for name, f in known.items() if f.default is MISSING and values.get(name) is None
-    ]
+    missing = [name for name, f in known.items() if f.default is MISSING and values.get(name) is None]
     if missing:
         raise InputError(f"{source}: missing {', '.join(missing)}")
-    chosen = {
+    chosen: dict[str, Any] = {
         name: tuple(values[name]) if isinstance(values[name], list) else values[name]
         for name in known
         if values.get(name) is not None

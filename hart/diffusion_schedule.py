@@ -79,9 +79,7 @@ def diffusion_schedule(respacing: str) -> DiffusionSchedule:
         sqrt_recip_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod),
         sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod - 1),
         posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1.0 - alphas_cumprod),
-        posterior_mean_coef2=(1.0 - alphas_cumprod_prev)
-        * np.sqrt(1.0 - betas)
-        / (1.0 - alphas_cumprod),
+        posterior_mean_coef2=(1.0 - alphas_cumprod_prev) * np.sqrt(1.0 - betas) / (1.0 - alphas_cumprod),
         posterior_log_variance_clipped=np.log(np.append(variance[1], variance[1:])),
         log_betas=np.log(betas),
     )
@@ -104,9 +102,9 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
         return np.arange(TRAIN_STEPS)
     if respacing.startswith("ddim"):
         wanted = _count(respacing.removeprefix("ddim"), respacing)
-        for stride in range(1, TRAIN_STEPS):
-            if len(range(0, TRAIN_STEPS, stride)) == wanted:
-                return np.arange(0, TRAIN_STEPS, stride)
+        for every in range(1, TRAIN_STEPS):
+            if len(range(0, TRAIN_STEPS, every)) == wanted:
+                return np.arange(0, TRAIN_STEPS, every)
         raise InputError(f"no integer stride visits exactly {wanted} of {TRAIN_STEPS} steps")
     counts = [_count(part, respacing) for part in respacing.split(",")]
     size, extra = divmod(TRAIN_STEPS, len(counts))
@@ -117,12 +115,17 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
         if count > length:
             raise InputError(f"steps {respacing!r}: cannot take {count} steps out of {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        timesteps += [start + round(i * stride) for i in range(count)]
+        position = 0.0  # added up, not multiplied, to round as the published code does
+        for _ in range(count):
+            timesteps.append(start + round(position))
+            position += stride
         start += length
     return np.array(timesteps, dtype=np.int64)
 
 
 def _count(text: str, respacing: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise InputError(f"steps must be a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}")
+        raise InputError(
+            f"steps must be a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}"
+        )
     return int(text)

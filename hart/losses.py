@@ -100,9 +100,7 @@ def transformer_loss(
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
         return h.transpose(1, 2).flatten(2)
 
-    hidden, _ = transformer(
-        torch.cat(inputs, 1), torch.cat(angles, 1), context.block_condition, None, attend
-    )
+    hidden, _ = transformer(torch.cat(inputs, 1), torch.cat(angles, 1), context.block_condition, None, attend)
     hidden = hidden[:, config.context_token - 1 :]
     logits = transformer.logits(hidden, context.head_condition)
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), torch.cat(list(indices), 1).flatten())

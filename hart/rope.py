@@ -31,7 +31,7 @@ def image_angles(positions: Tensor, head_dim: int) -> Tensor:
 
 
 def apply_rope(x: Tensor, angles: Tensor) -> Tensor:
-    """x * cos + rotate_half(x) * sin. (B, L, H, dh) with (B, L, dh) angles, float32 result"""
+    """Compute x * cos + rotate_half(x) * sin. (B, L, H, dh) with (B, L, dh) angles, float32 result"""
     x = x.float()
     cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
     first, second = x.chunk(2, dim=-1)

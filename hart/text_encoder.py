@@ -29,9 +29,7 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(config.num_attention_heads * head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, angles: Tensor, visible: Tensor) -> Tensor:
-        q, k, v = (
-            p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rope(q, angles).to(v.dtype), apply_rope(k, angles).to(v.dtype)
         k, v = (t.repeat_interleave(self.groups, dim=2).transpose(1, 2) for t in (k, v))
         scores = (q.transpose(1, 2) @ k.transpose(2, 3)).float() * self.head_dim**-0.5

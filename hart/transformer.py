@@ -108,8 +108,11 @@ class Gpt2MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block; one norm weight serves both branches. Three kinds of conditioning:
-    none, adaLN of its own (``ada_lin``), or a learned table plus the pooled context."""
+    """Pre-norm block; one norm weight serves both branches.
+
+    Three kinds of conditioning: none, adaLN of its own (``ada_lin``), or a learned table plus
+    the pooled context.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -171,15 +174,11 @@ class ScaleTransformer(nn.Module):
         dim = config.embed_dim
         self.word_embed = Linear(latent_channels, dim)
         self.context_norm = (
-            RMSNorm(config.context_dim, config.norm_eps)
-            if config.use_context_norm
-            else nn.Identity()
+            RMSNorm(config.context_dim, config.norm_eps) if config.use_context_norm else nn.Identity()
         )
         self.context_embed = Linear(config.context_dim, dim)
         self.lvl_embed = (
-            TimestepEmbedder(dim)
-            if config.use_timestep_embed
-            else nn.Embedding(len(config.patch_nums), dim)
+            TimestepEmbedder(dim) if config.use_timestep_embed else nn.Embedding(len(config.patch_nums), dim)
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = HeadNorm(config)

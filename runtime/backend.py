@@ -63,8 +63,7 @@ class OnnxRuntimeBackend:
             for name, graph in bundle.manifest.graphs.items()
         }
         self._outputs = {
-            name: [spec.name for spec in graph.outputs]
-            for name, graph in bundle.manifest.graphs.items()
+            name: [spec.name for spec in graph.outputs] for name, graph in bundle.manifest.graphs.items()
         }
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
@@ -121,14 +120,17 @@ def _weights(bundle: Bundle, options: Any) -> Iterator[None]:
     if not hasattr(options, IN_MEMORY):
         yield
         return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        with memoryview(mapped) as view:
-            getattr(options, IN_MEMORY)([WEIGHTS], [view], [len(view)])
-            yield
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
+        getattr(options, IN_MEMORY)([WEIGHTS], [view], [len(view)])
+        yield
 
 
 def pick_device(wanted: str, available: list[str]) -> str:
-    """"cpu" or "cuda"; "auto" takes CUDA where ONNX Runtime has it."""
+    """Choose "cpu" or "cuda"; "auto" takes CUDA where ONNX Runtime has it."""
     cuda = PROVIDERS["cuda"] in available
     if wanted == "cuda" and not cuda:
         raise InputError(

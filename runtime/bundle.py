@@ -172,9 +172,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileSpec]:
     """Hash and size of files that a bundle is about to seal."""
-    return {
-        name: FileSpec(sha256_of(folder / name), (folder / name).stat().st_size) for name in names
-    }
+    return {name: FileSpec(sha256_of(folder / name), (folder / name).stat().st_size) for name in names}
 
 
 def sha256_of(path: Path) -> str:
@@ -193,7 +191,7 @@ def _parse(values: dict[str, Any]) -> Manifest:
         name: GraphSpec(g["file"], int(g["opset"]), tensors(g["inputs"]), tensors(g["outputs"]))
         for name, g in values["graphs"].items()
     }
-    model = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
+    model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
     return Manifest(
         name=str(values["name"]),
         precision=str(values["precision"]),

@@ -18,22 +18,31 @@ if TYPE_CHECKING:
     from runtime.png import Origin
 
 
+PATH = click.Path(path_type=Path)
+BUNDLE = "[default: the bundle's]"
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--engine", required=True, type=click.Path(path_type=Path), help="Bundle folder made by hart-export.")
-@click.option("--prompts-file", type=click.Path(path_type=Path), help="Text file with one prompt a line.")
-@click.option("--from-image", type=click.Path(path_type=Path), help="Draw a picture of hart-run again, from what it carries.")
-@click.option("--num-images", type=int, default=1, show_default=True, help="Pictures per prompt, with seeds SEED, SEED+1, ...")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--guidance", type=float, help="Classifier-free guidance weight. [default: the bundle's]")
-@click.option("--top-k", type=int, help="Codes kept per token. [default: the bundle's]")
-@click.option("--top-p", type=float, help="Probability mass kept per token; 0 keeps all. [default: the bundle's]")
-@click.option("--smooth/--no-smooth", default=None, help="Mix codes instead of drawing one. [default: the bundle's]")
-@click.option("--residual/--no-residual", default=None, help="Add the continuous residual. [default: the bundle's]")
-@click.option("--steps", help="Denoising steps of the residual. [default: the bundle's]")
+@click.option("--engine", required=True, type=PATH, help="Bundle folder made by hart-export.")
+@click.option("--prompts-file", type=PATH, help="Text file with one prompt a line.")
+@click.option("--from-image", type=PATH, help="Draw a picture of hart-run again, from what it carries.")
+@click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--guidance", type=float, help=f"Classifier-free guidance weight. {BUNDLE}")
+@click.option("--top-k", type=int, help=f"Codes kept per token. {BUNDLE}")
+@click.option("--top-p", type=float, help=f"Probability mass kept per token; 0 keeps all. {BUNDLE}")
+@click.option("--smooth/--no-smooth", default=None, help=f"Mix codes instead of drawing one. {BUNDLE}")
+@click.option("--residual/--no-residual", default=None, help=f"Add the continuous residual. {BUNDLE}")
+@click.option("--steps", help=f"Denoising steps of the residual. {BUNDLE}")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out.png"), show_default=True,
-              help="PNG file; several pictures are numbered: out-0.png, out-1.png, ...")
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("out.png"),
+    show_default=True,
+    help="PNG file; several pictures are numbered: out-0.png, out-1.png, ...",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -75,14 +84,10 @@ def main(
     for text in texts:
         if text.strip() and (lost := pipeline.cut_off(text)):
             limit = pipeline.bundle.manifest.model.context_token
-            click.echo(
-                f"warning: the prompt is over {limit} tokens, cut off: {lost!r}", err=True
-            )
+            click.echo(f"warning: the prompt is over {limit} tokens, cut off: {lost!r}", err=True)
     loaded = time.perf_counter() - start
     result = _with_progress(pipeline, texts, options)
-    for image, path, prompt, seed in zip(
-        result.images, paths, result.prompts, result.seeds, strict=True
-    ):
+    for image, path, prompt, seed in zip(result.images, paths, result.prompts, result.seeds, strict=True):
         manifest = pipeline.bundle.manifest
         identity = pipeline.bundle.identity
         save_png(image, path, Origin(prompt, seed, result.settings, manifest.name, identity))

@@ -65,16 +65,12 @@ class Pipeline:
             self.tokenizer = PromptTokenizer(tokenizer, bundle.manifest.model.context_token)
 
     @classmethod
-    def load(
-        cls, bundle: str | Path, device: str = "auto", threads: int | None = None
-    ) -> Pipeline:
+    def load(cls, bundle: str | Path, device: str = "auto", threads: int | None = None) -> Pipeline:
         """Verify and open a bundle folder on "cpu", "cuda" or "auto"."""
         opened = open_bundle(Path(bundle))
         return cls(opened, OnnxRuntimeBackend(opened, device, threads))
 
-    def __call__(
-        self, prompts: str | Sequence[str], seed: int = 0, **options: object
-    ) -> list[Image.Image]:
+    def __call__(self, prompts: str | Sequence[str], seed: int = 0, **options: object) -> list[Image.Image]:
         """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""
         return self.generate(prompts, seed=seed, **options).images  # type: ignore[arg-type]
 
@@ -140,9 +136,7 @@ class Pipeline:
             features, mask = self.encode([text for text, _ in part])
             seconds["text encoder"] = seconds.get("text encoder", 0.0) + time.perf_counter() - began
             noise = SeededNoise([s for _, s in part])
-            drawing = draw(
-                self.backend, self.bundle.manifest, features, mask, noise, settings, told
-            )
+            drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
             for stage, value in drawing.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + value
             images += to_images(drawing.images)
@@ -186,8 +180,7 @@ class Pipeline:
     def _prompt_tokenizer(self) -> PromptTokenizer:
         if self.tokenizer is None:
             raise InputError(
-                f"{self.bundle.folder}: this bundle has no text encoder; "
-                f"export it again with --text-encoder"
+                f"{self.bundle.folder}: this bundle has no text encoder; export it again with --text-encoder"
             )
         return self.tokenizer
 

@@ -57,7 +57,7 @@ class Run:
         return load_file(self.file)
 
     def noise(self) -> RecordedNoise:
-        return RecordedNoise(self.tensors())
+        return RecordedNoise(self.tensors())  # type: ignore[arg-type]
 
     def settings(self) -> SamplingSettings:
         given = self.parameters

@@ -25,8 +25,8 @@ def test_replay(run: Run, export_once: ExportOnce) -> None:
     drawing = draw(
         backend,
         bundle.manifest,
-        tensors["ctx.features"],
-        tensors["ctx.mask"],
+        tensors["ctx.features"].astype(np.float32),
+        tensors["ctx.mask"].astype(np.bool_),
         run.noise(),
         run.settings(),
         record=lambda name, value: found.__setitem__(name, backend.to_host(value).copy()),

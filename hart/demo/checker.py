@@ -82,4 +82,5 @@ def _blur(image: Array) -> Array:
     """3 x 3 box filter: texture is finer than any shape."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = image.shape[:2]
-    return sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    shifted = [padded[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return np.mean(shifted, axis=0)

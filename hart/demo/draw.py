@@ -24,7 +24,8 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> Array:
     """One picture of ``scene``, (64, 64, 3) in [0, 1], sRGB."""
     ys, xs = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
     radius = rng.uniform(*RADII[scene.size])
-    centre = SIZE / 2 - 0.5 + rng.uniform(-4, 4, 2) * (1 if scene.size != "large" else 0.6)
+    room = 4 if scene.size != "large" else 2.4
+    centre = (SIZE / 2 - 0.5 + rng.uniform(-room, room, 2)).astype(np.float32)
     mask = _mask(scene.shape, centre, radius, rng)[..., None]
     light = rng.uniform(0, 2 * np.pi)
     slope = ((xs - 31.5) * np.cos(light) + (ys - 31.5) * np.sin(light)) / SIZE  # about -0.7 .. 0.7

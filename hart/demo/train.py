@@ -8,12 +8,14 @@ run that was interrupted goes on from its last saved state as if nothing had hap
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
@@ -28,8 +30,8 @@ from hart.demo import DEMO_CHECKPOINT
 from hart.demo.draw import SIZE, draw_scene
 from hart.demo.scenes import Scene, split_scenes
 from hart.demo.vocabulary import train_vocabulary
-from hart.quantizer import shrink
 from hart.losses import tokenizer_loss, transformer_loss
+from hart.quantizer import shrink
 from hart.text_encoder import TextEncoder
 from hart.text_tokenizer import PromptTokenizer
 from hart.tokenizer import ImageTokenizer
@@ -100,14 +102,23 @@ TOKENIZER_STAGES = (
         discrete_share=0.0,
     ),
     TokenizerStage("pictures", steps=600, batch=8, learning_rate=5e-4),
+    TokenizerStage("restart", steps=1800, batch=8, learning_rate=6e-4, discrete_share=0.3),
 )
-TRANSFORMER_STAGE = Stage("transformer", steps=1400, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
-DATASET = 16384
+TRANSFORMER_STAGE = Stage("transformer", steps=1100, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
+DATASET = 12288
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT, show_default="the installed package")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("work/demo"), show_default=True, help="Folder for resumable state.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT, show_default="the installed package"
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("work/demo"),
+    show_default=True,
+    help="Folder for resumable state.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(output: Path, work: Path, seed: int, device: str) -> None:
@@ -136,20 +147,17 @@ def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokeniz
         top, left = rng.integers(SIZE - crop + 1, size=2)
         return images[:, :, top : top + crop, left : left + crop].contiguous().to(device)
 
+    def batch_loss(stage: TokenizerStage, number: int, step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, number, step])
+        if step % 25 == 5 and step < 0.75 * stage.steps:
+            _revive_codes(model, draw(rng, 48, stage.crop), stage.patch_nums, rng)
+        images = draw(rng, stage.batch, stage.crop)
+        generator = torch.Generator().manual_seed(step)
+        losses = tokenizer_loss(model, images, stage.patch_nums, stage.discrete_share, generator)
+        return {**losses, "quantizer": QUANTIZER_WEIGHT * losses["quantizer"]}
+
     for number, stage in enumerate(TOKENIZER_STAGES):
-
-        def batch_loss(step: int) -> dict[str, Tensor]:
-            rng = np.random.default_rng([seed, number, step])
-            if step % 25 == 5 and step < 0.75 * stage.steps:
-                _revive_codes(model, draw(rng, 48, stage.crop), stage.patch_nums, rng)
-            images = draw(rng, stage.batch, stage.crop)
-            generator = torch.Generator().manual_seed(step)
-            losses = tokenizer_loss(
-                model, images, stage.patch_nums, stage.discrete_share, generator
-            )
-            return {**losses, "quantizer": QUANTIZER_WEIGHT * losses["quantizer"]}
-
-        averaged = _optimise(model, stage, batch_loss, work)
+        averaged = _optimise(model, stage, functools.partial(batch_loss, stage, number), work)
         model.load_state_dict(averaged.state_dict())
     _rescale_latent(model, draw(np.random.default_rng([seed, 20]), 256))
     return model.eval().requires_grad_(False)
@@ -172,9 +180,7 @@ def train_transformer(
     def batch_loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 10, step])
         chosen = rng.integers(DATASET, size=TRANSFORMER_STAGE.batch)
-        captions = [
-            scenes[i].caption() if rng.random() < 0.7 else scenes[i].variant(rng) for i in chosen
-        ]
+        captions = [scenes[i].caption() if rng.random() < 0.7 else scenes[i].variant(rng) for i in chosen]
         ids, mask = (torch.from_numpy(a).to(device) for a in prompts(captions))
         return transformer_loss(
             transformer,
@@ -186,8 +192,12 @@ def train_transformer(
             torch.Generator().manual_seed(step),
         )
 
-    averaged = _optimise(model, TRANSFORMER_STAGE, batch_loss, work)
-    return averaged["text"].eval(), averaged["transformer"].eval(), vocabulary
+    averaged = cast(nn.ModuleDict, _optimise(model, TRANSFORMER_STAGE, batch_loss, work)).eval()
+    return (
+        cast(TextEncoder, averaged["text"]),
+        cast(ScaleTransformer, averaged["transformer"]),
+        vocabulary,
+    )
 
 
 def _optimise(
@@ -211,12 +221,23 @@ def _optimise(
         first = state["step"]
 
     def save(step: int) -> None:
-        state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
+        state = {
+            "model": model.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+        }
         partial = state_file.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(state_file)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"),
+    )
     smoothed: dict[str, float] = {}
     with Progress(*columns) as progress, (work / f"{stage.name}.log").open("a") as log:
         task = progress.add_task(stage.name, total=stage.steps, completed=first, losses="")
@@ -232,7 +253,9 @@ def _optimise(
             optimiser.step()
             keep = min(EMA_DECAY, (1 + step) / (10 + step))
             with torch.no_grad():
-                for mean, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+                for mean, value in zip(
+                    averaged.state_dict().values(), model.state_dict().values(), strict=True
+                ):
                     mean.lerp_(value, 1 - keep)
             for name, value in losses.items():
                 smoothed[name] = 0.95 * smoothed.get(name, value.item()) + 0.05 * value.item()
@@ -278,10 +301,10 @@ def _rescale_latent(model: ImageTokenizer, images: Tensor) -> None:
     reach = np.percentile((tokens.rest - codes).abs().cpu().numpy(), RESIDUAL_PERCENTILE)
     factor = float(RESIDUAL_REACH / reach)
     model.quant_conv.weight.mul_(factor)
-    model.quant_conv.bias.mul_(factor)
+    for bias in (model.quant_conv.bias, *(phi.bias for phi in model.quantize.quant_resi.phis())):
+        assert bias is not None
+        bias.mul_(factor)
     model.quantize.embedding.weight.mul_(factor)
-    for phi in model.quantize.quant_resi.phis():
-        phi.bias.mul_(factor)
     model.post_quant_conv.weight.div_(factor)
 
 

@@ -1,0 +1,185 @@
+"""A bundle is whole and unchanged, or it is not opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from export.bundle import export_bundle
+from export.cli import _name
+from hart.errors import InputError
+from runtime import Pipeline
+from runtime.bundle import MANIFEST, WEIGHTS, open_bundle
+from runtime.external_data import external_files
+from tests.golden_runs import HERE
+
+
+@pytest.fixture
+def copy(demo_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    file = folder / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def reseal(folder: Path, name: str) -> None:
+    """Make the manifest agree with a file that was changed."""
+    from dataclasses import asdict
+
+    from runtime.bundle import describe_files
+
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    described = {k: asdict(v) for k, v in describe_files(folder, [name]).items()}
+    edit_manifest(folder, files={**files, **described})
+
+
+def test_every_weight_is_stored_once(demo_bundle: Path) -> None:
+    seen: dict[tuple[int, int], str] = {}
+    manifest = open_bundle(demo_bundle).manifest
+    for graph in manifest.graphs.values():
+        model = onnx.load(demo_bundle / graph.file, load_external_data=False)
+        for tensor in model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                entry = {e.key: e.value for e in tensor.external_data}
+                seen[int(entry["offset"]), int(entry["length"])] = tensor.name
+    total = sum(length for _, length in seen)
+    assert manifest.files[WEIGHTS].size - total < 4096 * (len(seen) + 1)
+    data = (demo_bundle / WEIGHTS).read_bytes()
+    assert len({data[o : o + n] for o, n in seen}) == len(seen)
+
+
+def test_graphs_are_valid_and_typed(demo_bundle: Path) -> None:
+    """fp16 is written in the graph: matrix products take half, norms and softmax float."""
+    for graph in open_bundle(demo_bundle).manifest.graphs.values():
+        onnx.checker.check_model(str(demo_bundle / graph.file))
+    model = onnx.load(demo_bundle / "transformer.onnx", load_external_data=False)
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    types |= {t.name: t.data_type for t in model.graph.initializer}
+    kinds = {node.op_type for node in model.graph.node}
+    assert "MultiHeadAttention" in kinds
+    for node in model.graph.node:
+        found = {types[name] for name in node.input if name in types}
+        if node.op_type in ("MatMul", "Gemm", "MultiHeadAttention"):
+            assert found == {onnx.TensorProto.FLOAT16}, node.name
+        if node.op_type in ("RMSNormalization", "Cos", "Sin"):
+            assert found == {onnx.TensorProto.FLOAT}, node.name
+
+
+def test_nodes_carry_the_module_path(demo_bundle: Path) -> None:
+    model = onnx.load(demo_bundle / "transformer.onnx", load_external_data=False)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert any("blocks.2.ffn.down_proj" in name for name in names)
+
+
+def test_a_missing_file(copy: Path) -> None:
+    (copy / "decoder.onnx").unlink()
+    with pytest.raises(InputError, match=r"decoder.onnx: missing"):
+        open_bundle(copy)
+
+
+def test_a_changed_file(copy: Path) -> None:
+    data = bytearray((copy / WEIGHTS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / WEIGHTS).write_bytes(data)
+    with pytest.raises(InputError, match=r"weights.bin: expected sha256"):
+        open_bundle(copy)
+
+
+def test_a_truncated_file(copy: Path) -> None:
+    graph = copy / "transformer.onnx"
+    graph.write_bytes(graph.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"transformer.onnx: expected \d+ bytes, found \d+"):
+        open_bundle(copy)
+
+
+def test_a_truncated_graph_with_a_matching_manifest(copy: Path) -> None:
+    graph = copy / "transformer.onnx"
+    graph.write_bytes(graph.read_bytes()[:-100])
+    reseal(copy, "transformer.onnx")
+    with pytest.raises(InputError, match=r"transformer.onnx"):
+        Pipeline.load(copy, device="cpu")
+
+
+def test_a_newer_schema(copy: Path) -> None:
+    edit_manifest(copy, schema=99)
+    with pytest.raises(InputError, match="schema 99 is newer"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/hostname", "a/../../outside.bin"])
+def test_a_path_that_leaves_the_bundle(copy: Path, name: str) -> None:
+    (copy.parent / "outside.bin").write_bytes(b"x")
+    files = json.loads((copy / MANIFEST).read_text())["files"]
+    edit_manifest(copy, files={**files, name: {"sha256": "0" * 64, "size": 1}})
+    with pytest.raises(InputError, match="leaves the bundle"):
+        open_bundle(copy)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
+def test_a_link_that_leaves_the_bundle(copy: Path) -> None:
+    shutil.move(copy / WEIGHTS, copy.parent / "elsewhere.bin")
+    (copy / WEIGHTS).symlink_to(copy.parent / "elsewhere.bin")
+    with pytest.raises(InputError, match="leaves the bundle"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "not json", '{"schema": 1}', '{"schema": "x"}'])
+def test_a_broken_manifest(copy: Path, text: str) -> None:
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match="manifest"):
+        open_bundle(copy)
+
+
+def test_external_data_outside_the_bundle_is_refused(copy: Path) -> None:
+    file = copy / "transformer.onnx"
+    model = onnx.load(file, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../secret.bin"
+    file.write_bytes(model.SerializeToString())
+    assert external_files(file.read_bytes()) == {"../../secret.bin"}
+    reseal(copy, "transformer.onnx")
+    with pytest.raises(InputError, match=r"secret.bin.*refused"):
+        Pipeline.load(copy, device="cpu")
+
+
+def test_external_data_is_found_inside_subgraphs() -> None:
+    inner = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+    inner.external_data.add(key="location", value="deep.bin")
+    constant = onnx.helper.make_node("Constant", [], ["y"], value=inner)
+    body = onnx.helper.make_graph([constant], "body", [], [])
+    node = onnx.helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=body)
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
+    assert external_files(model.SerializeToString()) == {"deep.bin"}
+
+
+def test_export_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+    root = tmp_path / "model"
+    shutil.copytree(HERE / "t2i_main", root, ignore=shutil.ignore_patterns("golden"))
+    (root / "tokenizer" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError):
+        export_bundle(root, tmp_path / "engines" / "x", "fp32")
+    assert not (tmp_path / "engines").exists()
+
+
+def test_export_does_not_overwrite(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        export_bundle(HERE / "t2i_main", copy, "fp32")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="not a bundle"):
+        export_bundle(HERE / "t2i_main", tmp_path / "mine", "fp32", force=True)
+
+
+def test_bundle_names() -> None:
+    assert _name("mit-han-lab/hart-0.7b-1024px") == "hart-0.7b-1024px"
+    assert _name("/models/hart/llm/") == "hart"

@@ -1,0 +1,181 @@
+"""The commands: what they write, what they refuse, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from export.cli import main as export_main
+from runtime.bundle import MANIFEST
+from runtime.cli import main as run_main
+
+PROMPT = "a red circle on a white background"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(run_main, [str(a) for a in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    """Exit code 2, one sentence on stderr that names the matter, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(("error: ", "Usage: "))
+    assert "Traceback" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+def test_draw_and_draw_again(demo_bundle: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    done = run("--engine", demo_bundle, PROMPT, "--seed", 5, "--guidance", 2.5, "--output", first)
+    assert done.exit_code == 0, done.output
+    assert "decoder" in done.output
+    assert str(first) in done.output
+    carried = json.loads(Image.open(first).info["hart"])
+    assert (carried["prompt"], carried["seed"]) == (PROMPT, 5)
+    assert carried["settings"]["guidance"] == 2.5
+    assert run("--engine", demo_bundle, "--from-image", first, "--output", again).exit_code == 0
+    assert np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(again)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.png", "first.png"]
+
+
+def test_several_pictures_and_json(demo_bundle: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n\na blue star\n", encoding="utf-8")
+    output = tmp_path / "x.png"
+    done = run(
+        "--engine", demo_bundle, "--prompts-file", prompts, "--num-images", 2, "--output", output, "--json"
+    )
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert [Path(i["path"]).name for i in summary["images"]] == [f"x-{i}.png" for i in range(4)]
+    assert [i["seed"] for i in summary["images"]] == [0, 1, 0, 1]
+    assert all(Path(i["path"]).is_file() for i in summary["images"])
+    assert summary["seconds"]["decoder"] > 0
+
+
+def test_a_prompt_over_the_limit_is_cut_with_a_warning(demo_bundle: Path, tmp_path: Path) -> None:
+    prompt = PROMPT + " and then a lot of words that do not fit at all"
+    done = run("--engine", demo_bundle, prompt, "--output", tmp_path / "x.png")
+    assert done.exit_code == 0, done.output
+    assert "warning: the prompt is over 16 tokens, cut off: '" in done.stderr
+    assert "fit at all" in done.stderr
+
+
+def test_bad_input_writes_nothing(demo_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "x.png"
+    output.parent.mkdir()
+    to = ("--output", output)
+    refused(run("--engine", tmp_path / "none", PROMPT, *to), "no bundle here", "hart-export")
+    refused(run("--engine", demo_bundle, *to), "no prompt")
+    refused(run("--engine", demo_bundle, " ", *to), "prompt 1 is empty")
+    refused(run("--engine", demo_bundle, PROMPT, "--top-k", 0, *to), "--top-k")
+    refused(run("--engine", demo_bundle, PROMPT, "--batch", 99, *to), "--batch", "99")
+    refused(run("--engine", demo_bundle, PROMPT, "--num-images", 0, *to), "--num-images")
+    refused(run("--engine", demo_bundle, PROMPT, "--seed", "x", *to), "--seed")
+    refused(run("--engine", demo_bundle, PROMPT, "--steps", 1, *to), "steps")
+    refused(run("--engine", demo_bundle, "--prompts-file", tmp_path / "none.txt", *to), "none.txt")
+    refused(run("--engine", demo_bundle, PROMPT, "--output", tmp_path / "x.jpg"), ".png")
+    refused(run("--engine", demo_bundle, PROMPT, "--output", tmp_path / "no" / "x.png"), "does not exist")
+    assert list(output.parent.iterdir()) == []
+
+
+def test_a_damaged_bundle(demo_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    (folder / "decoder.onnx").write_bytes(b"nonsense")
+    refused(run("--engine", folder, PROMPT, "--output", tmp_path / "x.png"), "decoder.onnx")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "schema": 2}))
+    refused(run("--engine", folder, PROMPT, "--output", tmp_path / "x.png"), "newer")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_folder(demo_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    refused(run("--engine", demo_bundle, PROMPT, "--output", folder / "x.png"), "not writable")
+
+
+def test_from_image_refuses_what_it_cannot_repeat(demo_bundle: Path, tmp_path: Path) -> None:
+    strange = tmp_path / "strange.png"
+    Image.new("RGB", (4, 4)).save(strange)
+    refused(run("--engine", demo_bundle, "--from-image", strange), "carries no prompt")
+    (tmp_path / "text.png").write_text("not a picture")
+    refused(run("--engine", demo_bundle, "--from-image", tmp_path / "text.png"), "not a readable picture")
+    good = tmp_path / "good.png"
+    assert run("--engine", demo_bundle, PROMPT, "--output", good).exit_code == 0
+    refused(run("--engine", demo_bundle, PROMPT, "--from-image", good), "its own prompt")
+    refused(run("--engine", demo_bundle, "--from-image", good, "--seed", 3), "--seed")
+    other = Path(shutil.copytree(demo_bundle, tmp_path / "other"))
+    manifest = json.loads((other / MANIFEST).read_text())
+    (other / MANIFEST).write_text(json.dumps({**manifest, "name": "other"}))
+    refused(run("--engine", other, "--from-image", good), "was drawn with bundle")
+
+
+def test_a_failed_run_ends_with_one(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hart.errors import RunError
+    from runtime.pipeline import Pipeline
+
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("scale 3: the latent holds NaN or infinity, no picture was written")
+
+    monkeypatch.setattr(Pipeline, "generate", fail)
+    done = run("--engine", demo_bundle, PROMPT, "--output", tmp_path / "x.png")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: scale 3")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The reason that ``hart-run --help`` answers at once."""
+    script = (
+        "import sys; from runtime.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'onnxruntime', 'tokenizers', 'PIL', 'torch', 'rich'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_export_refuses_with_a_sentence(tmp_path: Path, demo_bundle: Path) -> None:
+    def export(*arguments: object) -> Result:
+        return CliRunner().invoke(export_main, [str(a) for a in arguments])
+
+    refused(export(tmp_path / "none", "--output", tmp_path / "x"), "no such folder")
+    refused(export(tmp_path, "--output", tmp_path / "x"), "not a HART checkpoint")
+    refused(export("--output", demo_bundle), "exists already", "--force")
+    refused(export("--precision", "int3"), "int3")
+    assert not (tmp_path / "x").exists()
+
+
+def test_hub_ids_are_looked_up_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real download code, on a hub cache laid out as huggingface_hub lays it out."""
+    from huggingface_hub import constants
+
+    from export import hub
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refused(CliRunner().invoke(export_main, ["nobody/nothing"]), "nobody/nothing", "hub")
+    repository = tmp_path / "models--somebody--hart"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    (snapshot / "llm").mkdir(parents=True)
+    (snapshot / "llm" / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert (hub.resolve("somebody/hart") / "llm" / "config.json").is_file()

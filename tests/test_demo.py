@@ -1,0 +1,86 @@
+"""The demo: its rules on drawn ground truth, its checkpoint on prompts it never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hart.demo import DEMO_CHECKPOINT
+from hart.demo.checker import look
+from hart.demo.draw import draw_scene
+from hart.demo.report import features, frechet, reconstruction
+from hart.demo.scenes import SHAPES, Scene, all_scenes, split_scenes
+from runtime import Pipeline
+
+
+def test_the_checker_recognises_what_was_drawn() -> None:
+    """Every combination, drawn once: nothing but the truth."""
+    rng = np.random.default_rng(1)
+    wrong = [s.caption() for s in all_scenes() if not look(draw_scene(s, rng)).matches(s)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_checker_does_not_see_another_shape(shape: str) -> None:
+    rng = np.random.default_rng(2)
+    seen = look(draw_scene(Scene("", "red", shape, "white"), rng))
+    assert seen.matches(Scene("", "red", shape, "white"))
+    for other in set(SHAPES) - {shape}:
+        assert not seen.matches(Scene("", "red", other, "white"))
+    assert not seen.matches(Scene("", "blue", shape, "white"))
+    assert not seen.matches(Scene("", "red", shape, "gray"))
+
+
+def test_the_checker_finds_nothing_in_an_empty_picture() -> None:
+    rng = np.random.default_rng(3)
+    noise = 0.5 + 0.02 * rng.standard_normal((64, 64, 3)).astype(np.float32)
+    assert look(noise).shape not in ("square", "triangle", "star")
+
+
+def test_a_tenth_of_the_combinations_is_held_out() -> None:
+    training, held_out = split_scenes()
+    assert not set(training) & set(held_out)
+    assert len(training) + len(held_out) == len(set(all_scenes())) == 1080
+    assert len(held_out) >= 108
+
+
+def test_held_out_prompts_become_the_pictures_asked_for(demo: Pipeline) -> None:
+    """Default settings, through the exported graphs: at least 95 % of 200 pictures."""
+    _, held_out = split_scenes()
+    scenes = [held_out[i % len(held_out)] for i in range(200)]
+    right = 0
+    for start in range(0, 200, 8):
+        part = scenes[start : start + 8]
+        for scene, image in zip(part, demo([s.caption() for s in part], seed=start), strict=True):
+            right += look(np.asarray(image, dtype=np.float32) / 255).matches(scene)
+    assert right >= 190, f"{right} of 200"
+
+
+def test_the_continuous_path_is_three_decibels_better() -> None:
+    from hart.checkpoint import load_hart
+
+    rng = np.random.default_rng(4)
+    _, held_out = split_scenes()
+    drawn = np.stack([draw_scene(scene, rng) for scene in held_out[:50]])
+    psnr = reconstruction(load_hart(DEMO_CHECKPOINT), drawn)
+    assert psnr["PSNR of the continuous path, dB"] >= psnr["PSNR of the discrete path, dB"] + 3
+
+
+def test_the_distance_between_sets_tells_them_apart() -> None:
+    rng = np.random.default_rng(5)
+    scenes, _ = split_scenes()
+    first = np.stack([draw_scene(scenes[i], rng) for i in rng.integers(len(scenes), size=150)])
+    second = np.stack([draw_scene(scenes[i], rng) for i in rng.integers(len(scenes), size=150)])
+    blurred = (second + np.roll(second, 1, axis=1) + np.roll(second, 1, axis=2)) / 3
+    same, different = (frechet(features(first), features(x)) for x in (second, blurred))
+    assert 0 <= same < 0.3 * different
+
+
+def test_the_checkpoint_is_small_and_safe() -> None:
+    files = [file for file in DEMO_CHECKPOINT.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 12_000_000
+    assert {file.suffix for file in files} <= {".json", ".safetensors", ".md"}
+    assert (DEMO_CHECKPOINT / "README.md").is_file()
+    assert isinstance(DEMO_CHECKPOINT, Path)

@@ -1,0 +1,147 @@
+"""Prompts to pictures on the demo bundle, from Python."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hart.demo.checker import look
+from hart.errors import InputError, RunError
+from runtime import Pipeline, Scale
+from runtime.backend import OnnxRuntimeBackend, pick_device
+from runtime.bundle import MANIFEST, WEIGHTS, open_bundle
+from tests.test_bundle import reseal
+
+PROMPT = "a red circle on a white background"
+
+
+def pixels(images: list[object]) -> list[bytes]:
+    return [image.tobytes() for image in images]  # type: ignore[attr-defined]
+
+
+def test_a_prompt_becomes_the_picture_asked_for(demo: Pipeline) -> None:
+    image = demo(PROMPT, seed=0)[0]
+    assert image.size == (64, 64)
+    verdict = look(np.asarray(image, dtype=np.float32) / 255)
+    assert (verdict.color, verdict.shape, verdict.background) == ("red", "circle", "white")
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_picture_does_not_depend_on_its_batch(demo: Pipeline, smooth: bool) -> None:
+    prompts = [PROMPT, "a small blue star on a yellow background", "large green ring, black background"]
+    together = demo(prompts, seed=3, batch=3, smooth=smooth)
+    alone = [demo(prompt, seed=3, smooth=smooth)[0] for prompt in prompts]
+    pairs = demo(prompts, seed=3, batch=2, smooth=smooth)
+    assert pixels(together) == pixels(alone) == pixels(pairs)  # type: ignore[arg-type]
+
+
+def test_same_seed_same_bytes_other_seed_other_picture(demo: Pipeline) -> None:
+    first, second, third = demo([PROMPT] * 2, seed=1)[0], demo(PROMPT, seed=1)[0], demo(PROMPT, seed=2)[0]
+    assert first.tobytes() == second.tobytes()
+    assert first.tobytes() != third.tobytes()
+
+
+def test_seeds_count_up_within_a_prompt(demo: Pipeline) -> None:
+    result = demo.generate([PROMPT, "a black ring on a gray background"], seed=7, num_images=2)
+    assert result.seeds == [7, 8, 7, 8]
+    assert result.images[1].tobytes() == demo(PROMPT, seed=8)[0].tobytes()
+
+
+def test_settings_matter(demo: Pipeline) -> None:
+    plain = demo(PROMPT)[0].tobytes()
+    assert demo(PROMPT, residual=False)[0].tobytes() != plain
+    assert demo(PROMPT, steps=20)[0].tobytes() != plain
+    assert demo(PROMPT, guidance=0.0)[0].tobytes() != plain
+
+
+def test_one_can_watch_it_come_into_focus(demo: Pipeline) -> None:
+    scales: list[Scale] = []
+    image = demo(PROMPT, callback=scales.append, previews=True)[0]
+    assert [scale.patch_num for scale in scales] == list(demo.bundle.manifest.model.patch_nums)
+    previews = [np.asarray(s.images[0], dtype=np.float32) for s in scales if s.images]
+    assert len(previews) == len(scales)
+    errors = [float(np.abs(p - np.asarray(image, dtype=np.float32)).mean()) for p in previews]
+    assert errors[-1] < errors[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"guidance": -1.0}, "--guidance: expected 0 to 1000, found -1.0"),
+        ({"guidance": float("nan")}, "--guidance"),
+        ({"top_k": 0}, "--top-k: expected 1 to 512"),
+        ({"top_k": 513}, "--top-k: expected 1 to 512"),
+        ({"top_p": 1.5}, "--top-p"),
+        ({"seed": -1}, "--seed"),
+        ({"num_images": 0}, "--num-images"),
+        ({"batch": 9}, "--batch: expected 1 to 8"),
+        ({"steps": 1}, "at least 2 steps"),
+        ({"steps": "many"}, "steps must be a number"),
+    ],
+)
+def test_values_out_of_range(demo: Pipeline, options: dict[str, float], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        demo(PROMPT, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", ["", "  ", ["a red circle", ""], []])
+def test_empty_prompts(demo: Pipeline, prompts: str | list[str]) -> None:
+    with pytest.raises(InputError, match="prompt"):
+        demo(prompts)
+
+
+def test_cuda_without_a_cuda_provider_says_what_to_install() -> None:
+    assert pick_device("auto", ["CPUExecutionProvider"]) == "cpu"
+    assert pick_device("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]) == "cuda"
+    with pytest.raises(InputError, match="onnxruntime-gpu"):
+        pick_device("cuda", ["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_latents_stop_the_run(demo_bundle: Path, tmp_path: Path, value: float) -> None:
+    """One weight of the word embedding's bias is not finite; the stage is named."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    model = onnx.load(folder / "next_scale.onnx", load_external_data=False)
+    levels = next(t for t in model.graph.initializer if t.name == "phi_bias")
+    place = {e.key: e.value for e in levels.external_data}
+    if place:
+        data = bytearray((folder / WEIGHTS).read_bytes())
+        start = int(place["offset"])
+        data[start : start + 4] = np.float32(value).tobytes()
+        (folder / WEIGHTS).write_bytes(data)
+        reseal(folder, WEIGHTS)
+    else:
+        array = onnx.numpy_helper.to_array(levels).copy()
+        array.flat[0] = value
+        levels.CopyFrom(onnx.numpy_helper.from_array(array, "phi_bias"))
+        (folder / "next_scale.onnx").write_bytes(model.SerializeToString())
+        reseal(folder, "next_scale.onnx")
+    with pytest.raises(RunError, match="scale 0: the latent holds NaN or infinity"):
+        Pipeline.load(folder, device="cpu")(PROMPT)
+
+
+def test_the_weights_of_one_bundle_are_not_read_for_another(demo_bundle: Path) -> None:
+    """Two backends on one bundle work side by side and agree."""
+    bundle = open_bundle(demo_bundle)
+    first, second = (Pipeline(bundle, OnnxRuntimeBackend(bundle, "cpu")) for _ in range(2))
+    assert first(PROMPT)[0].tobytes() == second(PROMPT)[0].tobytes()
+    assert (demo_bundle / MANIFEST).is_file()
+
+
+def test_the_runtime_never_imports_torch(demo_bundle: Path) -> None:
+    """Also not by accident: torch, onnx and transformers are made impossible to import."""
+    script = f"""
+import sys
+for name in ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors"):
+    sys.modules[name] = None
+from runtime import Pipeline
+print(len(Pipeline.load({str(demo_bundle)!r}, device="cpu")({PROMPT!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "1", done.stderr
