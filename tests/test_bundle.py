@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -39,6 +40,27 @@ def reseal(folder: Path, name: str) -> None:
     files = json.loads((folder / MANIFEST).read_text())["files"]
     described = {k: asdict(v) for k, v in describe_files(folder, [name]).items()}
     edit_manifest(folder, files={**files, **described})
+
+
+def poisoned(bundle: Path, tmp_path: Path, value: float) -> Path:
+    """A sealed bundle in which one number of the phi convolutions' bias is ``value``."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "poisoned"))
+    model = onnx.load(folder / "next_scale.onnx", load_external_data=False)
+    bias = next(t for t in model.graph.initializer if t.name == "phi_bias")
+    place = {entry.key: entry.value for entry in bias.external_data}
+    if place:
+        data = bytearray((folder / WEIGHTS).read_bytes())
+        start = int(place["offset"])
+        data[start : start + 4] = np.float32(value).tobytes()
+        (folder / WEIGHTS).write_bytes(data)
+        reseal(folder, WEIGHTS)
+    else:
+        array = onnx.numpy_helper.to_array(bias).copy()
+        array.flat[0] = value
+        bias.CopyFrom(onnx.numpy_helper.from_array(array, "phi_bias"))
+        (folder / "next_scale.onnx").write_bytes(model.SerializeToString())
+        reseal(folder, "next_scale.onnx")
+    return folder
 
 
 def test_every_weight_is_stored_once(demo_bundle: Path) -> None:
@@ -154,7 +176,7 @@ def test_external_data_outside_the_bundle_is_refused(copy: Path) -> None:
 
 
 def test_external_data_is_found_inside_subgraphs() -> None:
-    inner = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+    inner = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
     inner.external_data.add(key="location", value="deep.bin")
     constant = onnx.helper.make_node("Constant", [], ["y"], value=inner)
     body = onnx.helper.make_graph([constant], "body", [], [])

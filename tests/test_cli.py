@@ -17,6 +17,7 @@ from PIL import Image
 from export.cli import main as export_main
 from runtime.bundle import MANIFEST
 from runtime.cli import main as run_main
+from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"
 
@@ -122,19 +123,11 @@ def test_from_image_refuses_what_it_cannot_repeat(demo_bundle: Path, tmp_path: P
     refused(run("--engine", other, "--from-image", good), "was drawn with bundle")
 
 
-def test_a_failed_run_ends_with_one(
-    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hart.errors import RunError
-    from runtime.pipeline import Pipeline
-
-    def fail(*_: object, **__: object) -> None:
-        raise RunError("scale 3: the latent holds NaN or infinity, no picture was written")
-
-    monkeypatch.setattr(Pipeline, "generate", fail)
-    done = run("--engine", demo_bundle, PROMPT, "--output", tmp_path / "x.png")
+def test_a_failed_run_ends_with_one(demo_bundle: Path, tmp_path: Path) -> None:
+    folder = poisoned(demo_bundle, tmp_path, float("nan"))
+    done = run("--engine", folder, PROMPT, "--output", tmp_path / "x.png")
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: scale 3")
+    assert done.stderr.startswith("error: scale 0: the latent holds NaN")
     assert not (tmp_path / "x.png").exists()
 
 

@@ -54,7 +54,7 @@ def test_held_out_prompts_become_the_pictures_asked_for(demo: Pipeline) -> None:
     for start in range(0, 200, 8):
         part = scenes[start : start + 8]
         for scene, image in zip(part, demo([s.caption() for s in part], seed=start), strict=True):
-            right += look(np.asarray(image, dtype=np.float32) / 255).matches(scene)
+            right += look(np.asarray(image, np.float32) / np.float32(255)).matches(scene)
     assert right >= 190, f"{right} of 200"
 
 
@@ -73,7 +73,7 @@ def test_the_distance_between_sets_tells_them_apart() -> None:
     scenes, _ = split_scenes()
     first = np.stack([draw_scene(scenes[i], rng) for i in rng.integers(len(scenes), size=150)])
     second = np.stack([draw_scene(scenes[i], rng) for i in rng.integers(len(scenes), size=150)])
-    blurred = (second + np.roll(second, 1, axis=1) + np.roll(second, 1, axis=2)) / 3
+    blurred = (second + np.roll(second, 1, axis=1) + np.roll(second, 1, axis=2)) / np.float32(3)
     same, different = (frechet(features(first), features(x)) for x in (second, blurred))
     assert 0 <= same < 0.3 * different
 

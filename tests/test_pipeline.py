@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from hart.demo.checker import look
 from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
 from runtime.backend import OnnxRuntimeBackend, pick_device
-from runtime.bundle import MANIFEST, WEIGHTS, open_bundle
-from tests.test_bundle import reseal
+from runtime.bundle import MANIFEST, open_bundle
+from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"
 
@@ -28,7 +26,7 @@ def pixels(images: list[object]) -> list[bytes]:
 def test_a_prompt_becomes_the_picture_asked_for(demo: Pipeline) -> None:
     image = demo(PROMPT, seed=0)[0]
     assert image.size == (64, 64)
-    verdict = look(np.asarray(image, dtype=np.float32) / 255)
+    verdict = look(np.asarray(image, np.float32) / np.float32(255))
     assert (verdict.color, verdict.shape, verdict.background) == ("red", "circle", "white")
 
 
@@ -105,23 +103,7 @@ def test_cuda_without_a_cuda_provider_says_what_to_install() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_broken_latents_stop_the_run(demo_bundle: Path, tmp_path: Path, value: float) -> None:
-    """One weight of the word embedding's bias is not finite; the stage is named."""
-    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
-    model = onnx.load(folder / "next_scale.onnx", load_external_data=False)
-    levels = next(t for t in model.graph.initializer if t.name == "phi_bias")
-    place = {e.key: e.value for e in levels.external_data}
-    if place:
-        data = bytearray((folder / WEIGHTS).read_bytes())
-        start = int(place["offset"])
-        data[start : start + 4] = np.float32(value).tobytes()
-        (folder / WEIGHTS).write_bytes(data)
-        reseal(folder, WEIGHTS)
-    else:
-        array = onnx.numpy_helper.to_array(levels).copy()
-        array.flat[0] = value
-        levels.CopyFrom(onnx.numpy_helper.from_array(array, "phi_bias"))
-        (folder / "next_scale.onnx").write_bytes(model.SerializeToString())
-        reseal(folder, "next_scale.onnx")
+    folder = poisoned(demo_bundle, tmp_path, value)
     with pytest.raises(RunError, match="scale 0: the latent holds NaN or infinity"):
         Pipeline.load(folder, device="cpu")(PROMPT)
 
