@@ -66,7 +66,6 @@ RESIDUAL_PERCENTILE, RESIDUAL_REACH = 99.0, 0.45
 """The latent is rescaled so that this share of residuals stays inside the diffusion's range."""
 SAMPLING = {"guidance": 3.0, "top_k": 100, "top_p": 0.95, "smooth": False}
 """Chosen with ``python -m hart.demo.report`` on training scenes."""
-QUANTIZER_WEIGHT = 0.05
 EMA_DECAY = 0.995
 SAVE_EVERY = 100
 
@@ -80,6 +79,8 @@ class Stage:
     batch: int
     learning_rate: float
     weight_decay: float = 0.0
+    horizon: int | None = None
+    """Steps the learning rate's cosine is laid out for, where the stage stops before its end."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TokenizerStage(Stage):
     crop: int = SIZE
     patch_nums: tuple[int, ...] = PATCH_NUMS
     discrete_share: float = 0.5
+    quantizer_weight: float = 0.05
+    """Low, so that commitment does not talk the encoder out of what only the residual can hold."""
 
 
 TOKENIZER_STAGES = (
@@ -102,7 +105,10 @@ TOKENIZER_STAGES = (
         discrete_share=0.0,
     ),
     TokenizerStage("pictures", steps=600, batch=8, learning_rate=5e-4),
-    TokenizerStage("restart", steps=1800, batch=8, learning_rate=6e-4, discrete_share=0.3),
+    TokenizerStage("restart", steps=900, batch=8, learning_rate=6e-4, horizon=1800, discrete_share=0.3),
+    TokenizerStage(
+        "texture", steps=1300, batch=8, learning_rate=4e-4, quantizer_weight=0.01, discrete_share=0.25
+    ),
 )
 TRANSFORMER_STAGE = Stage("transformer", steps=1100, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
 DATASET = 12288
@@ -154,7 +160,7 @@ def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokeniz
         images = draw(rng, stage.batch, stage.crop)
         generator = torch.Generator().manual_seed(step)
         losses = tokenizer_loss(model, images, stage.patch_nums, stage.discrete_share, generator)
-        return {**losses, "quantizer": QUANTIZER_WEIGHT * losses["quantizer"]}
+        return {**losses, "quantizer": stage.quantizer_weight * losses["quantizer"]}
 
     for number, stage in enumerate(TOKENIZER_STAGES):
         averaged = _optimise(model, stage, functools.partial(batch_loss, stage, number), work)
@@ -243,7 +249,7 @@ def _optimise(
         task = progress.add_task(stage.name, total=stage.steps, completed=first, losses="")
         for step in range(first, stage.steps):
             warm_up = min(1.0, (step + 1) / 100)
-            decay = 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+            decay = 0.5 * (1 + math.cos(math.pi * step / (stage.horizon or stage.steps)))
             for group in optimiser.param_groups:
                 group["lr"] = stage.learning_rate * warm_up * max(decay, 0.02)
             losses = batch_loss(step)
