@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from export.graphs import build_graphs
 from export.writer import WeightFile, write_graph
@@ -18,6 +19,7 @@ from hart.checkpoint import (
     SAMPLING_FILE,
     TEXT_ENCODER_FOLDER,
     find_folders,
+    llm_weight_files,
     load_hart,
     load_text_encoder,
     weight_files,
@@ -27,6 +29,7 @@ from hart.errors import InputError
 from hart.model import Hart
 from hart.schedule import SamplingSettings
 from runtime.bundle import (
+    MANIFEST,
     TEXT_TOKENIZER,
     WEIGHTS,
     Manifest,
@@ -50,6 +53,7 @@ def export_bundle(
     max_batch: int = DEFAULT_MAX_BATCH,
     force: bool = False,
     patch_nums: tuple[int, ...] | None = None,
+    ema: bool = True,
     progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Export a checkpoint to a bundle at ``output``.
@@ -61,13 +65,14 @@ def export_bundle(
             one, the bundle draws from text features only.
         patch_nums: another pyramid than the checkpoint's, for models whose weights do not
             depend on it (rotary attention with timestep level embeddings).
+        ema: prefer the averaged weights, as the published sampler does.
 
     Raises:
         InputError: bad checkpoint, or an output that exists (without ``force``) or cannot be
             written. Nothing is left behind in either case.
     """
     _check_output(output, force)
-    model = load_hart(checkpoint, PRECISIONS[precision])
+    model = load_hart(checkpoint, PRECISIONS[precision], ema)
     patch_nums = _pyramid(model, patch_nums)
     text_folder = text_encoder or _own_text_encoder(checkpoint)
     text = load_text_encoder(text_folder, PRECISIONS[precision]) if text_folder else None
@@ -77,8 +82,7 @@ def export_bundle(
             f"{text_folder}: features are {text.config.hidden_size} wide, "
             f"the transformer expects {config.context_dim}"
         )
-    if text_folder and not (text_folder / "tokenizer.json").is_file():
-        raise InputError(f"{text_folder}: expected tokenizer.json beside the text encoder's weights")
+    vocabulary = read_vocabulary(text_folder) if text_folder else None
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +99,8 @@ def export_bundle(
                 graphs[graph.name] = write_graph(graph, partial, weights)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(graph.file for graph in graphs.values())]
-        if text_folder:
-            shutil.copyfile(text_folder / "tokenizer.json", partial / TEXT_TOKENIZER)
+        if vocabulary is not None:
+            vocabulary.save(str(partial / TEXT_TOKENIZER))
             names.append(TEXT_TOKENIZER)
         manifest = Manifest(
             name=output.name,
@@ -106,33 +110,67 @@ def export_bundle(
             sampling=_sampling_defaults(checkpoint, model),
             graphs=graphs,
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, text_folder, model),
+            checkpoint=_identity(checkpoint, text_folder, model, ema),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         write_manifest(manifest, partial)
         partial.chmod(0o755)
-        _move_into_place(partial, output)
+        _move_into_place(partial, output, force)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
 
 
+def read_vocabulary(folder: Path) -> Tokenizer:
+    """The text tokenizer of a Qwen2 folder, with its padding written into it.
+
+    Published ``tokenizer.json`` files leave padding to ``tokenizer_config.json``; the bundle
+    keeps one file.
+    """
+    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: expected tokenizer.json beside the text encoder's weights")
+    try:
+        vocabulary = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"{file}: not a tokenizer file ({error})") from None
+    if vocabulary.padding is None:
+        values = read_json(settings) if settings.is_file() else {}
+        token = values.get("pad_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        number = vocabulary.token_to_id(token) if isinstance(token, str) else None
+        if number is None:
+            raise InputError(
+                f"{file}: names no padding; expected a pad_token of its vocabulary in "
+                f"{settings}, found {token!r}"
+            )
+        side = values.get("padding_side", "right")
+        vocabulary.enable_padding(direction=side, pad_id=number, pad_token=token)
+    return vocabulary
+
+
 def _check_output(output: Path, force: bool) -> None:
     if output.exists() and not force:
         raise InputError(f"{output}: exists already; give --force to replace it, or another --output")
-    if output.exists() and not (output / "manifest.json").is_file():
-        raise InputError(f"{output}: exists and is not a bundle (no manifest.json), not replaced")
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST}), not replaced")
 
 
-def _move_into_place(partial: Path, output: Path) -> None:
+def _move_into_place(partial: Path, output: Path, force: bool) -> None:
     """Rename, so that at no moment a half-written bundle has the final name."""
+    _check_output(output, force)  # again: it may have appeared meanwhile
     if not output.exists():
         partial.rename(output)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
-    output.rename(old / output.name)
-    partial.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
+    output.rename(aside / output.name)
+    try:
+        partial.rename(output)
+    except BaseException:
+        (aside / output.name).rename(output)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _pyramid(model: Hart, patch_nums: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -141,15 +179,13 @@ def _pyramid(model: Hart, patch_nums: tuple[int, ...] | None) -> tuple[int, ...]
         return config.patch_nums
     if not config.use_timestep_embed:
         raise InputError("this checkpoint stores a level table, its pyramid cannot be changed")
-    if patch_nums[-1] != config.patch_nums[-1]:
-        raise InputError(f"the last scale must stay {config.patch_nums[-1]}, found {patch_nums[-1]}")
     replace(config, patch_nums=patch_nums)  # checks the values
     return patch_nums
 
 
 def _own_text_encoder(checkpoint: Path) -> Path | None:
     llm, _ = find_folders(checkpoint)
-    folder = llm.resolve().parent / TEXT_ENCODER_FOLDER
+    folder = llm.absolute().parent / TEXT_ENCODER_FOLDER
     return folder if folder.is_dir() else None
 
 
@@ -162,7 +198,6 @@ def _describe_model(model: Hart, patch_nums: tuple[int, ...]) -> ModelSpec:
         num_heads=config.num_heads,
         vocab_size=tokenizer.vocab_size,
         latent_channels=tokenizer.z_channels,
-        num_phi=tokenizer.num_phi,
         image_size=patch_nums[-1] * tokenizer.downsample,
         context_token=config.context_token,
         context_dim=config.context_dim,
@@ -173,7 +208,7 @@ def _sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:
     """The published defaults, overridden by the checkpoint's own ``sampling.json``."""
     llm, _ = find_folders(checkpoint)
     steps = model.transformer.config.num_sampling_steps
-    file = llm.resolve().parent / SAMPLING_FILE
+    file = llm.absolute().parent / SAMPLING_FILE
     if not file.is_file():
         return SamplingSettings(steps=steps)
     try:
@@ -182,14 +217,14 @@ def _sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:
         raise InputError(f"{file}: {error}") from None
 
 
-def _identity(checkpoint: Path, text_folder: Path | None, model: Hart) -> dict[str, Any]:
+def _identity(checkpoint: Path, text_folder: Path | None, model: Hart, ema: bool) -> dict[str, Any]:
     llm, tokenizer = find_folders(checkpoint)
     return {
         "source": checkpoint.resolve().name,
         "llm": config_to_dict(model.transformer.config),
         "tokenizer": config_to_dict(model.tokenizer.config),
         "weights": {
-            "llm": _hashes(weight_files(llm, "ema_model.bin")),
+            "llm": _hashes(llm_weight_files(llm, ema)),
             "tokenizer": _hashes(weight_files(tokenizer)),
             "text_encoder": _hashes(weight_files(text_folder)) if text_folder else {},
         },

@@ -29,6 +29,9 @@ from hart.errors import InputError
 @click.option(
     "--max-batch", type=click.IntRange(1, 64), default=8, show_default=True, help="Most images drawn at once."
 )
+@click.option(
+    "--ema/--no-ema", default=True, show_default=True, help="Prefer the averaged weights, ema_model.bin."
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @ends_with_a_sentence
 def main(
@@ -37,6 +40,7 @@ def main(
     text_encoder: str | None,
     output: Path | None,
     max_batch: int,
+    ema: bool,
     force: bool,
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
@@ -70,6 +74,7 @@ def main(
             precision,
             text_encoder=resolve(text_encoder) if text_encoder else None,
             max_batch=max_batch,
+            ema=ema,
             force=force,
             progress=lambda name, done, total: progress.update(
                 task, description=name, completed=done, total=total

@@ -138,7 +138,9 @@ class SampleGraph(nn.Module):
         cumulative = logits.softmax(-1).cumsum(-1)
         below = cumulative <= uniform[..., None] * cumulative[..., -1:]
         index = below.long().sum(-1).clamp_max(logits.shape[-1] - 1)
-        return index, F.embedding(index, self.codebook), logits
+        codes = F.embedding(index, self.codebook)
+        # NaN anywhere before leaves no mass to draw from; a code would hide it.
+        return index, torch.where(cumulative[..., -1:] > 0, codes, torch.nan), logits
 
 
 class SmoothGraph(nn.Module):

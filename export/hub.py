@@ -22,15 +22,15 @@ def resolve(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
-    if not HUB_ID.fullmatch(source) or path.exists():
+    if not HUB_ID.fullmatch(source) or source.startswith(".") or path.exists():
         raise InputError(f"{source}: no such folder, and not a hub id of the form owner/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(source, allow_patterns=WANTED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"{source}: no such folder here, and the hub did not deliver it ({reason})"
         ) from None

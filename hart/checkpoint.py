@@ -12,13 +12,15 @@ read with ``weights_only=True``, never otherwise.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,7 +33,9 @@ from hart.config import (
     read_json,
 )
 from hart.errors import InputError
+from hart.layers import Linear
 from hart.model import Hart
+from hart.quantizer import Phi
 from hart.text_encoder import TextEncoder
 from hart.tokenizer import ImageTokenizer
 from hart.transformer import ScaleTransformer
@@ -46,13 +50,14 @@ TEXT_ENCODER_FOLDER = "text_encoder"
 SAMPLING_FILE = "sampling.json"
 
 
-def load_hart(root: Path, dtype: torch.dtype = torch.float32) -> Hart:
+def load_hart(root: Path, dtype: torch.dtype = torch.float32, ema: bool = True) -> Hart:
     """Load the transformer and the image tokenizer.
 
     Args:
         root: the checkpoint folder, or the ``llm`` folder inside it as the published
             README tells users to pass.
         dtype: precision of the matrix products; norms and the codebook stay float32.
+        ema: prefer ``ema_model.bin`` where it exists, as the published sampler does.
 
     Raises:
         InputError: a file is missing or broken, or keys are missing, unexpected or of
@@ -69,9 +74,10 @@ def load_hart(root: Path, dtype: torch.dtype = torch.float32) -> Hart:
     with torch.device("meta"):
         image_tokenizer = ImageTokenizer(tokenizer_config)
         transformer = ScaleTransformer(llm_config, tokenizer_config.vocab_size, tokenizer_config.z_channels)
-    _fill(image_tokenizer, tokenizer, dtype, ignored, rename=lambda key: key.removeprefix("vae."))
-    _fill(transformer, llm, dtype, [UNUSED_LLM], prefer="ema_model.bin")
-    _refuse_incompatible(llm_config, tokenizer_config, root)
+    _fill(
+        image_tokenizer, weight_files(tokenizer), dtype, ignored, rename=lambda key: key.removeprefix("vae.")
+    )
+    _fill(transformer, llm_weight_files(llm, ema), dtype, [UNUSED_LLM])
     return Hart(transformer.eval(), image_tokenizer.eval())
 
 
@@ -79,11 +85,13 @@ def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextE
     """Load a Qwen2 text model (the language part of a Qwen2-VL checkpoint works too)."""
     source = folder / "config.json"
     values = read_json(source)
-    config = config_from_dict(TextEncoderConfig, {**values, **values.get("text_config", {})}, str(source))
+    config = config_from_dict(TextEncoderConfig, {**values, **(values.get("text_config") or {})}, str(source))
     with torch.device("meta"):
         encoder = TextEncoder(config)
     prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
-    _fill(encoder, folder, dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1))
+    _fill(
+        encoder, weight_files(folder), dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1)
+    )
     return encoder.eval()
 
 
@@ -92,7 +100,7 @@ def find_folders(root: Path) -> tuple[Path, Path]:
     if not root.is_dir():
         raise InputError(f"{root}: no such checkpoint folder")
     llm = root / "llm" if (root / "llm").is_dir() else root
-    tokenizer = llm.resolve().parent / "tokenizer"
+    tokenizer = llm.absolute().parent / "tokenizer"  # a linked llm folder keeps its neighbours
     for folder in (llm, tokenizer):
         if not (folder / "config.json").is_file():
             raise InputError(
@@ -102,15 +110,23 @@ def find_folders(root: Path) -> tuple[Path, Path]:
     return llm, tokenizer
 
 
-def weight_files(folder: Path, prefer: str | None = None) -> list[Path]:
-    """The files that hold a model's weights: the preferred one, one file, or shards."""
-    for name in (*([prefer] if prefer else []), "model.safetensors"):
-        if (folder / name).is_file():
-            return [folder / name]
+def llm_weight_files(llm: Path, ema: bool) -> list[Path]:
+    """Weights of the transformer, averaged ones first if asked for and there."""
+    averaged = llm / "ema_model.bin"
+    return [averaged] if ema and averaged.is_file() else weight_files(llm)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights: one file or shards."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         index = folder / index_name
         if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise InputError(f"{index}: expected a weight_map that names the shards")
+            names = sorted({str(name) for name in weight_map.values()})
             for name in names:
                 if Path(name).name != name or not (folder / name).is_file():
                     raise InputError(f"{index}: names the shard {name!r}, which is not in {folder}")
@@ -131,15 +147,12 @@ def save_model(model: nn.Module, folder: Path, prefix: str = "") -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def half_stays(module: nn.Module) -> set[str]:
+def matrix_parameters(module: nn.Module) -> set[str]:
     """Names of the parameters that become half precision in a half-precision model.
 
     Weights and biases of matrix products; norms, tables, the codebook and the phi
     convolutions (which feed the float32 latent) stay float32.
     """
-    from hart.layers import Linear
-    from hart.quantizer import Phi
-
     names = set()
     for prefix, part in module.named_modules():
         if (isinstance(part, Linear | nn.Conv2d) and not isinstance(part, Phi)) or (
@@ -151,18 +164,16 @@ def half_stays(module: nn.Module) -> set[str]:
 
 def _fill(
     model: nn.Module,
-    folder: Path,
+    files: list[Path],
     dtype: torch.dtype,
     ignored: Iterable[re.Pattern[str]],
     rename: Callable[[str], str] = str,
-    prefer: str | None = None,
 ) -> None:
     """Load weights strictly into a model built on the meta device, tensor by tensor."""
     expected = {name: p.shape for name, p in model.named_parameters()}
-    low = half_stays(model)
+    low = matrix_parameters(model)
     state: dict[str, Tensor] = {}
     unexpected, wrong = [], []
-    files = weight_files(folder, prefer)
     patterns = tuple(ignored)
     for file in files:
         for key, read in _tensors(file):
@@ -190,35 +201,33 @@ def _fill(
     model.requires_grad_(False)
 
 
-def _tensors(file: Path) -> Iterable[tuple[str, Callable[[], Tensor]]]:
+def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Keys of a weight file, each with a function that reads the tensor."""
+    if file.suffix == ".safetensors":
+        with _reading(file), safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - not a dict
+                yield key, functools.partial(opened.get_tensor, key)
+        return
+    with _reading(file):
+        with file.open("rb") as start:
+            mapped = start.read(2) == b"PK"  # the format before torch 1.6 cannot be mapped
+        state = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{file}: expected a dictionary of tensors")
+    for key, value in state.items():
+        yield str(key), functools.partial(lambda tensor: tensor, value)
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turn whatever a damaged or malicious weight file causes into a sentence."""
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 - not a dict
-                    yield key, lambda key=key: opened.get_tensor(key)  # type: ignore[misc]
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # torch's and safetensors' errors share no base class
+        if type(error).__name__ == "UnpicklingError":
+            reason = "it holds more than tensors, and pickled code is never run"
         else:
-            state: Mapping[str, Tensor] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            for key, value in state.items():
-                yield key, lambda value=value: value  # type: ignore[misc]
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
-    except Exception as error:  # unpickling errors have no common base class
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise InputError(
-            f"{file}: holds more than tensors and is refused (pickled code is never run)"
-        ) from None
-
-
-def _refuse_incompatible(llm: TransformerConfig, tokenizer: TokenizerConfig, root: Path) -> None:
-    if not llm.use_timestep_embed and len(llm.patch_nums) < 2:
-        raise InputError(f"{root}: level table too small")
-    if llm.patch_nums[-1] != tokenizer.v_patch_nums[-1]:
-        raise InputError(
-            f"{root}: llm/config.json ends at {llm.patch_nums[-1]} cells a side, "
-            f"tokenizer/config.json at {tokenizer.v_patch_nums[-1]}"
-        )

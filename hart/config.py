@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hart.diffusion_schedule import diffusion_schedule
 from hart.errors import InputError
 
 DEFAULT_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -51,6 +52,10 @@ class TransformerConfig:
         _require("sep_aln_pooling_mode", self.sep_aln_pooling_mode, ("avg", "max"))
         _require("sampler", self.sampler, ("iddpm",))
         _require("use_cross_attn", self.use_cross_attn, (False,))
+        for name in ("depth", "embed_dim", "num_heads", "context_dim", "diff_width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
+        diffusion_schedule(self.num_sampling_steps)  # refuses what it cannot parse
         if self.embed_dim % self.num_heads or self.head_dim % 4:
             raise InputError(
                 f"embed_dim / num_heads must be a whole multiple of 4, "
@@ -101,7 +106,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _require("quantizer_type", self.quantizer_type, ("var_hybrid",))
-        if self.ch % 32:
+        if self.ch < 1 or self.ch % 32:
             raise InputError(f"ch must be a multiple of 32 (GroupNorm groups), found {self.ch}")
         _check_patch_nums("v_patch_nums", self.v_patch_nums)
 
@@ -133,6 +138,14 @@ class TextEncoderConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
 
+    def __post_init__(self) -> None:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if not groups or not heads or heads % groups or self.hidden_size % heads or self.head_dim % 2:
+            raise InputError(
+                f"heads must divide hidden_size evenly and group evenly, found hidden_size "
+                f"{self.hidden_size}, {heads} heads, {groups} key and value heads"
+            )
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
@@ -151,13 +164,18 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) 
     missing = [name for name, f in known.items() if f.default is MISSING and values.get(name) is None]
     if missing:
         raise InputError(f"{source}: missing {', '.join(missing)}")
+    values = {**values}
+    if "num_sampling_steps" in values:  # null stands for all steps, a list for sections
+        steps = values["num_sampling_steps"]
+        parts = steps if isinstance(steps, list) else [""] if steps is None else [steps]
+        values["num_sampling_steps"] = ",".join(str(part) for part in parts)
     chosen: dict[str, Any] = {
         name: tuple(values[name]) if isinstance(values[name], list) else values[name]
         for name in known
         if values.get(name) is not None
     }
-    if "num_sampling_steps" in chosen:
-        chosen["num_sampling_steps"] = str(chosen["num_sampling_steps"])
+    for name, value in chosen.items():
+        _check_type(f"{source}: {name}", known[name].type, value)
     try:
         return cls(**chosen)
     except (InputError, TypeError) as error:
@@ -180,6 +198,20 @@ def read_json(path: Path) -> dict[str, Any]:
 def config_to_dict(config: TransformerConfig | TokenizerConfig | TextEncoderConfig) -> dict[str, Any]:
     """The inverse of :func:`config_from_dict`, ready for ``json.dump``."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+
+
+def _check_type(name: str, expected: object, value: object) -> None:
+    """Refuse a value of another type than the field's annotation, and sizes below 1."""
+    kind = str(expected)
+    fine = {
+        "int": isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "float": isinstance(value, int | float) and not isinstance(value, bool),
+        "bool": isinstance(value, bool),
+        "str": isinstance(value, str),
+        "tuple[int, ...]": isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value),
+    }
+    if not fine[kind]:
+        raise InputError(f"{name}: expected {kind}, found {value!r}")
 
 
 def _require(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -27,5 +27,8 @@ def ends_with_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
         except RunError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
+        except OSError as error:  # no permission, no space: the system's own words will do
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+            sys.exit(2)
 
     return wrapped

@@ -99,12 +99,12 @@ def _cosine_betas() -> NDArray[np.float64]:
 
 def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
     if respacing == "":
-        return np.arange(TRAIN_STEPS)
+        return np.arange(TRAIN_STEPS, dtype=np.int64)
     if respacing.startswith("ddim"):
         wanted = _count(respacing.removeprefix("ddim"), respacing)
         for every in range(1, TRAIN_STEPS):
             if len(range(0, TRAIN_STEPS, every)) == wanted:
-                return np.arange(0, TRAIN_STEPS, every)
+                return np.arange(0, TRAIN_STEPS, every, dtype=np.int64)
         raise InputError(f"no integer stride visits exactly {wanted} of {TRAIN_STEPS} steps")
     counts = [_count(part, respacing) for part in respacing.split(",")]
     size, extra = divmod(TRAIN_STEPS, len(counts))
@@ -124,7 +124,7 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
 
 
 def _count(text: str, respacing: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    if not (text.isascii() and text.strip().isdecimal() and 0 < int(text) <= TRAIN_STEPS):
         raise InputError(
             f"steps must be a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}"
         )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hart.errors import InputError
+
 Array = NDArray[np.float32]
 
 
@@ -33,6 +35,22 @@ class SamplingSettings:
     """Add the continuous residual predicted by the diffusion head."""
     steps: str = "8"
     """Denoising steps of the residual, in the published respacing notation."""
+
+    def __post_init__(self) -> None:
+        """Settings come from files too, so their types are checked."""
+        number = (int, float)
+        kinds: dict[str, tuple[type, ...]] = {
+            "guidance": number,
+            "top_k": (int, type(None)),
+            "top_p": number,
+            "smooth": (bool,),
+            "residual": (bool,),
+            "steps": (str,),
+        }
+        for name, allowed in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise InputError(f"sampling setting {name}: cannot be {value!r}")
 
 
 @dataclass(frozen=True)

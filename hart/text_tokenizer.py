@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from hart.errors import InputError
+
 
 class PromptTokenizer:
     """Tokenizes, truncates at ``max_tokens`` and pads to it.
@@ -17,12 +19,14 @@ class PromptTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
-        padding = tokenizer.padding or {}
-        self.pad_id: int = padding.get("pad_id", 0)
+        padding = tokenizer.padding
+        if padding is None:
+            raise InputError("the text tokenizer names no padding; export the bundle again")
+        self.pad_id: int = padding["pad_id"]
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.left = padding.get("direction") == "left"
+        self.left = padding["direction"] == "left"
         self.max_tokens = max_tokens
 
     def __call__(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart.errors import InputError, RunError
-from runtime.bundle import WEIGHTS, Bundle
+from runtime.bundle import WEIGHTS, Bundle, GraphSpec
 from runtime.external_data import external_files
 
 Tensor = Any
@@ -55,8 +55,7 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = threads
         with _weights(bundle, options):
             self._sessions = {
-                name: self._open(bundle, graph.file, options)
-                for name, graph in bundle.manifest.graphs.items()
+                name: self._open(bundle, graph, options) for name, graph in bundle.manifest.graphs.items()
             }
         self._dtypes = {
             name: {spec.name: np.dtype(spec.dtype) for spec in graph.inputs}
@@ -68,12 +67,14 @@ class OnnxRuntimeBackend:
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
         session = self._sessions[graph]
-        binding = session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, self._upload(value, self._dtypes[graph][name]))
-        for name in self._outputs[graph]:
-            binding.bind_output(name, self.device)
         try:
+            binding = session.io_binding()
+            # Kept until the run is over: older runtimes only borrow the memory behind a value.
+            bound = {name: self._upload(v, self._dtypes[graph][name]) for name, v in inputs.items()}
+            for name, value in bound.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in self._outputs[graph]:
+                binding.bind_output(name, self.device)
             session.run_with_iobinding(binding)
         except Exception as error:  # as in _open
             raise RunError(f"graph {graph}: {_first_line(error)}") from None
@@ -88,18 +89,18 @@ class OnnxRuntimeBackend:
         array = np.ascontiguousarray(value, dtype)
         return self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
 
-    def _open(self, bundle: Bundle, file: str, options: Any) -> Any:
-        path = bundle.path(file)
-        graph = path.read_bytes()
+    def _open(self, bundle: Bundle, graph: GraphSpec, options: Any) -> Any:
+        path = bundle.path(graph.file)
+        serialized = path.read_bytes()
         try:
-            outside = external_files(graph) - {WEIGHTS}
+            outside = external_files(serialized) - {WEIGHTS}
         except InputError as error:
             raise InputError(f"{path}: {error}; export the bundle again") from None
         if outside:
             raise InputError(f"{path}: reads {sorted(outside)}, outside the bundle's {WEIGHTS}; refused")
         try:
-            return self._ort.InferenceSession(
-                graph if hasattr(options, IN_MEMORY) else path,
+            session = self._ort.InferenceSession(
+                serialized if hasattr(options, IN_MEMORY) else path,
                 options,
                 providers=self._providers(),
             )
@@ -108,6 +109,18 @@ class OnnxRuntimeBackend:
                 f"{path}: ONNX Runtime {self._ort.__version__} cannot load this graph "
                 f"({_first_line(error)}); export the bundle again"
             ) from None
+        for listed, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
+            if [spec.name for spec in listed] != [value.name for value in found]:
+                raise InputError(
+                    f"{path}: expected {[spec.name for spec in listed]} as the manifest says, "
+                    f"found {[value.name for value in found]}"
+                )
+        if PROVIDERS[self.device] not in session.get_providers():
+            raise InputError(
+                f"--device {self.device}: ONNX Runtime could not start its CUDA provider; check the "
+                f"driver and CUDA libraries, or use --device cpu"
+            )
+        return session
 
     def _providers(self) -> list[str]:
         return list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))

@@ -20,6 +20,19 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 TEXT_TOKENIZER = "tokenizer.json"
+TEXT_ENCODER = "text_encoder"
+GRAPHS = (
+    "context",
+    "transformer",
+    "sample",
+    "smooth",
+    "next_scale",
+    "residual_condition",
+    "residual_step",
+    "latent",
+    "decoder",
+)
+"""Every bundle has these, and the text encoder if it draws from prompts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,6 @@ class ModelSpec:
     num_heads: int
     vocab_size: int
     latent_channels: int
-    num_phi: int
     image_size: int
     context_token: int
     context_dim: int
@@ -97,7 +109,7 @@ class Bundle:
 
     @property
     def has_text_encoder(self) -> bool:
-        return "text_encoder" in self.manifest.graphs
+        return TEXT_ENCODER in self.manifest.graphs
 
     def path(self, name: str) -> Path:
         """Absolute path of a file the manifest lists."""
@@ -123,7 +135,7 @@ def open_bundle(folder: Path) -> Bundle:
     try:
         raw = file.read_bytes()
         values = json.loads(raw)
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a readable manifest ({error})") from None
     found = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(found, int) or found < 1:
@@ -144,14 +156,15 @@ def open_bundle(folder: Path) -> Bundle:
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file of a bundle with its entry in the manifest."""
     root = folder.resolve()
-    listed = set(manifest.files)
-    for graph in manifest.graphs.values():
-        if graph.file not in listed:
-            raise InputError(f"{folder / MANIFEST}: graph file {graph.file!r} is not listed in files")
+    needed = {WEIGHTS, *(graph.file for graph in manifest.graphs.values())}
+    if TEXT_ENCODER in manifest.graphs:
+        needed.add(TEXT_TOKENIZER)
+    if unsealed := sorted(needed - set(manifest.files)):
+        raise InputError(f"{folder / MANIFEST}: {', '.join(unsealed)} not listed in files")
     for name, expected in manifest.files.items():
         pure = PurePosixPath(name)
         path = folder / name
-        outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name
+        outside = pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0")
         if outside or not path.resolve().is_relative_to(root):
             raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
         if not path.is_file():
@@ -191,6 +204,8 @@ def _parse(values: dict[str, Any]) -> Manifest:
         name: GraphSpec(g["file"], int(g["opset"]), tensors(g["inputs"]), tensors(g["outputs"]))
         for name, g in values["graphs"].items()
     }
+    if missing := sorted(set(GRAPHS) - set(graphs)):
+        raise ValueError(f"graphs {', '.join(missing)} missing")
     model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
     return Manifest(
         name=str(values["name"]),

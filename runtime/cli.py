@@ -75,14 +75,16 @@ def main(
         options |= {"seed": origin.seed, **asdict(origin.settings)}
     if not texts:
         raise InputError("no prompt: give one as an argument, or --prompts-file, or --from-image")
-    paths = _paths(output, len(texts) * max(options["num_images"], 1))
+    check_writable(output)
+    pipeline = Pipeline.load(engine, device, threads)
+    pipeline.check(texts, **options)
+    paths = _paths(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)
-    pipeline = Pipeline.load(engine, device, threads)
     if origin is not None:
         _refuse_other_bundle(origin, pipeline, from_image)
     for text in texts:
-        if text.strip() and (lost := pipeline.cut_off(text)):
+        if lost := pipeline.cut_off(text):
             limit = pipeline.bundle.manifest.model.context_token
             click.echo(f"warning: the prompt is over {limit} tokens, cut off: {lost!r}", err=True)
     loaded = time.perf_counter() - start
@@ -119,7 +121,7 @@ def _with_progress(pipeline: Pipeline, texts: list[str], options: dict[str, Any]
 
 def _read_prompts(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompts-file {file}: cannot be read ({error})") from None
     prompts = [line.strip() for line in lines if line.strip()]

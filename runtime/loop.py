@@ -87,9 +87,20 @@ def draw(
     f_hat: Tensor = np.zeros((batch, channels, size, size), np.float32)
     cache = _empty_cache(manifest, batch)
     h: Tensor = None
+    none = np.zeros((batch, size * size, channels), np.float32)
 
-    def decode() -> Array:
-        return np.asarray(backend.to_host(backend.run("decoder", {"f_hat": f_hat})["image"]))
+    def decode(latents: Tensor) -> Array:
+        # One by one: the decoder's full-resolution activations are the largest of all.
+        pictures = backend.to_host(latents)[:, None]
+        decoded = [backend.run("decoder", {"f_hat": latent})["image"] for latent in pictures]
+        return np.concatenate([backend.to_host(image) for image in decoded])
+
+    def finished(residual: Tensor) -> Tensor:
+        """The latent with the last scale's codes and a residual on top."""
+        return backend.run("latent", {"f_hat": f_hat, "h": h, "residual": residual})["f_hat_out"]
+
+    def preview() -> Array:
+        return decode(finished(none) if step is steps[-1] else f_hat)
 
     for step in steps:
         name = f"scale{step.index}"
@@ -105,7 +116,7 @@ def draw(
                 "hidden": hidden,
                 "head_condition": context["head_condition"],
                 "guidance": np.array(step.guidance, np.float32),
-                "top_k": np.array([step.top_k]),
+                "top_k": np.array([step.top_k], np.int64),
                 "top_p": np.array(step.top_p or 1.0, np.float32),
                 "uniform": _as_map(noise.uniform(step.index, step.num_tokens), step),
             },
@@ -130,7 +141,7 @@ def draw(
                 {
                     "h": h,
                     "f_hat": f_hat,
-                    "scale": np.array([step.index]),
+                    "scale": np.array([step.index], np.int64),
                     "up": upsample_matrix(step.patch_num, size),
                     "down": downsample_matrix(size, following.patch_num),
                     "offset": context["offset"],
@@ -140,9 +151,11 @@ def draw(
             record(f"{name}.f_hat", f_hat)
             to_check.append((f"scale {step.index}", f_hat))
         clock.lap(f"{name} sampling")
-        watch(Advance("scale", step.index, len(steps), decode))
+        watch(Advance("scale", step.index, len(steps), preview))
+        clock.restart()
 
-    residual: Tensor = np.zeros((batch, size * size, channels), np.float32)
+    to_check.append(("last scale", h))
+    residual = none
     if settings.residual:
         inputs = {"hidden": hidden, "codes": sampled["codes"]}
         embedded = backend.run("residual_condition", inputs)["embedded"]
@@ -163,12 +176,11 @@ def draw(
             )["x_out"]
             to_check.append((f"residual step {run}", residual))
             clock.lap(f"residual step {run}")
-            watch(Advance("residual", run, len(schedule), decode))
-    inputs = {"f_hat": f_hat, "h": h, "residual": residual}
-    f_hat = backend.run("latent", inputs)["f_hat_out"]
+            watch(Advance("residual", run, len(schedule), preview))
+            clock.restart()
+    f_hat = finished(residual)
     record("final.f_hat", f_hat)
-    to_check.append(("last scale", f_hat))
-    images = decode()
+    images = decode(f_hat)
     clock.lap("decoder")
     _refuse_broken(backend, to_check, images)
     watch(Advance("decoder", 0, 1, lambda: images))
@@ -186,6 +198,10 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
         self.last = now
+
+    def restart(self) -> None:
+        """Leave out what happened since the last lap: the watcher's own time."""
+        self.last = time.perf_counter()
 
 
 def _as_map(values: Array, step: ScaleStep) -> Array:

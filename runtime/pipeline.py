@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from runtime.bundle import TEXT_TOKENIZER, Bundle, open_bundle
 from runtime.loop import Advance, Array, draw
 
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,7 @@ class Pipeline:
             RunError: the run produced no usable picture.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        overrides = {
-            "guidance": guidance,
-            "top_k": top_k,
-            "top_p": top_p,
-            "smooth": smooth,
-            "residual": residual,
-            "steps": None if steps is None else str(steps),
-        }
-        chosen = {k: v for k, v in overrides.items() if v is not None}
-        settings = replace(self.bundle.manifest.sampling, **chosen)  # type: ignore[arg-type]
-        self.check(texts, settings, seed, num_images, batch)
+        settings = self.check(texts, seed, num_images, batch, guidance, top_k, top_p, smooth, residual, steps)
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch or min(len(jobs), self.bundle.manifest.max_batch)
         images: list[Image.Image] = []
@@ -155,27 +147,48 @@ class Pipeline:
     def check(
         self,
         prompts: Sequence[str],
-        settings: SamplingSettings,
-        seed: int,
-        num_images: int,
-        batch: int | None,
-    ) -> None:
-        """Refuse values out of range, naming the option, before anything runs."""
+        seed: int = 0,
+        num_images: int = 1,
+        batch: int | None = None,
+        guidance: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        smooth: bool | None = None,
+        residual: bool | None = None,
+        steps: int | str | None = None,
+    ) -> SamplingSettings:
+        """Refuse values out of range, naming the option, before anything runs.
+
+        Returns the settings that :meth:`generate` uses for these arguments.
+        """
         manifest = self.bundle.manifest
+        overrides: dict[str, Any] = {
+            "guidance": guidance,
+            "top_k": top_k,
+            "top_p": top_p,
+            "smooth": smooth,
+            "residual": residual,
+            "steps": None if steps is None else str(steps),
+        }
+        chosen = {name: value for name, value in overrides.items() if value is not None}
+        settings = replace(manifest.sampling, **chosen)
         if not prompts:
             raise InputError("no prompt was given")
         for number, prompt in enumerate(prompts, start=1):
             if not prompt.strip():
                 raise InputError(f"prompt {number} is empty")
+            if not prompt.isprintable() and "\udc00" <= max(prompt) <= "\udfff":
+                raise InputError(f"prompt {number} is not valid UTF-8")
         _in_range("--guidance", settings.guidance, 0, 1000)
         if settings.top_k is not None:
             _in_range("--top-k", settings.top_k, 1, manifest.model.vocab_size)
         _in_range("--top-p", settings.top_p, 0, 1)
         _in_range("--seed", seed, 0, MAX_SEED)
-        _in_range("--num-images", num_images, 1, 1_000_000)
+        _in_range("--num-images", num_images, 1, MAX_IMAGES)
         if batch is not None:
             _in_range("--batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
         diffusion_schedule(settings.steps)
+        return settings
 
     def _prompt_tokenizer(self) -> PromptTokenizer:
         if self.tokenizer is None:

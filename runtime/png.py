@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hart.errors import InputError
@@ -38,38 +38,41 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
     info.add_itxt(KEY, json.dumps(record, ensure_ascii=False))
     info.add_itxt("Description", origin.prompt)
     check_writable(path)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=".hart-", suffix=".png", dir=path.parent)
+    partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             image.save(file, format="PNG", pnginfo=info)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
+        partial.chmod(0o644)
+        partial.replace(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from None
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
     """Refuse an output that cannot be written, before the work is done."""
     if path.suffix.lower() != ".png":
         raise InputError(f"--output {path}: expected a file ending in .png")
-    if path.is_dir():
-        raise InputError(f"--output {path}: expected a file, found a folder")
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"--output {path}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--output {path}: the folder {folder} is not writable")
+    try:
+        if path.is_dir():
+            raise InputError(f"--output {path}: expected a file, found a folder")
+        if not path.parent.is_dir():
+            raise InputError(f"--output {path}: the folder {path.parent} does not exist")
+        with tempfile.TemporaryFile(prefix=".hart-", dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from None
 
 
 def read_origin(path: Path) -> Origin:
     """The :class:`Origin` that :func:`save_png` stored in a picture."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             image.load()
             text = image.info.get(KEY)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+    except Exception as error:  # damaged files raise anything, decompression bombs included
         raise InputError(f"{path}: not a readable picture ({error})") from None
     if text is None:
         raise InputError(f"{path}: carries no prompt and seed; it was not drawn by hart-run")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -11,19 +11,25 @@ from export.bundle import export_bundle
 from hart.demo import DEMO_CHECKPOINT
 from runtime import Pipeline
 
-ExportOnce = Callable[[Path, str, tuple[int, ...] | None], Path]
+
+class ExportOnce(Protocol):
+    def __call__(
+        self, checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = ..., ema: bool = ...
+    ) -> Path: ...
 
 
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory: pytest.TempPathFactory) -> ExportOnce:
     """Export a checkpoint, or return the bundle if this session made it already."""
-    made: dict[tuple[Path, str, tuple[int, ...] | None], Path] = {}
+    made: dict[object, Path] = {}
 
-    def export(checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = None) -> Path:
-        key = (checkpoint, precision, patch_nums)
+    def export(
+        checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = None, ema: bool = True
+    ) -> Path:
+        key = (checkpoint, precision, patch_nums, ema)
         if key not in made:
             output = tmp_path_factory.mktemp("bundles") / f"{checkpoint.name}-{precision}"
-            export_bundle(checkpoint, output, precision, patch_nums=patch_nums)
+            export_bundle(checkpoint, output, precision, patch_nums=patch_nums, ema=ema)
             made[key] = output
         return made[key]
 
@@ -32,7 +38,7 @@ def export_once(tmp_path_factory: pytest.TempPathFactory) -> ExportOnce:
 
 @pytest.fixture(scope="session")
 def demo_bundle(export_once: ExportOnce) -> Path:
-    return export_once(DEMO_CHECKPOINT, "fp16", None)
+    return export_once(DEMO_CHECKPOINT, "fp16")
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,11 @@ class Run:
             return dict(json.loads(opened.metadata()["run"]))
 
     @property
+    def ema(self) -> bool:
+        """Which weights the run was recorded with."""
+        return self.parameters.get("weights", "llm/ema_model.bin") == "llm/ema_model.bin"
+
+    @property
     def patch_nums(self) -> tuple[int, ...]:
         return tuple(self.parameters["patch_nums"])  # type: ignore[arg-type]
 
@@ -89,8 +94,11 @@ class Run:
 
 
 def roots() -> list[Path]:
-    extra = os.environ.get("HART_GOLDEN_DIR", "")
-    return [HERE, *(Path(part) for part in extra.split(os.pathsep) if part)]
+    extra = [Path(p) for p in os.environ.get("HART_GOLDEN_DIR", "").split(os.pathsep) if p]
+    for folder in extra:
+        if not any(folder.rglob("run_*.safetensors")):
+            raise FileNotFoundError(f"HART_GOLDEN_DIR: no recorded runs below {folder}")
+    return [HERE, *extra]
 
 
 def variants() -> list[Path]:

@@ -19,8 +19,8 @@ from tests.golden_runs import ABSOLUTE, HERE, IMAGE, Run, compare, runs, variant
 
 
 @cache
-def load(variant: Path) -> Hart:
-    return load_hart(variant)
+def load(variant: Path, ema: bool = True) -> Hart:
+    return load_hart(variant, ema=ema)
 
 
 def test_the_public_runs_are_found() -> None:
@@ -32,7 +32,7 @@ def test_the_public_runs_are_found() -> None:
 @pytest.mark.parametrize("run", runs(), ids=lambda run: run.label)
 def test_replay(run: Run) -> None:
     """Every recorded tensor of every run, indices exactly."""
-    model = load(run.variant)
+    model = load(run.variant, run.ema)
     tensors = run.tensors()
     found: dict[str, np.ndarray] = {}
     hooks = [model.transformer.head_nm.register_forward_hook(_Inner("head_in", found))]

@@ -18,7 +18,7 @@ FACTOR = 10.0
 @pytest.mark.parametrize("run", runs(), ids=lambda run: run.label)
 def test_replay(run: Run, export_once: ExportOnce) -> None:
     patch_nums = None if run.patch_nums == run.config.patch_nums else run.patch_nums
-    bundle = open_bundle(export_once(run.variant, "fp32", patch_nums))
+    bundle = open_bundle(export_once(run.variant, "fp32", patch_nums, run.ema))
     backend = OnnxRuntimeBackend(bundle, "cpu")
     tensors = run.tensors()
     found: dict[str, np.ndarray] = {}
