@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hart.diffusion_schedule import diffusion_schedule
@@ -24,14 +24,17 @@ from hart.schedule import (
 SIZES = st.integers(1, 64)
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES)
 def test_upsampling_is_torchs_bicubic(size: int, target: int) -> None:
     x = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
     matrix = torch.from_numpy(upsample_matrix(size, target))
     expected = F.interpolate(x, size=(target, target), mode="bicubic")
-    assert (matrix @ x @ matrix.T - expected).abs().max() < 1e-5
+    # torch computes the cells' centres in float32, the matrix in float64
+    assert (matrix @ x @ matrix.T - expected).abs().max() < 1e-4
 
 
+@settings(deadline=None)
 @given(SIZES, SIZES)
 def test_downsampling_is_adaptive_average_pooling(size: int, target: int) -> None:
     x = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
