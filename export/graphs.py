@@ -194,12 +194,14 @@ class NextScaleGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         h = up @ h.permute(0, 3, 1, 2) @ up.T
         if self.ratio:
-            phi = self.phi_of_scale[scale]
-            smoothed = convolve(h, self.phi_weight[phi][0], self.phi_bias[phi][0])
+            phi = self.phi_of_scale.index_select(0, scale)
+            weight, bias = (t.index_select(0, phi)[0] for t in (self.phi_weight, self.phi_bias))
+            smoothed = convolve(h, weight, bias)
             h = h * (1 - self.ratio) + smoothed * self.ratio
         f_hat = f_hat + h
         cells = (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
-        x = (self.word_embed(cells).float() + self.levels[scale + 1]).repeat(2, 1, 1)
+        level = self.levels.index_select(0, scale + 1)
+        x = (self.word_embed(cells).float() + level).repeat(2, 1, 1)
         side = down.shape[0]
         axis = torch.arange(side, dtype=torch.float32) / side * down.shape[1]
         rows, columns = axis[:, None].expand(side, side), axis[None].expand(side, side)

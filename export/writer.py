@@ -25,6 +25,9 @@ INLINE_BYTES = 1024
 ALIGNMENT = 4096
 """Offsets in the weight file are multiples of a memory page."""
 
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
+"""What the exporter calls the scope of a node that belongs to no module."""
+
 DTYPES = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
@@ -126,7 +129,7 @@ def _name_nodes_by_module(graph: ir.Graph) -> None:
     seen: dict[str, int] = {}
     for node in graph.all_nodes():
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-        path = next((s for s in reversed(_parse_list(scopes)[:-1]) if s), "")
+        path = next((s for s in reversed(_parse_list(scopes)[:-1]) if s and s != NO_MODULE), "")
         base = f"{path}/{node.op_type}" if path else node.op_type
         seen[base] = seen.get(base, -1) + 1
         node.name = f"{base}_{seen[base]}" if seen[base] else base

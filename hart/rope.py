@@ -8,6 +8,8 @@ axial embedding does not reproduce it.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,20 @@ def image_angles(positions: Tensor, head_dim: int) -> Tensor:
     return torch.cat([row, row, column, column], dim=-1)
 
 
-def apply_rope(x: Tensor, angles: Tensor) -> Tensor:
-    """Compute x * cos + rotate_half(x) * sin. (B, L, H, dh) with (B, L, dh) angles, float32 result"""
+class Rotation(NamedTuple):
+    """Cosine and sine of the angles of a run of tokens, (B, L, 1, head_dim) each."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, angles: Tensor) -> Rotation:
+        """Angles (B, L, head_dim) are turned into numbers once, for all heads and blocks."""
+        return cls(angles.cos()[:, :, None], angles.sin()[:, :, None])
+
+
+def apply_rope(x: Tensor, rotation: Rotation) -> Tensor:
+    """Compute x * cos + rotate_half(x) * sin. (B, L, H, head_dim), float32 result"""
     x = x.float()
-    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hart.config import TextEncoderConfig
 from hart.layers import Linear, RMSNorm
-from hart.rope import apply_rope
+from hart.rope import Rotation, apply_rope
 
 
 class SelfAttention(nn.Module):
@@ -28,9 +28,9 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(dim, kv_dim)
         self.o_proj = Linear(config.num_attention_heads * head_dim, dim, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, visible: Tensor) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rope(q, angles).to(v.dtype), apply_rope(k, angles).to(v.dtype)
+        q, k = apply_rope(q, rotation).to(v.dtype), apply_rope(k, rotation).to(v.dtype)
         k, v = (t.repeat_interleave(self.groups, dim=2).transpose(1, 2) for t in (k, v))
         scores = (q.transpose(1, 2) @ k.transpose(2, 3)).float() * self.head_dim**-0.5
         weights = scores.masked_fill(~visible, torch.finfo(torch.float32).min).softmax(-1)
@@ -57,8 +57,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, angles: Tensor, visible: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, visible).float()
+    def forward(self, x: Tensor, rotation: Rotation, visible: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, visible).float()
         return x + self.mlp(self.post_attention_layernorm(x)).float()
 
 
@@ -80,8 +80,8 @@ class TextEncoder(nn.Module):
         visible = causal & mask[:, None, None, :]
         exponent = torch.arange(0, config.head_dim, 2, device=input_ids.device) / config.head_dim
         angles = positions[:, None].float() * (1.0 / config.rope_theta**exponent)
-        angles = torch.cat([angles, angles], dim=-1)[None]
+        rotation = Rotation.of(torch.cat([angles, angles], dim=-1)[None])
         x = self.embed_tokens(input_ids).float()
         for layer in self.layers:
-            x = layer(x, angles, visible)
+            x = layer(x, rotation, visible)
         return self.norm(x)

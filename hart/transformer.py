@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hart.config import TransformerConfig
 from hart.diffusion import ResidualDiffusion
 from hart.layers import Linear, RMSNorm, TimestepEmbedder
-from hart.rope import apply_rope
+from hart.rope import Rotation, apply_rope
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 Cache = Sequence[tuple[Tensor, Tensor]]
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: Tensor,
+        rotation: Rotation,
         past: tuple[Tensor, Tensor] | None,
         attend: AttentionFunction,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -77,8 +77,8 @@ class Attention(nn.Module):
             q = F.normalize(q.float(), dim=-1) * gain
             k = F.normalize(k.float(), dim=-1)
         dtype = self.qkv_proj.weight.dtype
-        q = apply_rope(q, angles).to(dtype).flatten(2)
-        k = apply_rope(k, angles).to(dtype).flatten(2)
+        q = apply_rope(q, rotation).to(dtype).flatten(2)
+        k = apply_rope(k, rotation).to(dtype).flatten(2)
         v = v.to(dtype)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
@@ -128,18 +128,18 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: Tensor,
+        rotation: Rotation,
         condition: Tensor,
         past: tuple[Tensor, Tensor] | None,
         attend: AttentionFunction,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         modulation = self._modulation(condition)
         if modulation is None:
-            h, present = self.attn(self.ln_wo_grad(x), angles, past, attend)
+            h, present = self.attn(self.ln_wo_grad(x), rotation, past, attend)
             x = x + h.float()
             return x + self.ffn(self.ln_wo_grad(x)).float(), present
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation  # (2B, 1, C) each
-        h, present = self.attn(self.ln_wo_grad(x) * (1 + scale1) + shift1, angles, past, attend)
+        h, present = self.attn(self.ln_wo_grad(x) * (1 + scale1) + shift1, rotation, past, attend)
         x = x + h.float() * gamma1
         h = self.ffn(self.ln_wo_grad(x) * (1 + scale2) + shift2)
         return x + h.float() * gamma2, present
@@ -237,8 +237,9 @@ class ScaleTransformer(nn.Module):
             hidden (2B, L, C) float32, and the grown cache.
         """
         present = []
+        rotation = Rotation.of(angles)
         for i, block in enumerate(self.blocks):
-            x, pair = block(x, angles, condition, cache[i] if cache else None, attend)
+            x, pair = block(x, rotation, condition, cache[i] if cache else None, attend)
             present.append(pair)
         return x, present
 

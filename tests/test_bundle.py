@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
@@ -43,23 +42,15 @@ def reseal(folder: Path, name: str) -> None:
 
 
 def poisoned(bundle: Path, tmp_path: Path, value: float) -> Path:
-    """A sealed bundle in which one number of the phi convolutions' bias is ``value``."""
+    """A sealed bundle in which one bias of the word embedding is ``value``."""
     folder = Path(shutil.copytree(bundle, tmp_path / "poisoned"))
     model = onnx.load(folder / "next_scale.onnx", load_external_data=False)
-    bias = next(t for t in model.graph.initializer if t.name == "phi_bias")
-    place = {entry.key: entry.value for entry in bias.external_data}
-    if place:
-        data = bytearray((folder / WEIGHTS).read_bytes())
-        start = int(place["offset"])
-        data[start : start + 4] = np.float32(value).tobytes()
-        (folder / WEIGHTS).write_bytes(data)
-        reseal(folder, WEIGHTS)
-    else:
-        array = onnx.numpy_helper.to_array(bias).copy()
-        array.flat[0] = value
-        bias.CopyFrom(onnx.numpy_helper.from_array(array, "phi_bias"))
-        (folder / "next_scale.onnx").write_bytes(model.SerializeToString())
-        reseal(folder, "next_scale.onnx")
+    bias = next(t for t in model.graph.initializer if t.name == "word_embed.bias")
+    array = onnx.numpy_helper.to_array(bias).copy()
+    array[0] = value
+    bias.CopyFrom(onnx.numpy_helper.from_array(array, bias.name))
+    (folder / "next_scale.onnx").write_bytes(model.SerializeToString())
+    reseal(folder, "next_scale.onnx")
     return folder
 
 
@@ -84,6 +75,7 @@ def test_graphs_are_valid_and_typed(demo_bundle: Path) -> None:
         onnx.checker.check_model(str(demo_bundle / graph.file))
     model = onnx.load(demo_bundle / "transformer.onnx", load_external_data=False)
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    types |= {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
     types |= {t.name: t.data_type for t in model.graph.initializer}
     kinds = {node.op_type for node in model.graph.node}
     assert "MultiHeadAttention" in kinds

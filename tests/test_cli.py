@@ -127,7 +127,7 @@ def test_a_failed_run_ends_with_one(demo_bundle: Path, tmp_path: Path) -> None:
     folder = poisoned(demo_bundle, tmp_path, float("nan"))
     done = run("--engine", folder, PROMPT, "--output", tmp_path / "x.png")
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: scale 0: the latent holds NaN")
+    assert done.stderr.startswith("error: scale 1: the latent holds NaN")
     assert not (tmp_path / "x.png").exists()
 
 

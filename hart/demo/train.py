@@ -90,6 +90,8 @@ class TokenizerStage(Stage):
     crop: int = SIZE
     patch_nums: tuple[int, ...] = PATCH_NUMS
     discrete_share: float = 0.5
+    revive: bool = True
+    """Move unused codes to where they are needed, in the first three quarters."""
     quantizer_weight: float = 0.05
     """Low, so that commitment does not talk the encoder out of what only the residual can hold."""
 
@@ -109,6 +111,9 @@ TOKENIZER_STAGES = (
     TokenizerStage(
         "texture", steps=1300, batch=8, learning_rate=4e-4, quantizer_weight=0.01, discrete_share=0.25
     ),
+)
+DECODER_STAGE = TokenizerStage(
+    "decoder", steps=700, batch=8, learning_rate=5e-4, discrete_share=0.1, revive=False
 )
 TRANSFORMER_STAGE = Stage("transformer", steps=1100, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
 DATASET = 12288
@@ -155,7 +160,7 @@ def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokeniz
 
     def batch_loss(stage: TokenizerStage, number: int, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, number, step])
-        if step % 25 == 5 and step < 0.75 * stage.steps:
+        if stage.revive and step % 25 == 5 and step < 0.75 * stage.steps:
             _revive_codes(model, draw(rng, 48, stage.crop), stage.patch_nums, rng)
         images = draw(rng, stage.batch, stage.crop)
         generator = torch.Generator().manual_seed(step)
@@ -166,6 +171,10 @@ def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokeniz
         averaged = _optimise(model, stage, functools.partial(batch_loss, stage, number), work)
         model.load_state_dict(averaged.state_dict())
     _rescale_latent(model, draw(np.random.default_rng([seed, 20]), 256))
+    for part in (model.encoder, model.quant_conv, model.quantize):  # the tokens stay as they are
+        part.requires_grad_(False)
+    averaged = _optimise(model, DECODER_STAGE, functools.partial(batch_loss, DECODER_STAGE, 40), work)
+    model.load_state_dict(averaged.state_dict())
     return model.eval().requires_grad_(False)
 
 
@@ -210,8 +219,9 @@ def _optimise(
     model: nn.Module, stage: Stage, batch_loss: Callable[[int], dict[str, Tensor]], work: Path
 ) -> nn.Module:
     """AdamW with warm-up and cosine decay; returns an exponential average of the weights."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}],
         betas=(0.9, 0.95),
@@ -255,7 +265,7 @@ def _optimise(
             losses = batch_loss(step)
             optimiser.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(trained, 1.0)
             optimiser.step()
             keep = min(EMA_DECAY, (1 + step) / (10 + step))
             with torch.no_grad():
