@@ -61,6 +61,8 @@ def transformer_loss(
     indices: Sequence[Tensor],
     rest: Tensor,
     generator: torch.Generator,
+    balance: float = 0.0,
+    residual_share: float = 1.0,
 ) -> dict[str, Tensor]:
     """Cross entropy over all scales and the diffusion loss of the last scale's residual.
 
@@ -69,6 +71,9 @@ def transformer_loss(
         mask: (B, T) bool.
         indices: per scale (B, n * n) int64, from the tokenizer.
         rest: (B, Cv, P, P) continuous rest before the last discrete scale.
+        balance: weight of a token is (tokens of its scale) ** -balance; 0 weighs tokens alike,
+            as published, 1 weighs scales alike.
+        residual_share: share of the last scale's tokens that the diffusion loss looks at.
     """
     config = transformer.config
     patch_nums, head_dim = config.patch_nums, config.head_dim
@@ -103,14 +108,22 @@ def transformer_loss(
     hidden, _ = transformer(torch.cat(inputs, 1), torch.cat(angles, 1), context.block_condition, None, attend)
     hidden = hidden[:, config.context_token - 1 :]
     logits = transformer.logits(hidden, context.head_condition)
-    cross_entropy = F.cross_entropy(logits.flatten(0, 1), torch.cat(list(indices), 1).flatten())
+    targets = torch.cat(list(indices), 1)
+    tokens = torch.cat([torch.full((n * n,), float(n * n)) for n in patch_nums]).to(logits.device)
+    weight = tokens**-balance
+    weight = weight / weight.mean()
+    entropies = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    cross_entropy = (entropies * weight).mean()
 
     last = patch_nums[-1] ** 2
+    count = max(1, round(last * residual_share))
+    chosen = torch.randperm(last, generator=generator)[:count].to(logits.device)
+    hidden, logits = hidden[:, -last:][:, chosen], logits[:, -last:][:, chosen]
     with torch.no_grad():  # the residual must mend the codes that sampling draws
-        kept = truncate(logits[:, -last:], min(600, logits.shape[-1]), 0.96)
+        kept = truncate(logits, min(600, logits.shape[-1]), 0.96)
         uniform = torch.rand(kept.shape[:2], generator=generator).to(kept.device)
         codes = quantizer.embedding(draw(kept, uniform))
-    z = transformer.residual_condition(hidden[:, -last:], codes)
-    residual = rest.flatten(2).transpose(1, 2) - codes
+    z = transformer.residual_condition(hidden, codes)
+    residual = rest.flatten(2).transpose(1, 2)[:, chosen] - codes
     diffusion = transformer.diffloss.loss(z.flatten(0, 1), residual.flatten(0, 1), generator)
     return {"cross_entropy": cross_entropy, "diffusion": diffusion}

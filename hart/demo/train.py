@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import click
 import numpy as np
@@ -96,6 +95,15 @@ class TokenizerStage(Stage):
     """Low, so that commitment does not talk the encoder out of what only the residual can hold."""
 
 
+@dataclass(frozen=True)
+class TransformerStage(Stage):
+    """See :func:`hart.losses.transformer_loss` for the last two."""
+
+    weight_decay: float = 0.02
+    balance: float = 0.0
+    residual_share: float = 1.0
+
+
 TOKENIZER_STAGES = (
     TokenizerStage(
         "crops",
@@ -115,7 +123,10 @@ TOKENIZER_STAGES = (
 DECODER_STAGE = TokenizerStage(
     "decoder", steps=700, batch=8, learning_rate=5e-4, discrete_share=0.1, revive=False
 )
-TRANSFORMER_STAGE = Stage("transformer", steps=1100, batch=64, learning_rate=1.5e-3, weight_decay=0.02)
+TRANSFORMER_STAGES = (
+    TransformerStage("transformer", steps=800, horizon=1100, batch=64, learning_rate=1.5e-3),
+    TransformerStage("refine", steps=2400, batch=64, learning_rate=1.2e-3, balance=0.5, residual_share=0.25),
+)
 DATASET = 12288
 
 
@@ -192,9 +203,9 @@ def train_transformer(
     _initialise(model)
     scenes, indices, rest = _encoded_dataset(tokenizer, training, work, seed, device)
 
-    def batch_loss(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, 10, step])
-        chosen = rng.integers(DATASET, size=TRANSFORMER_STAGE.batch)
+    def batch_loss(stage: TransformerStage, number: int, step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, number, step])
+        chosen = rng.integers(DATASET, size=stage.batch)
         captions = [scenes[i].caption() if rng.random() < 0.7 else scenes[i].variant(rng) for i in chosen]
         ids, mask = (torch.from_numpy(a).to(device) for a in prompts(captions))
         return transformer_loss(
@@ -205,14 +216,15 @@ def train_transformer(
             [index[chosen].long() for index in indices],
             rest[chosen].float(),
             torch.Generator().manual_seed(step),
+            stage.balance,
+            stage.residual_share,
         )
 
-    averaged = cast(nn.ModuleDict, _optimise(model, TRANSFORMER_STAGE, batch_loss, work)).eval()
-    return (
-        cast(TextEncoder, averaged["text"]),
-        cast(ScaleTransformer, averaged["transformer"]),
-        vocabulary,
-    )
+    for number, stage in enumerate(TRANSFORMER_STAGES, start=10):
+        averaged = _optimise(model, stage, functools.partial(batch_loss, stage, number), work)
+        model.load_state_dict(averaged.state_dict())
+    model.eval().requires_grad_(False)
+    return text, transformer, vocabulary
 
 
 def _optimise(
