@@ -40,7 +40,7 @@ def test_the_checker_does_not_see_another_shape(shape: str) -> None:
 def test_the_checker_finds_nothing_in_an_empty_picture() -> None:
     rng = np.random.default_rng(3)
     noise = 0.5 + 0.02 * rng.standard_normal((64, 64, 3)).astype(np.float32)
-    assert look(noise).shape not in ("square", "triangle", "star")
+    assert look(noise).shape is None
 
 
 def test_a_tenth_of_the_combinations_is_held_out() -> None:

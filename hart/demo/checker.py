@@ -16,6 +16,8 @@ from hart.demo.scenes import PALETTE, Scene
 
 Array = NDArray[np.float32]
 BORDER = 2
+CONTRAST = 0.15
+"""Colours closer than this (of a palette at least 0.4 apart) are texture, not a thing."""
 ROUND = 0.03
 """A relative corner harmonic below this is a circle."""
 DIRECTIONS = 90
@@ -47,6 +49,8 @@ def look(image: Array) -> Verdict:
     mask = distance > 0.5 * np.quantile(distance, 0.98)
     core = mask & (distance > 0.6 * np.median(distance[mask]))
     color = np.median(image[core], axis=0)
+    if np.linalg.norm(color - background) < CONTRAST:
+        return Verdict(_name(color), None, _name(background))
     # With both colours known, every pixel belongs to the nearer one.
     to_color = np.linalg.norm(_blur(image) - color, axis=-1)
     return Verdict(_name(color), _shape(to_color < distance), _name(background))
