@@ -144,7 +144,7 @@ DATASET = 12288
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 def main(output: Path, work: Path, seed: int, device: str) -> None:
-    """Train the demo checkpoint (about two hours on 2 CPU cores) and write it to OUTPUT."""
+    """Train the demo checkpoint (two and a half hours on 2 CPU cores) and write it to OUTPUT."""
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     tokenizer = train_tokenizer(work, seed, torch.device(device))
