@@ -137,7 +137,7 @@ DATASET = 12288
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
-    default=Path("work/demo"),
+    default=Path("demo-training"),
     show_default=True,
     help="Folder for resumable state.",
 )
