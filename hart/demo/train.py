@@ -63,7 +63,7 @@ TRANSFORMER = TransformerConfig(
 )
 RESIDUAL_PERCENTILE, RESIDUAL_REACH = 99.0, 0.45
 """The latent is rescaled so that this share of residuals stays inside the diffusion's range."""
-SAMPLING = {"guidance": 3.0, "top_k": 100, "top_p": 0.95, "smooth": False}
+SAMPLING = {"guidance": 1.5, "top_k": 50, "top_p": 0.9, "smooth": False}
 """Chosen with ``python -m hart.demo.report`` on training scenes."""
 EMA_DECAY = 0.995
 SAVE_EVERY = 100
