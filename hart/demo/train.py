@@ -121,13 +121,13 @@ TOKENIZER_STAGES = (
     ),
 )
 DECODER_STAGE = TokenizerStage(
-    "decoder", steps=700, batch=8, learning_rate=5e-4, discrete_share=0.1, revive=False
+    "decoder", steps=1000, batch=8, learning_rate=5e-4, discrete_share=0.1, revive=False
 )
 TRANSFORMER_STAGES = (
     TransformerStage("transformer", steps=800, horizon=1100, batch=64, learning_rate=1.5e-3),
-    TransformerStage("refine", steps=2400, batch=64, learning_rate=1.2e-3, balance=0.5, residual_share=0.25),
+    TransformerStage("refine", steps=3600, batch=64, learning_rate=1.2e-3, balance=0.5, residual_share=0.25),
 )
-DATASET = 12288
+DATASET = 24576
 
 
 @click.command()
