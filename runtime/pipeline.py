@@ -18,7 +18,7 @@ from hart.errors import InputError
 from hart.noise import SeededNoise
 from hart.schedule import SamplingSettings
 from hart.text_tokenizer import PromptTokenizer
-from runtime.backend import Backend, OnnxRuntimeBackend
+from runtime.backend import Backend, open_backend
 from runtime.bundle import TEXT_TOKENIZER, Bundle, open_bundle
 from runtime.loop import Advance, Array, draw
 
@@ -70,7 +70,7 @@ class Pipeline:
     def load(cls, bundle: str | Path, device: str = "auto", threads: int | None = None) -> Pipeline:
         """Verify and open a bundle folder on "cpu", "cuda" or "auto"."""
         opened = open_bundle(Path(bundle))
-        return cls(opened, OnnxRuntimeBackend(opened, device, threads))
+        return cls(opened, open_backend(opened, device, threads))
 
     def __call__(self, prompts: str | Sequence[str], seed: int = 0, **options: object) -> list[Image.Image]:
         """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.backend import OnnxRuntimeBackend
 from runtime.bundle import open_bundle
 from runtime.loop import draw
+from runtime.onnx_backend import OnnxRuntimeBackend
 from tests.conftest import ExportOnce
 from tests.golden_runs import Run, compare, runs
 

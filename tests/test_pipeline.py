@@ -12,8 +12,8 @@ import pytest
 from hart.demo.checker import look
 from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
-from runtime.backend import OnnxRuntimeBackend, pick_device
 from runtime.bundle import MANIFEST, open_bundle
+from runtime.onnx_backend import OnnxRuntimeBackend, pick_device
 from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"

@@ -17,9 +17,9 @@ from hart.noise import SeededNoise
 from hart.schedule import SamplingSettings
 from hart.tokenizer import ImageTokenizer
 from hart.transformer import ScaleTransformer
-from runtime.backend import OnnxRuntimeBackend
 from runtime.bundle import open_bundle
 from runtime.loop import draw
+from runtime.onnx_backend import OnnxRuntimeBackend
 
 COMMON = {
     "attn_type": "llama",
