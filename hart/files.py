@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hart.errors import InputError
+from hart.errors import InputError, RunError
 
 
 @contextlib.contextmanager
@@ -19,6 +19,7 @@ def folder_beside(output: Path) -> Iterator[Path]:
 
     Raises:
         InputError: the place cannot be written.
+        RunError: writing failed on the way, such as on a full disk.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +29,10 @@ def folder_beside(output: Path) -> Iterator[Path]:
     try:
         partial.chmod(0o755)
         yield partial
+    except OSError as error:
+        if error.filename is not None and not Path(error.filename).is_relative_to(partial):
+            raise
+        raise RunError(f"{output}: could not be written ({error.strerror}); nothing was changed") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
