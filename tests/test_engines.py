@@ -1,0 +1,269 @@
+"""Engines really built with TensorRT-RTX, which needs no GPU for that."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
+
+from hart.errors import InputError, RunError
+from runtime.backend import open_backend
+from runtime.bundle import GraphSpec, TensorSpec, open_bundle, sha256_of
+from runtime.shapes import scale_dims
+from runtime.tensorrt.build import BuildOptions, build_engine
+from runtime.tensorrt.cli import main as build_main
+from runtime.tensorrt.cli import parse_capabilities
+from runtime.tensorrt.engines import (
+    ENGINE_MANIFEST,
+    ENGINE_SCHEMA,
+    engine_file,
+    find_engines,
+    mismatches,
+    read_engine_manifest,
+)
+from runtime.tensorrt.folder import build_engines, parse_batches
+from runtime.tensorrt.package import INSTALL, Package, available_packages, import_package
+from runtime.tensorrt.profiles import names_in
+from tests.test_bundle import reseal
+
+CAPABILITIES = ("8.6", "8.9", "12.0")
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Package:
+    try:
+        return import_package("tensorrt-rtx")
+    except InputError as error:
+        if sys.platform == "linux" and os.uname().machine == "x86_64":
+            raise  # the development extra installs it there
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def built(demo_bundle: Path, rtx: Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with static engines. Tests that change it copy it."""
+    folder = tmp_path_factory.mktemp("engines") / "demo"
+    shutil.copytree(demo_bundle, folder)
+    options = BuildOptions(batches=(1, 2), compute_capabilities=CAPABILITIES)
+    build_engines(open_bundle(folder), rtx, options)
+    return folder
+
+
+def engines_of(bundle: Path) -> Path:
+    (folder,) = bundle.glob("tensorrt-rtx-*")
+    return folder
+
+
+def copy_of(bundle: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def touch_graph(bundle: Path, name: str) -> None:
+    """Change one byte of a graph, without changing what it computes, and seal the bundle again."""
+    path = bundle / f"{name}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.doc_string = "x"
+    path.write_bytes(model.SerializeToString())
+    reseal(bundle, path.name)
+
+
+def build(*arguments: object) -> Result:
+    return CliRunner().invoke(build_main, [str(a) for a in arguments])
+
+
+def test_static_engines_cover_every_scale(built: Path) -> None:
+    manifest, bundle = read_engine_manifest(engines_of(built)), open_bundle(built)
+    scales = scale_dims(bundle.manifest.model)
+    assert set(manifest.engines) == set(bundle.manifest.graphs) - {"transformer_append"}
+    for name, engine in manifest.engines.items():
+        graph = GraphSpec("", 0, engine.inputs, engine.outputs)
+        expected = (
+            [d for d in scales if names_in(graph) <= {*d, "batch"}] if names_in(graph) > {"batch"} else [{}]
+        )
+        assert len(engine.profiles) == len(expected), name
+        for profile in engine.profiles:
+            assert set(profile.shapes) == {t.name for t in engine.inputs}, "no input without a shape"
+    lengths = [p.shapes["x"].opt[1] for p in manifest.engines["transformer"].profiles]
+    assert lengths == [d["length"] for d in scales]
+    assert manifest.engines["sample"].on_host == ("top_k",)
+    assert engines_of(built).name.endswith("sm86-sm89-sm120-linux-x86_64-fp16")
+
+
+def test_dynamic_engines_have_one_profile(built: Path, rtx: Package, tmp_path: Path) -> None:
+    folder = copy_of(built, tmp_path)
+    done = build("--engine", folder, "--scales", "dynamic", "--batch", "1..4", "--compute-capability", "8.9")
+    assert done.exit_code == 0, done.output
+    assert len(list(folder.glob("tensorrt-rtx-*"))) == 2, "beside the others, not instead"
+    manifest = read_engine_manifest(next(folder.glob(f"*{rtx.version}-sm89-linux*")))
+    assert {len(e.profiles) for e in manifest.engines.values()} == {1}
+    x = manifest.engines["transformer"].profiles[0].shapes["x"]
+    assert (x.min[:2], x.max[:2]) == ((2, 4), (8, 64))
+
+
+def test_a_second_build_does_nothing(built: Path, tmp_path: Path) -> None:
+    folder = copy_of(built, tmp_path)
+    before = contents(folder)
+    done = build("--engine", folder, "--batch", "1..2", "--compute-capability", ",".join(CAPABILITIES))
+    assert done.exit_code == 0, done.output
+    assert "every engine is current" in done.stdout
+    assert contents(folder) == before
+
+
+def test_only_what_changed_is_built_again(built: Path, rtx: Package, tmp_path: Path) -> None:
+    folder = copy_of(built, tmp_path)
+    touch_graph(folder, "latent")
+    (engines_of(folder) / engine_file("smooth")).write_bytes(b"damaged")
+    bundle, options = open_bundle(folder), BuildOptions((1, 2), compute_capabilities=CAPABILITIES)
+    assert "latent built from other graphs" in str(
+        mismatches(read_engine_manifest(engines_of(folder)), bundle, rtx, "8.9")
+    )
+    target, manifest, again = build_engines(bundle, rtx, options)
+    assert sorted(again) == ["latent", "smooth"]
+    assert mismatches(manifest, bundle, rtx, "8.9") == []
+    assert sha256_of(target / engine_file("smooth")) == manifest.engines["smooth"].file.sha256
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+NO_LARGE_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)); "
+"""How a full disk looks to a process that may not fill one."""
+
+
+def interrupted(bundle: Path, before: str, stop: int | None) -> subprocess.CompletedProcess[str]:
+    """Run hart-build in a process of its own; send it a signal when it is at work."""
+    code = f"{before}from runtime.tensorrt.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "--engine", str(bundle), "--force"],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    if stop is not None:
+        while not list(bundle.glob(".tensorrt-rtx-*/*.engine")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(stop)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize(
+    ("before", "stop"), [("", signal.SIGTERM), (NO_LARGE_FILES, None)], ids=["SIGTERM", "disk full"]
+)
+def test_an_interrupted_build_leaves_the_bundle_as_it_was(
+    built: Path, tmp_path: Path, before: str, stop: int | None
+) -> None:
+    folder = copy_of(built, tmp_path)
+    as_it_was = contents(folder)
+    ended = interrupted(folder, before, stop)
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert contents(folder) == as_it_was
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+    if stop is None:
+        assert "could not be written" in ended.stderr
+
+
+def test_engines_are_compared_before_they_are_loaded(built: Path, rtx: Package, tmp_path: Path) -> None:
+    bundle = open_bundle(built)
+    assert find_engines(bundle, rtx, "8.9")[0] == engines_of(built)
+    mend = f"hart-build --engine {built} --backend tensorrt-rtx"
+    with pytest.raises(
+        InputError, match=r"for compute capability 8\.6, .*, this GPU has 7\.5"
+    ) as caught:
+        find_engines(bundle, rtx, "7.5")
+    assert mend in str(caught.value)
+    with pytest.raises(InputError, match=r"installed is 99\.0") as caught:
+        find_engines(bundle, replace(rtx, version="99.0"), "8.9")
+    assert mend in str(caught.value)
+
+    folder = copy_of(built, tmp_path)
+    engine = engines_of(folder) / engine_file("decoder")
+    data = bytearray(engine.read_bytes())
+    data[len(data) // 2] ^= 1
+    engine.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"decoder.engine: expected sha256 .* not loaded"):
+        find_engines(open_bundle(folder), rtx, "8.9")
+    engine.unlink()
+    with pytest.raises(InputError, match=r"decoder.engine: missing"):
+        find_engines(open_bundle(folder), rtx, "8.9")
+
+
+def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_path: Path) -> None:
+    folder = copy_of(built, tmp_path)
+    file = engines_of(folder) / ENGINE_MANIFEST
+    values = json.loads(file.read_text())
+    for text, words in (
+        ("{", "damaged"),
+        (json.dumps({**values, "schema": ENGINE_SCHEMA + 1}), "newer"),
+        (json.dumps({**values, "engines": {"decoder": {}}}), "damaged"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=words):
+            find_engines(open_bundle(folder), rtx, "8.9")
+
+
+def test_a_backend_asked_for_by_name_is_not_replaced(built: Path) -> None:
+    bundle = open_bundle(built)
+    with pytest.raises(InputError, match="runs on a GPU"):
+        open_backend(bundle, "cpu", backend="tensorrt-rtx")
+    if "tensorrt" not in {package.name for package in available_packages()}:
+        with pytest.raises(InputError, match=re.escape(INSTALL["tensorrt"])):
+            open_backend(bundle, backend="tensorrt")
+    assert open_backend(bundle, "cpu", backend="onnxruntime").device == "cpu"
+
+
+def test_a_dropped_input_is_an_error(rtx: Package, tmp_path: Path, demo_bundle: Path) -> None:
+    """The parser ignores ``nonpad_kv_seqlen``: attention would read the whole cache."""
+    shape: tuple[str | int, ...] = ("batch", 4, 8, 16)
+    qkv = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, shape) for n in "qkv"]
+    lengths = helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT16, shape)
+    node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["out"])
+    graph = helper.make_graph([node], "attention", [*qkv, lengths], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)])
+    path = tmp_path / "attention.onnx"
+    onnx.save(model, path)
+    specs = [TensorSpec(n, "float16", ("batch", 4, 8, 16)) for n in "qkv"]
+    spec = GraphSpec(path.name, 24, (*specs, TensorSpec("lengths", "int64", ("batch",))), ())
+    with pytest.raises(RunError, match="ignores the inputs lengths"):
+        build_engine(rtx, path, spec, open_bundle(demo_bundle).manifest.model, [], BuildOptions())
+
+
+def test_what_a_user_may_mistype(built: Path) -> None:
+    assert parse_batches("1..4") == (1, 4)
+    assert parse_batches("2") == (2, 2)
+    assert parse_capabilities("12.0,8.6, 8.6") == ("8.6", "12.0")
+    for arguments, words in (
+        (("--batch", "x"), "--batch: expected a number or a range"),
+        (("--batch", "2..1"), "--batch: expected 1..8"),
+        (("--batch", "9"), "--batch: expected 1..8"),
+        (("--compute-capability", "9.0"), "builds for 7.5"),
+        (("--compute-capability", "sm89"), "expected numbers such as 8.6,8.9"),
+    ):
+        done = build("--engine", built, "--backend", "tensorrt-rtx", *arguments)
+        assert done.exit_code == 2, done.output
+        assert words in done.stderr
+    done = build("--engine", built / "nowhere")
+    assert done.exit_code == 2
+    assert "no bundle here" in done.stderr
