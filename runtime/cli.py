@@ -110,6 +110,8 @@ def main(
         click.echo(json.dumps(_summary(pipeline, result, paths, seconds), indent=1))
     else:
         _table(seconds, time.perf_counter() - start)
+        if pipeline.backend.device == "cuda":
+            click.echo("  (the GPU works while the host goes on: a stage's time is what the host waited)")
         for path in paths:
             click.echo(path)
 

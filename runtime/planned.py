@@ -84,9 +84,9 @@ class PlannedBackend(Backend):
         if self._planned_for == (batch, settings):
             return
         plan = make_plan(self.manifest, batch, settings)
+        self.executor.forget()
         if self._plan is not None:
             self.executor.free(self._arena)
-        self.executor.forget()
         self._plan, self._planned_for = None, None
         self._arena = self.executor.allocate(plan.nbytes)
         self._plan, self._planned_for = plan, (batch, settings)

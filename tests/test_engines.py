@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
+from export.cli import main as export_main
 from hart.errors import InputError, RunError
 from runtime.backend import open_backend
 from runtime.bundle import GraphSpec, TensorSpec, open_bundle, sha256_of
@@ -25,6 +26,7 @@ from runtime.shapes import scale_dims
 from runtime.tensorrt.build import BuildOptions, build_engine
 from runtime.tensorrt.cli import main as build_main
 from runtime.tensorrt.cli import parse_capabilities
+from runtime.tensorrt.device import compute_capability
 from runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
     ENGINE_SCHEMA,
@@ -36,6 +38,7 @@ from runtime.tensorrt.engines import (
 from runtime.tensorrt.folder import build_engines, parse_batches
 from runtime.tensorrt.package import INSTALL, Package, available_packages, import_package
 from runtime.tensorrt.profiles import names_in
+from tests.golden_runs import HERE
 from tests.test_bundle import reseal
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -188,9 +191,7 @@ def test_engines_are_compared_before_they_are_loaded(built: Path, rtx: Package, 
     bundle = open_bundle(built)
     assert find_engines(bundle, rtx, "8.9")[0] == engines_of(built)
     mend = f"hart-build --engine {built} --backend tensorrt-rtx"
-    with pytest.raises(
-        InputError, match=r"for compute capability 8\.6, .*, this GPU has 7\.5"
-    ) as caught:
+    with pytest.raises(InputError, match=r"for compute capability 8\.6, .*, this GPU has 7\.5") as caught:
         find_engines(bundle, rtx, "7.5")
     assert mend in str(caught.value)
     with pytest.raises(InputError, match=r"installed is 99\.0") as caught:
@@ -233,6 +234,12 @@ def test_a_backend_asked_for_by_name_is_not_replaced(built: Path) -> None:
     assert open_backend(bundle, "cpu", backend="onnxruntime").device == "cpu"
 
 
+@pytest.mark.skipif(compute_capability() is not None, reason="this machine has a GPU")
+def test_auto_says_what_it_passes_over(built: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_backend(open_bundle(built)).device == "cpu"
+    assert [r.message.startswith("the tensorrt-rtx engines are not used: ") for r in caplog.records] == [True]
+
+
 def test_a_dropped_input_is_an_error(rtx: Package, tmp_path: Path, demo_bundle: Path) -> None:
     """The parser ignores ``nonpad_kv_seqlen``: attention would read the whole cache."""
     shape: tuple[str | int, ...] = ("batch", 4, 8, 16)
@@ -267,3 +274,13 @@ def test_what_a_user_may_mistype(built: Path) -> None:
     done = build("--engine", built / "nowhere")
     assert done.exit_code == 2
     assert "no bundle here" in done.stderr
+
+
+def test_an_export_ends_in_engines(rtx: Package, tmp_path: Path) -> None:
+    checkpoint, output = HERE / "t2i_main", tmp_path / "main"
+    arguments = [str(checkpoint), "--output", str(output), "--backend", "tensorrt-rtx"]
+    done = CliRunner().invoke(export_main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "10 graphs" in done.stdout
+    assert "9 engines built" in done.stdout, "no text encoder in this checkpoint"
+    assert len(read_engine_manifest(engines_of(output)).engines) == 9

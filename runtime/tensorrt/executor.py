@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class EngineExecutor:
     """An executor of planned calls (see :class:`runtime.planned.Executor`) on the first GPU.
 
-    Every planned call is run plainly the first time, captured as a CUDA graph the second time
-    and replayed from then on. TensorRT-RTX captures on its own.
+    Every planned call is run plainly twice, captured as a CUDA graph with the second run and
+    replayed from then on. TensorRT-RTX captures on its own.
     """
 
     device = "cuda"
@@ -90,16 +90,14 @@ class EngineExecutor:
             check(self._cuda.cudaGraphLaunch(self._captured[call], self._stream))
             return
         context = self._bound(graph, bindings, host)
-        if call is not None:
+        if not context.execute_async_v3(int(self._stream)):
+            raise RunError(f"graph {graph}: {self._package.name} could not run its engine")
+        if call is not None and self._capture:
             self._runs[call] = self._runs.get(call, 0) + 1
-            if self._capture and self._runs[call] == 2:
+            if self._runs[call] == 2:  # all that a first run defers is done by now
                 captured = self._try_capture(graph, context)
                 if captured is not None:
                     self._captured[call] = captured
-                    check(self._cuda.cudaGraphLaunch(captured, self._stream))
-                    return
-        if not context.execute_async_v3(int(self._stream)):
-            raise RunError(f"graph {graph}: {self._package.name} could not run its engine")
 
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset(self.manifest.engines[graph].on_host)
