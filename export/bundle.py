@@ -28,6 +28,7 @@ from hart.config import config_to_dict, read_json
 from hart.errors import InputError
 from hart.model import Hart
 from hart.schedule import SamplingSettings
+from hart.text_encoder import TextEncoder
 from runtime.bundle import (
     MANIFEST,
     TEXT_TOKENIZER,
@@ -110,7 +111,7 @@ def export_bundle(
             sampling=_sampling_defaults(checkpoint, model),
             graphs=graphs,
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, text_folder, model, ema),
+            checkpoint=_identity(checkpoint, text_folder, model, text, ema),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         write_manifest(manifest, partial)
@@ -217,12 +218,15 @@ def _sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:
         raise InputError(f"{file}: {error}") from None
 
 
-def _identity(checkpoint: Path, text_folder: Path | None, model: Hart, ema: bool) -> dict[str, Any]:
+def _identity(
+    checkpoint: Path, text_folder: Path | None, model: Hart, text: TextEncoder | None, ema: bool
+) -> dict[str, Any]:
     llm, tokenizer = find_folders(checkpoint)
     return {
         "source": checkpoint.resolve().name,
         "llm": config_to_dict(model.transformer.config),
         "tokenizer": config_to_dict(model.tokenizer.config),
+        "text_encoder": config_to_dict(text.config) if text else None,
         "weights": {
             "llm": _hashes(llm_weight_files(llm, ema)),
             "tokenizer": _hashes(weight_files(tokenizer)),

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from hart.errors import InputError
 from runtime.bundle import Bundle
 
 Tensor = Any
@@ -30,8 +31,12 @@ class Backend(Protocol):
         """Copy a tensor to the host, waiting for it; an array is returned as it is."""
 
 
-def open_backend(bundle: Bundle, device: str = "auto", threads: int | None = None) -> Backend:
+def open_backend(
+    bundle: Bundle, device: str = "auto", threads: int | None = None, backend: str = "auto"
+) -> Backend:
     """Load every graph of a bundle on "cpu", "cuda" or "auto"."""
     from runtime.onnx_backend import OnnxRuntimeBackend
 
+    if backend not in ("auto", "onnxruntime"):
+        raise InputError(f"--backend {backend}: expected auto or onnxruntime")
     return OnnxRuntimeBackend(bundle, device, threads)
