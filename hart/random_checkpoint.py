@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +27,12 @@ from hart.config import (
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
 from hart.files import whole_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Config = TransformerConfig | TokenizerConfig | TextEncoderConfig
 
 SHAPES = Path(__file__).parent / "shapes"
 DTYPES = ("fp32", "fp16")
@@ -113,7 +119,7 @@ def write_random_checkpoint(
     text = small_text_encoder(shape.llm.context_dim, vocabulary.get_vocab_size())
     with torch.device("meta"):
         vocab_size, channels = shape.tokenizer.vocab_size, shape.tokenizer.z_channels
-        parts = {
+        parts: dict[str, tuple[Config, nn.Module]] = {
             "llm": (shape.llm, ScaleTransformer(shape.llm, vocab_size, channels)),
             "tokenizer": (shape.tokenizer, ImageTokenizer(shape.tokenizer)),
             TEXT_ENCODER_FOLDER: (text, TextEncoder(text)),
@@ -134,7 +140,9 @@ def write_random_checkpoint(
     return done
 
 
-def _write_weights(model: Any, folder: Path, prefix: str, dtype: str, generator: Any) -> Iterator[int]:
+def _write_weights(
+    model: nn.Module, folder: Path, prefix: str, dtype: str, generator: torch.Generator
+) -> Iterator[int]:
     """Write shards and their index; yields the number of weights in each shard."""
     import torch
     from safetensors.torch import save_file
@@ -162,7 +170,7 @@ def _write_weights(model: Any, folder: Path, prefix: str, dtype: str, generator:
         _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
 
 
-def random_weight(name: str, shape: tuple[int, ...], generator: Any) -> Any:
+def random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Norms 1, biases 0, matrices normal with variance 1 / inputs: a layer keeps its input's scale."""
     import torch
 
