@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from bench import EAGER
 from bench.result import Samples
 from bench.workload import draw_features, text_features
 from hart.errors import InputError
@@ -24,8 +25,7 @@ from runtime.pipeline import Pipeline, to_images
 if TYPE_CHECKING:
     from hart.model import Hart
 
-EAGER, COMPILED = "torch-eager", "torch-compile"
-REFERENCES = (EAGER, COMPILED)
+BUNDLE = "bundle"
 Draw = Callable[[], list[Image.Image]]
 
 
@@ -62,45 +62,26 @@ def compare_with(
     """
     import torch
 
-    from hart.checkpoint import load_hart
-
     if threads:
         torch.set_num_threads(threads)
-    device = torch.device(pipeline.backend.device)
-    # Float32 weights on every device; half precision is the autocast's business.
-    model = load_hart(checkpoint, ema=_averaged(pipeline.bundle))
-    model = type(model)(model.transformer.to(device), model.tokenizer.to(device))
     features, mask = text_features(pipeline, 1)
-    settings = pipeline.bundle.manifest.sampling
-    patch_nums = pipeline.bundle.manifest.model.patch_nums
-    on_device = torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)
-
-    def reference(model: Hart) -> Draw:
-        from hart.generate import generate
-
-        def draw() -> list[Image.Image]:
-            with _precision(device):
-                pixels = generate(model, *on_device, SeededNoise([0]), settings, patch_nums)
-            return to_images(pixels.float().cpu().numpy())
-
-        return draw
-
-    draws: dict[str, Draw] = {"bundle": lambda: draw_features(pipeline, features, mask)}
+    model = _load(pipeline, checkpoint)
+    draws = {BUNDLE: lambda: draw_features(pipeline, features, mask)}
     for name in references:
-        draws[name] = reference(model if name == EAGER else _compiled(model))
-    first: dict[str, float] = {}
-    pictures = {}
+        chosen = model if name == EAGER else _compiled(model)
+        draws[name] = _reference(chosen, pipeline, features, mask)
+    first, pictures = {}, {}
     for name, draw in draws.items():
         progress(f"{name}, first picture")
-        first[name], pictures[name] = _timed(draw)
+        first[name], (pictures[name],) = _timed(draw)
     seconds: dict[str, list[float]] = {name: [] for name in draws}
-    for round_ in range(-max(0, warmup - 1), iterations):
+    for turn in range(1 - warmup, iterations):
         for name, draw in draws.items():
             progress(f"{name} in turns")
             taken, _ = _timed(draw)
-            if round_ >= 0:
+            if turn >= 0:
                 seconds[name].append(taken)
-    ours = seconds["bundle"]
+    ours = seconds[BUNDLE]
     return [
         Comparison(
             name,
@@ -108,7 +89,7 @@ def compare_with(
             Samples.of(ours),
             Samples.of([theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True)]),
             first[name],
-            _psnr(pictures["bundle"][0], pictures[name][0]),
+            _psnr(pictures[BUNDLE], pictures[name]),
         )
         for name in references
     ]
@@ -158,6 +139,19 @@ def _averaged(bundle: Bundle) -> bool:
     return "ema_model.bin" in _exported(bundle)["llm"]
 
 
+def _load(pipeline: Pipeline, checkpoint: Path) -> Hart:
+    """The reference model on the bundle's device."""
+    import torch
+
+    from hart.checkpoint import load_hart
+
+    device = pipeline.backend.device
+    # Autocast would convert float32 weights again in every call, and slow the reference down.
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    model = load_hart(checkpoint, dtype, _averaged(pipeline.bundle))
+    return type(model)(model.transformer.to(device), model.tokenizer.to(device))
+
+
 def _compiled(model: Hart) -> Hart:
     """The same weights in modules that torch.compile has taken over."""
     shared: dict[int, Any] = {id(p): p for part in model for p in part.parameters()}
@@ -168,13 +162,24 @@ def _compiled(model: Hart) -> Hart:
     return copied
 
 
-@contextlib.contextmanager
-def _precision(device: Any) -> Iterator[None]:
-    """Half-precision autocast on CUDA, as the published sampler runs; float32 on the CPU."""
+def _reference(
+    model: Hart, pipeline: Pipeline, features: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> Draw:
+    """Text features to pixels with the reference loop: half-precision autocast on CUDA."""
     import torch
 
-    with torch.autocast("cuda", torch.float16, enabled=device.type == "cuda"):
-        yield
+    from hart.generate import generate
+
+    device, manifest = pipeline.backend.device, pipeline.bundle.manifest
+    inputs = torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)
+
+    def draw() -> list[Image.Image]:
+        noise = SeededNoise(range(len(mask)))
+        with torch.autocast("cuda", torch.float16, enabled=device != "cpu"):
+            pixels = generate(model, *inputs, noise, manifest.sampling, manifest.model.patch_nums)
+        return to_images(pixels.float().cpu().numpy())
+
+    return draw
 
 
 def _timed(draw: Draw) -> tuple[float, list[Image.Image]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bench import COMPILED, EAGER
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
 from hart.files import refuse_existing, whole_folder
@@ -22,7 +23,7 @@ FILE_WIDTH = 120
 """Columns of the tables where no terminal says how wide it is."""
 RESULTS = Path("benchmarks/results")
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
-REFERENCES = ("torch-eager", "torch-compile")
+REFERENCES = (EAGER, COMPILED)
 
 
 @click.group(
@@ -95,6 +96,7 @@ def main(
 @ends_with_a_sentence
 def compare_results(before: Path, after: Path, everything: bool) -> None:
     """Print what changed from A.json to B.json beyond the noise of their samples."""
+    _need("psutil")
     from rich.console import Console
     from rich.table import Table
 

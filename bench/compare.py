@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.machine import Company
+
 AGREEMENT = 0.95
 """Share of all pairs of samples, one of each result, that have to agree on which is larger."""
 LEAST_CHANGE = 0.01
 """Smaller changes of the median are not worth a line."""
-LEAST_SAMPLES = 3
+LEAST_SAMPLES = 4
 
 CONDITIONS = {
     "bundle": ("bundle", "identity"),
@@ -80,12 +82,8 @@ def different_conditions(before: dict[str, Any], after: dict[str, Any]) -> list[
         if old != new:
             found.append(f"{name}: {_short(old, new)} -> {_short(new, old)}")
     for label, values in (("first", before), ("second", after)):
-        company = values["company"]
-        if company["cores_used"] > 0.05 * company["cores"] or company["gpu_processes"] > 1:
-            found.append(
-                f"others used the machine during the {label} run "
-                f"({company['cores_used']:.1f} of {company['cores']} cores)"
-            )
+        if warning := Company(**values["company"]).warning():
+            found.append(f"{label} run: {warning}")
     return found
 
 

@@ -21,7 +21,7 @@ from runtime.backend import open_backend
 from runtime.bundle import Bundle, open_bundle
 from runtime.pipeline import Pipeline
 
-FRESH_PROCESSES = 3
+FRESH_PROCESSES = 5
 Progress = Callable[[str], None]
 """Told what is measured next."""
 

@@ -70,12 +70,13 @@ class TimedBackend:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.device = backend.device
+        self._events = backend if isinstance(backend, Events) else None
         self._marks: list[tuple[str, Any]] = []
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
         self._mark(HOST)
         outputs = self.backend.run(graph, inputs)
-        if not isinstance(self.backend, Events) and self.device not in SYNCHRONOUS:
+        if self._events is None and self.device not in SYNCHRONOUS:
             for output in outputs.values():  # a stream is in order: one output stands for all
                 self.backend.to_host(output)
                 break
@@ -94,13 +95,13 @@ class TimedBackend:
         self._mark(HOST)
         wall = time.perf_counter() - began
         marks = self._marks
-        between = self.backend.seconds_between if isinstance(self.backend, Events) else _difference
+        between = self._events.seconds_between if self._events else _difference
         calls = [Call(name, between(start, end)) for (_, start), (name, end) in itertools.pairwise(marks)]
         return Trace(calls, wall)
 
     def _mark(self, name: str) -> None:
         """End the span that began at the last mark, and say what it was."""
-        now = self.backend.event() if isinstance(self.backend, Events) else time.perf_counter()
+        now = self._events.event() if self._events else time.perf_counter()
         self._marks.append((name, now))
 
 
