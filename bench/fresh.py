@@ -34,6 +34,8 @@ class FirstPicture:
     """Process start to the PNG on disk."""
     imports_bytes: int
     """Resident memory after the imports."""
+    open_bytes: int
+    """Resident memory with everything loaded."""
     peak_bytes: int
     """Highest resident memory of the process, weights included."""
     gpu_bytes: int | None
@@ -86,6 +88,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     backend = open_backend(bundle, options["device"], options["threads"], options["backend"])
     draw = drawing(Pipeline(bundle, backend), 1)
     times.append(time.time())
+    open_bytes = _resident("VmRSS")
     image = draw()[0]
     times.append(time.time())
     with tempfile.TemporaryDirectory(prefix="hart-bench-") as folder:
@@ -101,6 +104,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
         **seconds,
         "total": times[-1] - times[0],
         "imports_bytes": imports_bytes,
+        "open_bytes": open_bytes,
         "peak_bytes": peak,
         "gpu_used": gpu.memory_used(),
     }

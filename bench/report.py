@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.result import Result, Samples, StageResult
+from bench.timing import HOST
 
 Row = tuple[str, ...]
 
@@ -21,6 +22,7 @@ FIRST_PICTURE = {
     "save": "PNG",
     "total": "process start to PNG",
     "imports_bytes": "resident after imports",
+    "open_bytes": "resident when loaded",
     "peak_bytes": "peak resident",
     "gpu_bytes": "GPU memory",
 }
@@ -147,8 +149,8 @@ def _stages(result: Result) -> Section:
     breakdown = result.breakdown
     wall = breakdown.wall.p50
     rows = [_stage(stage, wall) for stage in breakdown.stages]
-    inside = sum(stage.seconds.p50 for stage in breakdown.stages)
-    outside = sum(stage.host.p50 for stage in breakdown.stages)
+    outside = breakdown.graphs[HOST].p50  # medians of stages would not add up to that of the whole
+    inside = wall - outside
     floors = sum(stage.floor or 0.0 for stage in breakdown.stages)
     total = ("total", _ms(inside), _percent(inside / wall), _ms(outside))
     rows.append((*total, "", "", "", "", f"{inside / floors:.1f}" if floors else ""))

@@ -22,7 +22,7 @@ SHAPE = {
     "llm": {
         "attn_type": "llama",
         "mlp_type": "llama",
-        "depth": 2,
+        "depth": 1,
         "embed_dim": 64,
         "num_heads": 2,
         "context_token": 8,
