@@ -1,11 +1,11 @@
-# make demo: from nothing to a picture. make test: everything CI checks.
+# make demo: from nothing to a picture. make test: everything CI checks. make bench: how fast.
 
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= out.png
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test test-gpu clean
+.PHONY: demo test test-gpu bench clean
 
 demo: .venv/export.done
 	@if [ -f engines/demo/manifest.json ]; then echo "engines/demo is there already (make clean exports it again)"; \
@@ -22,8 +22,23 @@ test: .venv/dev.done
 test-gpu: .venv/dev.done
 	"$(BIN)/python" -m pytest -v -rs tests/test_conformance.py
 
+bench: engines/demo-fp32/manifest.json engines/mid-256px/manifest.json
+	"$(BIN)/hart-bench" --engine engines/demo-fp32 --batch 1,4,8 --against torch-eager
+	"$(BIN)/hart-bench" --engine engines/mid-256px --batch 1,4 --iterations 5 --warmup 1 --against torch-eager \
+	--checkpoint checkpoints/mid-256px
+
+engines/demo-fp32/manifest.json: .venv/bench.done
+	"$(BIN)/hart-export" --backend onnx --precision fp32 --output engines/demo-fp32 --force
+
+engines/mid-256px/manifest.json: checkpoints/mid-256px/sampling.json
+	"$(BIN)/hart-export" checkpoints/mid-256px --backend onnx --precision fp32 --output engines/mid-256px --force
+
+checkpoints/mid-256px/sampling.json: .venv/bench.done
+	rm -rf checkpoints/mid-256px
+	"$(BIN)/python" -m hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
+
 clean:
-	rm -rf engines/demo .venv
+	rm -rf engines/demo engines/demo-fp32 engines/mid-256px checkpoints .venv
 
 .venv/pip.done:
 	"$(PYTHON)" -m venv .venv
@@ -31,6 +46,10 @@ clean:
 
 .venv/export.done: .venv/pip.done pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[export]"
+	@touch $@
+
+.venv/bench.done: .venv/export.done
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[bench,export]"
 	@touch $@
 
 .venv/dev.done: .venv/export.done

@@ -24,9 +24,10 @@ from hart.checkpoint import (
 )
 from hart.config import config_to_dict, read_json
 from hart.errors import InputError
-from hart.files import folder_beside, move_into_place
+from hart.files import whole_folder
 from hart.model import Hart
 from hart.schedule import SamplingSettings
+from hart.text_encoder import TextEncoder
 from runtime.bundle import (
     APPEND,
     MANIFEST,
@@ -84,7 +85,7 @@ def export_bundle(
         )
     vocabulary = read_vocabulary(text_folder) if text_folder else None
 
-    with folder_beside(output) as partial:
+    with whole_folder(output, replace=True) as partial:
         builders = build_graphs(model, text, patch_nums)
         graphs = {}
         with WeightFile(partial) as weights:
@@ -106,12 +107,11 @@ def export_bundle(
             sampling=_sampling_defaults(checkpoint, model),
             graphs=graphs,
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, text_folder, model, ema),
+            checkpoint=_identity(checkpoint, text_folder, model, text, ema),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         write_manifest(manifest, partial)
         _check_output(output, force)  # again: it may have appeared meanwhile
-        move_into_place(partial, output)
     return manifest
 
 
@@ -194,12 +194,15 @@ def _sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:
         raise InputError(f"{file}: {error}") from None
 
 
-def _identity(checkpoint: Path, text_folder: Path | None, model: Hart, ema: bool) -> dict[str, Any]:
+def _identity(
+    checkpoint: Path, text_folder: Path | None, model: Hart, text: TextEncoder | None, ema: bool
+) -> dict[str, Any]:
     llm, tokenizer = find_folders(checkpoint)
     return {
         "source": checkpoint.resolve().name,
         "llm": config_to_dict(model.transformer.config),
         "tokenizer": config_to_dict(model.tokenizer.config),
+        "text_encoder": config_to_dict(text.config) if text else None,
         "weights": {
             "llm": _hashes(llm_weight_files(llm, ema)),
             "tokenizer": _hashes(weight_files(tokenizer)),

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Results appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,24 +11,34 @@ from pathlib import Path
 from hart.errors import InputError, RunError
 
 
-@contextlib.contextmanager
-def folder_beside(output: Path) -> Iterator[Path]:
-    """A new folder next to ``output`` to write into; removed in the end, whatever happens.
+def refuse_existing(output: Path) -> None:
+    """Refuse a folder that is there already, before anything is computed for it."""
+    if output.exists():
+        raise InputError(f"--output {output}: exists already, and is not replaced; give another")
 
-    :func:`move_into_place` gives it the final name.
+
+@contextlib.contextmanager
+def whole_folder(output: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that takes its name when the block ends well.
+
+    Otherwise it is removed, and what was at ``output`` before is there still.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: ``output`` exists (without ``replace``), or its parent cannot be written.
         RunError: writing failed on the way, such as on a full disk.
     """
+    if not replace:
+        refuse_existing(output)
+    output = output.absolute()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from None
     try:
-        partial.chmod(0o755)
         yield partial
+        partial.chmod(0o755)
+        _move_into_place(partial, output)
     except OSError as error:
         if error.filename is not None and not Path(error.filename).is_relative_to(partial):
             raise
@@ -37,8 +47,8 @@ def folder_beside(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def move_into_place(partial: Path, output: Path) -> None:
-    """Rename ``partial`` to ``output``, replacing a folder there; the old one stays if that fails."""
+def _move_into_place(partial: Path, output: Path) -> None:
+    """Rename; a folder that is replaced comes back if that fails."""
     if not output.exists():
         partial.rename(output)
         return

@@ -28,6 +28,8 @@ Value = Tensor | NDArray[Any]
 class Backend(Protocol):
     """What the loop needs. Arrays given as inputs are uploaded, tensors are used in place."""
 
+    name: str
+    """As in ``--backend``."""
     device: str
 
     def prepare(self, batch: int, settings: SamplingSettings) -> None:
@@ -84,11 +86,10 @@ def open_backend(
 
 
 def _open_engines(bundle: Bundle, name: str) -> Backend:
-    from runtime.planned import PlannedBackend
-    from runtime.tensorrt.executor import EngineExecutor
+    from runtime.tensorrt.executor import EngineBackend
     from runtime.tensorrt.package import import_package
 
-    return PlannedBackend(bundle, EngineExecutor(bundle, import_package(name)))
+    return EngineBackend(bundle, import_package(name))
 
 
 def _engine_backends_of(bundle: Bundle) -> list[str]:

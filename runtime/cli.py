@@ -185,6 +185,7 @@ def _summary(
             "identity": pipeline.bundle.identity,
             "precision": pipeline.bundle.manifest.precision,
         },
+        "backend": pipeline.backend.name,
         "device": pipeline.backend.device,
         "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
     }

@@ -39,6 +39,8 @@ IN_MEMORY = "add_external_initializers_from_files_in_memory"
 class OnnxRuntimeBackend:
     """ONNX Runtime with IO binding, on the CPU or on CUDA."""
 
+    name = "onnxruntime"
+
     def __init__(
         self, bundle: Bundle, device: str = "cpu", threads: int | None = None, strict: bool = False
     ) -> None:

@@ -130,7 +130,7 @@ def lay_out(slots: list[Slot]) -> int:
 class _Planner(Backend):
     """A backend that notes calls instead of computing."""
 
-    device = "plan"
+    name = device = "plan"
 
     def __init__(self, manifest: Manifest, batch: int) -> None:
         self.manifest = manifest

@@ -33,6 +33,7 @@ class Binding:
 class Executor(Protocol):
     """Memory of a device, and graphs that run on it. Everything happens in the order asked for."""
 
+    name: str
     device: str
 
     def allocate(self, nbytes: int) -> int:
@@ -72,7 +73,7 @@ class PlannedBackend(Backend):
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self.manifest = bundle.manifest
         self.executor = executor
-        self.device = executor.device
+        self.name, self.device = executor.name, executor.device
         self._planned_for: tuple[int, SamplingSettings] | None = None
         self._plan: Plan | None = None
         self._arena = 0

@@ -22,7 +22,7 @@ from runtime.planned import Binding
 class HostExecutor:
     """Host memory as the device. Freed and fresh memory is full of NaN, to show who reads it."""
 
-    device = "cpu"
+    name, device = "planned", "cpu"
 
     def __init__(self, bundle: Bundle) -> None:
         self.memory: dict[int, Any] = {}

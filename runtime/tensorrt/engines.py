@@ -89,9 +89,10 @@ def graphs_to_build(bundle: Bundle) -> dict[str, GraphSpec]:
         InputError: the bundle is from a version that did not write that form.
     """
     graphs = dict(bundle.manifest.graphs)
-    if APPEND not in graphs:
+    if TRANSFORMER in graphs and APPEND not in graphs:
         raise InputError(f"{bundle.folder}: has no {APPEND} graph to build from; export it again")
-    graphs[TRANSFORMER] = graphs.pop(APPEND)
+    if APPEND in graphs:
+        graphs[TRANSFORMER] = graphs.pop(APPEND)
     return graphs
 
 

@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 from hart.errors import InputError, RunError
 from runtime.bundle import Bundle
-from runtime.planned import Binding
+from runtime.planned import Binding, PlannedBackend
 from runtime.tensorrt.device import check, compute_capability, cuda
 from runtime.tensorrt.engines import EngineManifest, engine_file, find_engines
 from runtime.tensorrt.package import Package
@@ -44,6 +44,7 @@ class EngineExecutor:
         self._cuda = cuda()
         self._stream = check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
         self._package = package
+        self.name = package.name
         self._logger = package.api.Logger(package.api.Logger.ERROR)
         runtime = package.api.Runtime(self._logger)
         self._runtime = runtime
@@ -108,6 +109,17 @@ class EngineExecutor:
             check(self._cuda.cudaGraphExecDestroy(captured))
         self._captured.clear()
         self._runs.clear()
+
+    def event(self) -> Any:
+        """A CUDA event behind everything on the stream."""
+        event = check(self._cuda.cudaEventCreate())
+        check(self._cuda.cudaEventRecord(event, self._stream))
+        return event
+
+    def seconds_between(self, first: Any, second: Any) -> float:
+        """Device time between two events."""
+        check(self._cuda.cudaEventSynchronize(second))
+        return float(check(self._cuda.cudaEventElapsedTime(first, second))) / 1000
 
     def _load(self, runtime: Any, folder: Path, name: str) -> Any:
         path = folder / engine_file(name)
@@ -194,6 +206,22 @@ class EngineExecutor:
         check(self._cuda.cudaStreamSynchronize(self._stream))
         if self._cache is not None:
             self._cache.save()
+
+
+class EngineBackend(PlannedBackend):
+    """The loop on engines; it can time its own stream."""
+
+    def __init__(self, bundle: Bundle, package: Package) -> None:
+        self._engines = EngineExecutor(bundle, package)
+        super().__init__(bundle, self._engines)
+
+    def event(self) -> Any:
+        """Place a mark behind everything that was submitted so far."""
+        return self._engines.event()
+
+    def seconds_between(self, first: Any, second: Any) -> float:
+        """Wait for both marks; the time the device took from one to the other."""
+        return self._engines.seconds_between(first, second)
 
 
 class _RuntimeCache:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hart.errors import InputError
-from hart.files import folder_beside, move_into_place
+from hart.files import whole_folder
 from runtime.bundle import Bundle, FileSpec, describe_files, sha256_of
 from runtime.tensorrt.build import BuildOptions, Step, build_engine
 from runtime.tensorrt.engines import (
@@ -78,7 +78,7 @@ def build_engines(
     if existing is not None and not missing:
         return target, existing, []
     engines = dict(kept)
-    with folder_beside(target) as partial:
+    with whole_folder(target, replace=True) as partial:
         for name in kept:
             _link(target / engine_file(name), partial / engine_file(name))
         for number, name in enumerate(missing):
@@ -112,7 +112,6 @@ def build_engines(
             engines={name: engines[name] for name in graphs},
         )
         write_engine_manifest(result, partial)
-        move_into_place(partial, target)
     return target, result, missing
 
 

@@ -1,0 +1,195 @@
+"""The PyTorch reference beside the bundle: same weights, same seeds, same device, turn by turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench import EAGER
+from bench.result import Samples
+from bench.workload import draw_features, text_features
+from hart.errors import InputError
+from hart.noise import SeededNoise
+from runtime.bundle import Bundle, sha256_of
+from runtime.pipeline import Pipeline, to_images
+
+if TYPE_CHECKING:
+    from hart.model import Hart
+
+BUNDLE = "bundle"
+Draw = Callable[[], list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One reference, measured in turns with the bundle; the text encoder runs in neither."""
+
+    name: str
+    seconds: Samples
+    ours: Samples
+    """The bundle, in the same rounds."""
+    ratio: Samples
+    """Reference time / bundle time of each round: above 1, the bundle is faster."""
+    first: float
+    """Seconds of the reference's first picture, compilation included."""
+    psnr: float | None
+    """dB between both pictures; None if they are equal."""
+
+
+def compare_with(
+    references: Sequence[str],
+    pipeline: Pipeline,
+    checkpoint: Path,
+    iterations: int,
+    warmup: int,
+    threads: int | None,
+    progress: Callable[[str], None],
+) -> list[Comparison]:
+    """Draw one picture with the bundle and with each reference, ``iterations`` times in turns.
+
+    Args:
+        checkpoint: as :func:`find_checkpoint` returned it.
+        warmup: rounds that are not counted, the first pictures among them.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    features, mask = text_features(pipeline, 1)
+    model = _load(pipeline, checkpoint)
+    draws = {BUNDLE: lambda: draw_features(pipeline, features, mask)}
+    for name in references:
+        chosen = model if name == EAGER else _compiled(model)
+        draws[name] = _reference(chosen, pipeline, features, mask)
+    first, pictures = {}, {}
+    for name, draw in draws.items():
+        progress(f"{name}, first picture")
+        first[name], (pictures[name],) = _timed(draw)
+    seconds: dict[str, list[float]] = {name: [] for name in draws}
+    for turn in range(1 - warmup, iterations):
+        for name, draw in draws.items():
+            progress(f"{name} in turns")
+            taken, _ = _timed(draw)
+            if turn >= 0:
+                seconds[name].append(taken)
+    ours = seconds[BUNDLE]
+    return [
+        Comparison(
+            name,
+            Samples.of(seconds[name]),
+            Samples.of(ours),
+            Samples.of([theirs / mine for theirs, mine in zip(seconds[name], ours, strict=True)]),
+            first[name],
+            _psnr(pictures[BUNDLE], pictures[name]),
+        )
+        for name in references
+    ]
+
+
+def find_checkpoint(bundle: Bundle, given: Path | None) -> Path:
+    """The checkpoint that a bundle was exported from: the one given, or the demo's.
+
+    Raises:
+        InputError: torch is not there, or the weight files are not those that were exported.
+    """
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(
+            "--against needs torch; install it with: pip install 'hart-runtime[export]'"
+        ) from None
+    from hart.demo import DEMO_CHECKPOINT
+
+    checkpoint = given or DEMO_CHECKPOINT
+    if _weights(bundle, checkpoint) == {part: _exported(bundle)[part] for part in ("llm", "tokenizer")}:
+        return checkpoint
+    source = bundle.manifest.checkpoint["source"]
+    if given is None:
+        raise InputError(f"--against needs the checkpoint of {bundle.folder} ({source}); give --checkpoint")
+    raise InputError(
+        f"--checkpoint {given}: its weights are not those that {bundle.folder} was exported from ({source})"
+    )
+
+
+def _weights(bundle: Bundle, checkpoint: Path) -> dict[str, dict[str, str]]:
+    """sha256 of the weight files that an export of this checkpoint would read."""
+    from hart.checkpoint import find_folders, llm_weight_files, weight_files
+
+    llm, tokenizer = find_folders(checkpoint)
+    files = {"llm": llm_weight_files(llm, _averaged(bundle)), "tokenizer": weight_files(tokenizer)}
+    return {part: {file.name: sha256_of(file) for file in found} for part, found in files.items()}
+
+
+def _exported(bundle: Bundle) -> dict[str, dict[str, str]]:
+    weights: dict[str, dict[str, str]] = bundle.manifest.checkpoint["weights"]
+    return weights
+
+
+def _averaged(bundle: Bundle) -> bool:
+    """Whether the bundle holds the averaged weights."""
+    return "ema_model.bin" in _exported(bundle)["llm"]
+
+
+def _load(pipeline: Pipeline, checkpoint: Path) -> Hart:
+    """The reference model on the bundle's device."""
+    import torch
+
+    from hart.checkpoint import load_hart
+
+    device = pipeline.backend.device
+    # Autocast would convert float32 weights again in every call, and slow the reference down.
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    model = load_hart(checkpoint, dtype, _averaged(pipeline.bundle))
+    return type(model)(model.transformer.to(device), model.tokenizer.to(device))
+
+
+def _compiled(model: Hart) -> Hart:
+    """The same weights in modules that torch.compile has taken over."""
+    shared: dict[int, Any] = {id(p): p for part in model for p in part.parameters()}
+    copied = copy.deepcopy(model, shared)
+    copied.transformer.compile(dynamic=True)
+    copied.transformer.diffloss.net.compile(dynamic=True)
+    copied.tokenizer.decoder.compile()
+    return copied
+
+
+def _reference(
+    model: Hart, pipeline: Pipeline, features: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> Draw:
+    """Text features to pixels with the reference loop: half-precision autocast on CUDA."""
+    import torch
+
+    from hart.generate import generate
+
+    device, manifest = pipeline.backend.device, pipeline.bundle.manifest
+    inputs = torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)
+
+    def draw() -> list[Image.Image]:
+        noise = SeededNoise(range(len(mask)))
+        with torch.autocast("cuda", torch.float16, enabled=device != "cpu"):
+            pixels = generate(model, *inputs, noise, manifest.sampling, manifest.model.patch_nums)
+        return to_images(pixels.float().cpu().numpy())
+
+    return draw
+
+
+def _timed(draw: Draw) -> tuple[float, list[Image.Image]]:
+    """Seconds until the pixels are on the host, which waits for every graph and kernel."""
+    start = time.perf_counter()
+    images = draw()
+    return time.perf_counter() - start, images
+
+
+def _psnr(one: Image.Image, other: Image.Image) -> float | None:
+    a, b = (np.asarray(image, np.float64) for image in (one, other))
+    error = float(np.square(a - b).mean())
+    return 10 * math.log10(255**2 / error) if error else None

@@ -1,0 +1,155 @@
+"""``hart-bench``: how fast a bundle is, and why."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench import COMPILED, EAGER
+from hart.console import ends_with_a_sentence
+from hart.errors import InputError
+from hart.files import refuse_existing, whole_folder
+
+if TYPE_CHECKING:
+    from bench.compare import Change
+    from bench.measure import Plan
+    from bench.result import Result
+
+PATH = click.Path(path_type=Path)
+FILE_WIDTH = 120
+"""Columns of the tables where no terminal says how wide it is."""
+RESULTS = Path("benchmarks/results")
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+REFERENCES = (EAGER, COMPILED)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="[compare A.json B.json]",
+)
+@click.option("--engine", type=PATH, help="Bundle folder made by hart-export.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@click.option(
+    "--batch", default="1", show_default=True, help="Batch sizes: 1,4,8. Stages are timed at the first."
+)
+@click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--warmup", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
+@click.option("--against", default="", help=f"References to run in turns: {','.join(REFERENCES)}.")
+@click.option("--checkpoint", type=PATH, help="What the bundle was exported from, for --against.")
+@click.option("--output", type=PATH, help=f"Result folder. [default: {RESULTS}/BUNDLE-DEVICE-DATE]")
+@click.pass_context
+@ends_with_a_sentence
+def main(
+    context: click.Context,
+    engine: Path | None,
+    device: str,
+    backend: str,
+    batch: str,
+    iterations: int,
+    warmup: int,
+    threads: int | None,
+    against: str,
+    checkpoint: Path | None,
+    output: Path | None,
+) -> None:
+    """Measure the bundle in ENGINE: latency, throughput, memory, and the time of every stage."""
+    if context.invoked_subcommand:
+        return
+    if engine is None:
+        raise InputError("--engine: expected a bundle folder, found nothing; hart-bench --help shows more")
+    if output:
+        refuse_existing(output)
+    _need("psutil", "pynvml", "matplotlib", "onnx")
+    from rich.console import Console
+
+    from bench.measure import Plan
+    from bench.plots import write_plots
+    from bench.report import print_report, write_markdown
+    from bench.result import write_result
+
+    names = tuple(dict.fromkeys(name for name in against.split(",") if name))
+    if unknown := [name for name in names if name not in REFERENCES]:
+        raise InputError(f"--against: expected {' or '.join(REFERENCES)}, found {', '.join(unknown)}")
+    plan = Plan(engine, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
+    result = _with_progress(plan)
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    target = output or RESULTS / f"{result.bundle['name']}-{result.device}-{stamp}"
+    with whole_folder(target) as folder:
+        write_result(result, folder)
+        plots = write_plots(result, folder)
+        write_markdown(result, folder / "bench.md", plots)
+    console = Console()
+    print_report(result, console if console.is_terminal else Console(width=FILE_WIDTH))
+    click.echo(target)
+
+
+@main.command("compare")
+@click.argument("before", metavar="A.json", type=PATH)
+@click.argument("after", metavar="B.json", type=PATH)
+@click.option("--all", "everything", is_flag=True, help="Also what did not change beyond the noise.")
+@ends_with_a_sentence
+def compare_results(before: Path, after: Path, everything: bool) -> None:
+    """Print what changed from A.json to B.json beyond the noise of their samples."""
+    _need("psutil")
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.compare import compare, different_conditions
+    from bench.result import read_result
+
+    first, second = read_result(before), read_result(after)
+    try:
+        changes, conditions = compare(first, second), different_conditions(first, second)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{before}, {after}: one of them is damaged ({error!r})") from None
+    for sentence in conditions:
+        click.echo(f"note: {sentence}")
+    shown = [change for change in changes if everything or not change.noise]
+    table = Table("what", *(("A", "B", "change")))
+    for change in shown:
+        note = " (noise)" if change.noise else ""
+        table.add_row(change.name, *_values(change), f"{change.relative:+.1%}{note}")
+    if shown:
+        Console().print(table)
+    click.echo(f"{sum(not change.noise for change in changes)} of {len(changes)} quantities changed")
+
+
+def _values(change: Change) -> tuple[str, str]:
+    forms = {"seconds": (1e3, "{:.2f} ms"), "bytes": (1e-6, "{:.1f} MB"), "ratio": (1.0, "{:.2f}")}
+    factor, form = forms[change.unit]
+    return form.format(change.before * factor), form.format(change.after * factor)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"--batch: expected numbers such as 1,4,8, found {text!r}") from None
+
+
+def _need(*modules: str) -> None:
+    """Refuse to start without the libraries of the benchmark."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise InputError(
+            f"hart-bench needs {', '.join(missing)}; install it with: pip install 'hart-runtime[bench]'"
+        )
+
+
+def _with_progress(plan: Plan) -> Result:
+    from rich.console import Console
+
+    from bench.measure import measure
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return measure(plan, lambda _: None)
+    with console.status("starting") as status:
+        return measure(plan, status.update)

@@ -1,0 +1,167 @@
+"""Takes every measurement of one bundle, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from bench.against import compare_with, find_checkpoint
+from bench.counting import Work, count
+from bench.fresh import draw_in_a_fresh_process
+from bench.machine import describe_machine, read_state, watch_company
+from bench.peak import Peak, measure_peak
+from bench.result import Breakdown, Latency, Result, Samples, StageResult
+from bench.timing import TimedBackend, Trace, by_graph, by_stage
+from bench.workload import PROMPT, drawing
+from hart.errors import InputError
+from runtime.backend import open_backend
+from runtime.bundle import Bundle, open_bundle
+from runtime.pipeline import Pipeline
+
+FRESH_PROCESSES = 5
+Progress = Callable[[str], None]
+"""Told what is measured next."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    engine: Path
+    device: str = "auto"
+    backend: str = "auto"
+    batches: tuple[int, ...] = (1,)
+    """Latency is measured for all, stages for the first."""
+    iterations: int = 10
+    warmup: int = 2
+    threads: int | None = None
+    against: tuple[str, ...] = ()
+    checkpoint: Path | None = None
+    """What the bundle was exported from, for ``against``; by default the demo's."""
+
+
+def measure(plan: Plan, progress: Progress) -> Result:
+    """Measure a bundle.
+
+    Raises:
+        InputError: the bundle cannot be opened, or cannot do what the plan asks for.
+        RunError: a picture failed.
+    """
+    progress("opening the bundle")
+    bundle = open_bundle(plan.engine)
+    for batch in plan.batches:
+        if not 1 <= batch <= bundle.manifest.max_batch:
+            raise InputError(
+                f"--batch: expected 1 to {bundle.manifest.max_batch} (the bundle's maximum), found {batch}"
+            )
+    checkpoint = find_checkpoint(bundle, plan.checkpoint) if plan.against else None
+    backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
+    device = backend.device
+    before = read_state()
+    with watch_company() as company:
+        first = []
+        for _ in range(min(plan.iterations, FRESH_PROCESSES)):
+            progress("first picture of a fresh process")
+            first.append(draw_in_a_fresh_process(plan.engine, device, plan.threads, backend.name))
+        progress("the device's peak")
+        peak = measure_peak(bundle, device, plan.threads, backend.name)
+        pipeline = Pipeline(bundle, backend)
+        latency, traces = _draw(plan, pipeline, progress)
+        against = []
+        if checkpoint:
+            against = compare_with(
+                plan.against, pipeline, checkpoint, plan.iterations, plan.warmup, plan.threads, progress
+            )
+        # Somebody may have slowed the first measurement; what was reached once can be reached.
+        progress("the device's peak, again")
+        peak = peak.or_better(measure_peak(bundle, device, plan.threads, backend.name))
+    batch = plan.batches[0]
+    return Result(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        bundle=_describe(bundle),
+        device=device,
+        backend=backend.name,
+        threads=plan.threads,
+        machine=describe_machine(),
+        before=before,
+        after=read_state(),
+        company=company,
+        first_pictures=tuple(first),
+        peak=peak,
+        latency=tuple(latency),
+        breakdown=break_down(batch, traces, count(bundle.manifest, batch), peak),
+        against=tuple(against),
+    )
+
+
+def _draw(plan: Plan, pipeline: Pipeline, progress: Progress) -> tuple[list[Latency], list[Trace]]:
+    """Latency of every batch size; for the first, a trace in turns with each picture."""
+    timed = TimedBackend(pipeline.backend)
+    traced = drawing(Pipeline(pipeline.bundle, timed), plan.batches[0])
+    latency: list[Latency] = []
+    traces: list[Trace] = []
+    for batch in plan.batches:
+        draw = drawing(pipeline, batch)
+        seconds = []
+        for turn in range(-plan.warmup, plan.iterations):
+            progress(f"batch {batch}")
+            start = time.perf_counter()
+            draw()
+            taken = time.perf_counter() - start
+            trace = timed.trace(traced) if batch == plan.batches[0] else None
+            if turn >= 0:
+                seconds.append(taken)
+                traces += [trace] if trace else []
+        samples = Samples.of(seconds)
+        latency.append(Latency(batch, samples, batch / samples.p50))
+    return latency, traces
+
+
+def break_down(batch: int, traces: Sequence[Trace], work: Mapping[str, Work], peak: Peak) -> Breakdown:
+    """Times of the stages of several pictures, beside what was counted for them."""
+    pictures = [by_stage(trace.calls) for trace in traces]
+    graphs = [by_graph(trace.calls) for trace in traces]
+    results = []
+    for name in pictures[0]:
+        seconds = Samples.of([picture[name].inside for picture in pictures])
+        host = Samples.of([picture[name].host for picture in pictures])
+        results.append(_beside_the_peak(name, seconds, host, work.get(name), peak))
+    return Breakdown(
+        batch,
+        Samples.of([trace.wall for trace in traces]),
+        tuple(results),
+        {name: Samples.of([picture[name] for picture in graphs]) for name in graphs[0]},
+    )
+
+
+def _beside_the_peak(
+    name: str, seconds: Samples, host: Samples, work: Work | None, peak: Peak
+) -> StageResult:
+    if work is None:
+        return StageResult(name, seconds, host, None, None, None, None, None)
+    by_operations, by_bytes = work.operations / peak.operations, work.bytes / peak.bytes
+    return StageResult(
+        name,
+        seconds,
+        host,
+        work.operations,
+        work.bytes,
+        by_operations / seconds.p50,
+        by_bytes / seconds.p50,
+        floor=max(by_operations, by_bytes),
+    )
+
+
+def _describe(bundle: Bundle) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "name": manifest.name,
+        "identity": bundle.identity,
+        "precision": manifest.precision,
+        "image_size": manifest.model.image_size,
+        "sampling": asdict(manifest.sampling),
+        "starts_at": f"prompt: {PROMPT}" if bundle.has_text_encoder else "random text features",
+    }

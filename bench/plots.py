@@ -1,0 +1,77 @@
+"""Plots of a result: where a picture's time goes, and what batches bring."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bench.result import Result
+from bench.stages import CONTEXT, DECODER, TEXT_ENCODER
+from bench.timing import HOST
+
+SCALES, BATCHES = "scales.png", "batches.png"
+NUMBERED = re.compile(r"(scale \d+) (transformer|sampling)")
+
+
+def write_plots(result: Result, folder: Path) -> tuple[str, ...]:
+    """Write the plots; returns their names. Latency over batch needs two batch sizes."""
+    _plot_scales(result, folder / SCALES)
+    if len(result.latency) == 1:
+        return (SCALES,)
+    _plot_batches(result, folder / BATCHES)
+    return SCALES, BATCHES
+
+
+def _plot_scales(result: Result, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    bars: dict[str, dict[str, float]] = {}
+    for stage in result.breakdown.stages:
+        match = NUMBERED.fullmatch(stage.name)
+        bar, part = match.groups() if match else (_bar(stage.name), "graphs")
+        heights = bars.setdefault(bar, {})
+        heights[part] = heights.get(part, 0.0) + stage.seconds.p50 * 1e3
+        heights[HOST] = heights.get(HOST, 0.0) + stage.host.p50 * 1e3
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    bottom = [0.0] * len(bars)
+    for part in ("transformer", "sampling", "graphs", HOST):
+        heights_ = [bar.get(part, 0.0) for bar in bars.values()]
+        axes.bar(list(bars), heights_, bottom=bottom, label=part)
+        bottom = [low + height for low, height in zip(bottom, heights_, strict=True)]
+    axes.set_ylabel("ms")
+    axes.set_title(f"{result.bundle['name']}, {result.bundle['precision']}, {result.device}")
+    axes.tick_params("x", rotation=60)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def _bar(stage: str) -> str:
+    """Small stages share a bar."""
+    if stage.startswith("residual"):
+        return "residual"
+    names = {TEXT_ENCODER: "text", CONTEXT: "text", DECODER: "decoder", HOST: "after"}
+    return names.get(stage, stage)
+
+
+def _plot_batches(result: Result, file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    rows = sorted(result.latency, key=lambda row: row.batch)
+    batches = [row.batch for row in rows]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in ("p50", "p90"):
+        axes.plot(
+            batches, [getattr(row.seconds, name) * 1e3 for row in rows], marker="o", label=f"{name}, ms"
+        )
+    rate = axes.twinx()
+    rate.plot(batches, [row.pictures_per_second for row in rows], "k--", marker="s", label="pictures/s")
+    rate.set_ylabel("pictures/s")
+    rate.set_ylim(bottom=0)
+    axes.set_xlabel("batch")
+    axes.set_xticks(batches)
+    axes.set_ylabel("ms")
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside upper center", ncols=3)
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,344 @@
+"""The benchmark measures what it says; how fast anything is never decides a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from bench.cli import main
+from bench.compare import is_change
+from bench.machine import Company, describe_jetson
+from bench.stages import stages_of
+from bench.timing import HOST, TimedBackend, by_graph, by_stage
+from bench.workload import drawing
+from hart.schedule import SamplingSettings
+from runtime import Pipeline
+from runtime.backend import Backend
+from tests.conftest import ExportOnce
+from tests.golden_runs import HERE
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    for word in words:
+        assert word in result.stderr
+
+
+class Clocked:
+    """A backend whose graphs take a thousand seconds each, on a clock of the test's."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self.now = backend, 0.0
+        self.name, self.device = backend.name, backend.device
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        self.backend.prepare(batch, settings)
+
+    def split(self, value: Any) -> list[Any]:
+        self.now += 1
+        return self.backend.split(value)
+
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        self.now += 1000
+        return self.backend.run(graph, inputs)
+
+    def to_host(self, value: Any) -> Any:
+        self.now += 1
+        return self.backend.to_host(value)
+
+
+def test_stages_and_host_time_add_up_to_the_wall_time(
+    demo: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocked = Clocked(demo.backend)
+    monkeypatch.setattr("bench.timing.time", SimpleNamespace(perf_counter=lambda: clocked.now))
+    timed = TimedBackend(clocked)
+    trace = timed.trace(drawing(Pipeline(demo.bundle, timed), 1))
+    assert sum(call.seconds for call in trace.calls) == trace.wall == clocked.now
+    stages = by_stage(trace.calls)
+    assert sum(stage.inside + stage.host for stage in stages.values()) == trace.wall
+    assert sum(by_graph(trace.calls).values()) == trace.wall
+    assert stages["text encoder"].inside == stages["scale 4 transformer"].inside == 1000
+    assert stages["scale 0 sampling"].inside == 2000  # the draw and the way to the next scale
+    assert stages["decoder"].inside == 2000  # the last codes, then the pixels
+    assert sum(stage.host for stage in stages.values()) == trace.wall % 1000 > 0
+
+
+def test_stages_are_named_by_the_order_of_graphs() -> None:
+    graphs = ["text_encoder", "transformer", "sample", "smooth", "next_scale", "transformer", "sample"]
+    assert stages_of([*graphs, "residual_step", "residual_step", "latent", "decoder"]) == [
+        "text encoder",
+        "scale 0 transformer",
+        *["scale 0 sampling"] * 3,
+        "scale 1 transformer",
+        "scale 1 sampling",
+        "residual step 0",
+        "residual step 1",
+        *["decoder"] * 2,
+    ]
+
+
+@dataclass
+class Later:
+    """An output that may not be there yet."""
+
+    job: Future[dict[str, Any]]
+    name: str
+
+
+class Stream:
+    """ONNX Runtime behind a queue: a run returns at once, and only to_host waits."""
+
+    name = device = "stream"
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline, self.queue = pipeline, ThreadPoolExecutor(1)
+
+    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Later]:
+        def work() -> dict[str, Any]:
+            ready = {n: v.job.result()[v.name] if isinstance(v, Later) else v for n, v in inputs.items()}
+            return self.pipeline.backend.run(graph, ready)
+
+        job = self.queue.submit(work)
+        return {s.name: Later(job, s.name) for s in self.pipeline.bundle.manifest.graphs[graph].outputs}
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        self.pipeline.backend.prepare(batch, settings)
+
+    def split(self, value: Any) -> list[Any]:
+        return list(self.to_host(value)[:, None])
+
+    def to_host(self, value: Any) -> Any:
+        return value if isinstance(value, np.ndarray) else np.asarray(value.job.result()[value.name].numpy())
+
+
+class StreamWithEvents(Stream):
+    """The same, and it can time its own queue."""
+
+    def event(self) -> Future[float]:
+        return self.queue.submit(time.perf_counter)
+
+    def seconds_between(self, first: Future[float], second: Future[float]) -> float:
+        return second.result() - first.result()
+
+
+def test_asynchronous_work_is_waited_for(demo: Pipeline) -> None:
+    timed = TimedBackend(Stream(demo))
+    ids, mask = np.zeros((1, 16), np.int64), np.ones((1, 16), np.bool_)
+    features = timed.run("text_encoder", {"input_ids": ids, "mask": mask})["features"]
+    assert features.job.done()
+
+
+def test_events_are_not_waited_for(demo: Pipeline) -> None:
+    stream = StreamWithEvents(demo)
+    timed = TimedBackend(stream)
+    gate = threading.Event()
+    stream.queue.submit(gate.wait)
+    ids, mask = np.zeros((1, 16), np.int64), np.ones((1, 16), np.bool_)
+    jobs = []
+
+    def work() -> None:
+        jobs.append(timed.run("text_encoder", {"input_ids": ids, "mask": mask})["features"].job)
+        assert not jobs[0].done()
+        gate.set()
+
+    trace = timed.trace(work)
+    assert jobs[0].done()
+    assert [call.graph for call in trace.calls] == [HOST, "text_encoder", HOST]
+
+
+@pytest.mark.parametrize("kind", [Stream, StreamWithEvents])
+def test_an_asynchronous_backend_draws_the_same_picture(demo: Pipeline, kind: type[Stream]) -> None:
+    timed = TimedBackend(kind(demo))
+    pictures: list[bytes] = []
+    draw = drawing(Pipeline(demo.bundle, timed), 1)
+    trace = timed.trace(lambda: pictures.append(draw()[0].tobytes()))
+    assert pictures == [drawing(demo, 1)()[0].tobytes()]
+    assert all(call.seconds >= 0 for call in trace.calls)
+    assert by_stage(trace.calls)["residual step 7"].inside > 0
+
+
+@pytest.fixture(scope="module")
+def results(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One benchmark of the demo."""
+    output = tmp_path_factory.mktemp("bench") / "demo"
+    options = ["--threads", 1, "--batch", "2,1", "--iterations", 4, "--warmup", 1]
+    done = bench(
+        "--engine", demo_bundle, "--device", "cpu", *options, "--against", "torch-eager", "--output", output
+    )
+    assert done.exit_code == 0, done.output + done.stderr
+    assert str(output) in done.output
+    for words in ("pictures/s", "scale 4 transformer", "torch-eager", "peak resident", "x floor"):
+        assert words in done.output
+    return output
+
+
+def test_what_a_result_holds(results: Path) -> None:
+    names = ["batches.png", "bench.json", "bench.md", "scales.png"]
+    assert sorted(file.name for file in results.iterdir()) == names
+    assert [file.name for file in results.parent.iterdir()] == ["demo"]
+    found = json.loads((results / "bench.json").read_text())
+    assert found["schema"] == 1
+    assert found["peak"]["operations"] > 0 < found["peak"]["bytes"]
+    assert [row["batch"] for row in found["latency"]] == [2, 1]
+    for row in found["latency"]:
+        seconds = row["seconds"]
+        assert len(seconds["values"]) == 4
+        assert min(seconds["values"]) <= seconds["p50"] <= seconds["p99"] <= max(seconds["values"])
+        assert row["pictures_per_second"] == pytest.approx(row["batch"] / seconds["p50"])
+    for first in found["first_pictures"]:
+        assert 0 < first["imports_bytes"] < first["peak_bytes"]
+        parts = [first[name] for name in ("imports", "verify", "open", "run", "save")]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(first["total"])
+
+
+def test_the_stages_of_a_result(results: Path) -> None:
+    breakdown = json.loads((results / "bench.json").read_text())["breakdown"]
+    stages = breakdown["stages"]
+    names = ["text encoder", "context"]
+    names += [f"scale {k} {part}" for k in range(5) for part in ("transformer", "sampling")]
+    names += ["residual condition", *(f"residual step {i}" for i in range(8)), "decoder", "host"]
+    assert [stage["name"] for stage in stages] == names
+    for i, wall in enumerate(breakdown["wall"]["values"]):
+        parts = sum(s["seconds"]["values"][i] + s["host"]["values"][i] for s in stages)
+        assert parts <= wall
+        assert parts == pytest.approx(sum(g["values"][i] for g in breakdown["graphs"].values()))
+    for stage in stages[:-1]:
+        assert stage["operations"] > 0 < stage["bytes"]
+        share = max(stage["operations_share"], stage["bytes_share"])
+        assert share == pytest.approx(stage["floor"] / stage["seconds"]["p50"])
+    assert stages[-1]["operations"] is None
+
+
+def test_the_reference_drew_the_same_picture(results: Path) -> None:
+    """The bundle is half precision, the reference on the CPU is not."""
+    (row,) = json.loads((results / "bench.json").read_text())["against"]
+    assert row["psnr"] is None or row["psnr"] > 30
+    ratios = [a / b for a, b in zip(row["seconds"]["values"], row["ours"]["values"], strict=True)]
+    assert row["ratio"]["values"] == pytest.approx(ratios)
+
+
+def test_a_result_compared_with_itself_and_with_a_slower_one(results: Path, tmp_path: Path) -> None:
+    same = bench("compare", results, results / "bench.json")
+    assert same.exit_code == 0, same.output
+    assert same.output.splitlines()[-1].startswith("0 of ")
+    values = json.loads((results / "bench.json").read_text())
+    values["machine"]["cpu"] = "another"
+    for stage in values["breakdown"]["stages"]:
+        if stage["name"] == "decoder":
+            stage["seconds"]["values"] = [100 * v for v in stage["seconds"]["values"]]
+    slower = tmp_path / "slower.json"
+    slower.write_text(json.dumps(values))
+    done = bench("compare", results, slower)
+    assert done.exit_code == 0, done.output
+    assert "decoder" in done.output
+    assert "+9900.0%" in done.output
+    assert "note: CPU: " in done.output
+    assert done.output.splitlines()[-1].startswith("1 of ")
+
+
+def test_compare_refuses_what_is_no_result(results: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    refused(bench("compare", results, other), "other.json", "no such file")
+    other.write_text("{}")
+    refused(bench("compare", results, other), "other.json", "not a result")
+    other.write_text('{"schema": 99, "breakdown": {}}')
+    refused(bench("compare", results, other), "schema 99", "upgrade")
+    other.write_text('{"schema": 1, "breakdown": {}}')
+    refused(bench("compare", results, other), "damaged")
+
+
+def test_noise_is_not_a_change() -> None:
+    assert is_change([1.0, 1.1, 1.05, 1.0], [0.8, 0.9, 0.85, 0.8])
+    assert not is_change([1.0, 1.1, 1.05, 1.0], [1.02, 1.08, 1.04, 1.0])
+    assert not is_change([1.0] * 4, [1.005] * 4)  # certain, but tiny
+    assert not is_change([1.0] * 3, [2.0] * 3)  # so few may agree by chance
+
+
+def test_a_bundle_without_text_encoder_starts_at_features(export_once: ExportOnce, tmp_path: Path) -> None:
+    variant = HERE / "t2i_main"
+    bundle, output = export_once(variant, "fp32"), tmp_path / "result"
+    options = ["--engine", bundle, "--device", "cpu", "--iterations", 1, "--warmup", 1]
+    refused(bench(*options, "--against", "torch-eager"), "t2i_main", "give --checkpoint")
+    against = ["--against", "torch-eager", "--checkpoint"]
+    refused(bench(*options, *against, HERE / "t2i_adaln"), "t2i_adaln", "not those")
+    done = bench(*options, *against, variant, "--output", output)
+    assert done.exit_code == 0, done.output + done.stderr
+    assert "random text features" in done.output
+    found = json.loads((output / "bench.json").read_text())
+    assert found["breakdown"]["stages"][0]["name"] == "context"
+    (row,) = found["against"]
+    assert row["psnr"] is None or row["psnr"] > 40
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--batch", "9"], ("--batch", "expected 1 to 8", "found 9")),
+        (["--batch", "one"], ("--batch", "1,4,8", "'one'")),
+        (["--against", "jax"], ("--against", "torch-eager", "jax")),
+        (["--backend", "auto", "--output", "."], ("--output", "exists already")),
+    ],
+)
+def test_refused_before_anything_is_measured(
+    demo_bundle: Path, options: list[str], words: tuple[str, ...]
+) -> None:
+    refused(bench("--engine", demo_bundle, *options), *words)
+
+
+def test_an_engine_is_needed(tmp_path: Path) -> None:
+    refused(bench(), "--engine")
+    refused(bench("--engine", tmp_path), "no bundle here")
+
+
+def test_the_fresh_process_never_imports_torch(demo_bundle: Path) -> None:
+    """Its memory would be that of torch."""
+    script = f"""
+import sys, time
+for name in ("torch", "onnx", "transformers", "safetensors", "matplotlib"):
+    sys.modules[name] = None
+from bench.fresh import _draw
+options = dict(bundle={str(demo_bundle)!r}, device="cpu", threads=1, backend="auto", started=time.time())
+print(_draw(options)["peak_bytes"] > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_jetson_says_what_it_is(tmp_path: Path) -> None:
+    assert describe_jetson(tmp_path) is None
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "var/lib/nvpmodel").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
+    (tmp_path / "etc/nvpmodel.conf").write_text(
+        "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MODE_30W >\n"
+    )
+    (tmp_path / "var/lib/nvpmodel/status").write_text("pmode:0002\n")
+    board = {"model": "NVIDIA Jetson AGX Orin Developer Kit", "power_mode": "MODE_30W"}
+    assert describe_jetson(tmp_path) == board
+
+
+def test_company_is_mentioned_when_it_matters() -> None:
+    assert Company(0.01, 2, 1).warning() is None
+    assert Company(0.8, 2, 1).warning() == "other processes used 0.8 of 2 cores meanwhile"
+    assert Company(0.8, 2, 2).warning() == "other processes used 0.8 of 2 cores and the GPU meanwhile"
