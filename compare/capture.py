@@ -29,9 +29,9 @@ from hart.text_encoder import TextEncoder
 from hart.text_tokenizer import PromptTokenizer
 from runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, sha256_of
 
-DROPPED = tuple(
-    ".logits_raw .logits_cfg .cfg_t .next_map .next_level .h .t_index .t_net .net_out "
-    ".pred_xstart .mean .log_variance .residual .cfg .z cond".split()
+DROPPED = (
+    *(".logits_raw", ".logits_cfg", ".cfg_t", ".next_map", ".next_level", ".h", "cond"),
+    *(".t_index", ".t_net", ".net_out", ".pred_xstart", ".mean", ".log_variance", ".z", ".cfg", ".residual"),
 )
 """Endings of recorded names that no graph takes or returns."""
 
