@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUTPUT ?= out.png
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test clean
+.PHONY: demo test test-gpu clean
 
 demo: .venv/export.done
 	@if [ -f engines/demo/manifest.json ]; then echo "engines/demo is there already (make clean exports it again)"; \
@@ -17,6 +17,10 @@ test: .venv/dev.done
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m mypy
 	"$(BIN)/python" -m pytest
+
+# The same conformance suite on every backend of this machine, and why the others were left out.
+test-gpu: .venv/dev.done
+	"$(BIN)/python" -m pytest -v -rs tests/test_conformance.py
 
 clean:
 	rm -rf engines/demo .venv

@@ -46,12 +46,8 @@ class Checkpoint:
         self.ema = "ema_model.bin" in recorded["llm"]
         """Which weights the bundle was exported with: averaged, or those in training."""
         own = llm.absolute().parent / TEXT_ENCODER_FOLDER
-        self.text_folder = (text_encoder or own) if recorded["text_encoder"] else None
-        if self.text_folder is not None and not self.text_folder.is_dir():
-            raise InputError(
-                f"{self.text_folder}: no such folder; give the text encoder that engine "
-                f"{manifest.name} was exported with as --text-encoder"
-            )
+        wanted = recorded["text_encoder"] and (text_encoder or own.is_dir())
+        self.text_folder = (text_encoder or own) if wanted else None
         files = {
             "llm": llm_weight_files(llm, self.ema),
             "tokenizer": weight_files(tokenizer),

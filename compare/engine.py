@@ -101,8 +101,7 @@ def _open(
         from compare.torch_backend import TorchHalfBackend
 
         return TorchHalfBackend(source, reference.patch_nums, torch_device(device)), name
-    chosen = {} if name == "auto" else {"backend": name}
-    backend = open_backend(bundle, device, **chosen)  # type: ignore[arg-type]
+    backend = open_backend(bundle, device, backend=name)
     if name == "auto":
         name = "onnxruntime" if isinstance(backend, OnnxRuntimeBackend) else type(backend).__name__
     return backend, name

@@ -105,8 +105,11 @@ def find_layer(
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
     half = {}
     if bundle.manifest.precision != "fp32":
-        observed = _observe_half(TorchHalfBackend(checkpoint, reference.patch_nums, "cpu"), call)
-        half = {(p.path, p.value, p.tensor): p.expected for p in _places(model.graph, call, observed)}
+        backend = TorchHalfBackend(checkpoint, reference.patch_nums, "cpu")
+        with _hooks({"": backend.modules[call.graph]}, [True]) as observed:
+            returned = backend.run(call.graph, call.inputs)
+        its = replace(call, outputs={name: value.float().numpy() for name, value in returned.items()})
+        half = {(p.path, p.value, p.tensor): p.expected for p in _places(model.graph, its, observed)}
     layers, blames = [], []
     for place in places:
         expected = _aligned(place.expected, found[place.tensor].shape)
@@ -171,14 +174,6 @@ def _observe_reference(
             if path in seen:
                 by_graph_path.setdefault(short, seen[path])
     return by_graph_path | recorded, names
-
-
-def _observe_half(backend: TorchHalfBackend, call: Call) -> Seen:
-    """The same of the graph's own modules in fp16."""
-    modules = {"": backend.modules[call.graph]}
-    with _hooks(modules, [True]) as seen:
-        backend.run(call.graph, call.inputs)
-    return dict(seen)
 
 
 @contextlib.contextmanager

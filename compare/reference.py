@@ -99,7 +99,9 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
         results.save(str(partial / TRAJECTORY))
         (partial / "calls").mkdir()
         for call in _samples(graph_calls(reference.batches[0], reference.settings, manifest)):
-            save_json([call.inputs], str(partial / "calls" / f"{call.graph}.inputs.json"))
+            dtypes = {spec.name: spec.dtype for spec in manifest.graphs[call.graph].inputs}
+            inputs = {name: np.asarray(value, dtypes[name]) for name, value in call.inputs.items()}
+            save_json([inputs], str(partial / "calls" / f"{call.graph}.inputs.json"))
             example = RunResults()
             example.add([call.outputs], runner_name=RUNNER)
             example.save(str(partial / "calls" / f"{call.graph}.outputs.json"))
@@ -148,7 +150,8 @@ def check_fits(weights: Mapping[str, Mapping[str, str]], manifest: Manifest, sou
         if found != files:
             raise InputError(
                 f"{source}: its {network} weights are {_describe(found)}, engine {manifest.name} was "
-                f"exported from {_describe(files)}; give what the engine was made from"
+                f"exported from {_describe(files)}; give what the engine was made from "
+                f"(--checkpoint, --text-encoder)"
             )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from compare.capture import Checkpoint
 from export.graphs import build_graphs
 from hart.errors import RunError
+from hart.schedule import SamplingSettings
 from hart.transformer import attention
 from runtime.backend import Value
 
@@ -33,6 +34,12 @@ class TorchHalfBackend:
             for graph in graphs
         }
         self.modules = {graph.name: graph.module.to(device).eval() for graph in graphs}
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        pass  # PyTorch allocates as it goes
+
+    def split(self, value: torch.Tensor) -> list[torch.Tensor]:
+        return list(value[:, None])
 
     @torch.inference_mode()
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, torch.Tensor]:

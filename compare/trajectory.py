@@ -21,6 +21,7 @@ from compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
 from compare.reference import Reference, Tensors
 from hart.errors import RunError
 from hart.noise import RecordedNoise
+from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Tensor, Value
 from runtime.bundle import Manifest
 from runtime.loop import draw
@@ -93,6 +94,12 @@ class _TeacherForced:
         self.device = backend.device
         self.backend, self.tensors = backend, tensors
         self.scale = -1
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        pass  # a plan would have the engine read its own tokens where these are swapped in
+
+    def split(self, value: Tensor) -> list[Tensor]:
+        return self.backend.split(value)
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
         if graph == "transformer":

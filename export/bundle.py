@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 from export.graphs import build_graphs
-from export.writer import WeightFile, write_graph
+from export.writer import WeightFile, write_append, write_graph
 from hart.checkpoint import (
     SAMPLING_FILE,
     TEXT_ENCODER_FOLDER,
@@ -26,9 +24,11 @@ from hart.checkpoint import (
 )
 from hart.config import config_to_dict, read_json
 from hart.errors import InputError
+from hart.files import folder_beside, move_into_place
 from hart.model import Hart
 from hart.schedule import SamplingSettings
 from runtime.bundle import (
+    APPEND,
     MANIFEST,
     TEXT_TOKENIZER,
     WEIGHTS,
@@ -84,12 +84,7 @@ def export_bundle(
         )
     vocabulary = read_vocabulary(text_folder) if text_folder else None
 
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror})") from None
-    try:
+    with folder_beside(output) as partial:
         builders = build_graphs(model, text, patch_nums)
         graphs = {}
         with WeightFile(partial) as weights:
@@ -97,6 +92,7 @@ def export_bundle(
                 progress(build.__name__, number, len(builders) + 1)
                 graph = build()
                 graphs[graph.name] = write_graph(graph, partial, weights)
+        graphs[APPEND] = write_append(partial)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(graph.file for graph in graphs.values())]
         if vocabulary is not None:
@@ -114,10 +110,8 @@ def export_bundle(
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         write_manifest(manifest, partial)
-        partial.chmod(0o755)
-        _move_into_place(partial, output, force)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _check_output(output, force)  # again: it may have appeared meanwhile
+        move_into_place(partial, output)
     return manifest
 
 
@@ -154,23 +148,6 @@ def _check_output(output: Path, force: bool) -> None:
         raise InputError(f"{output}: exists already; give --force to replace it, or another --output")
     if output.exists() and not (output / MANIFEST).is_file():
         raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST}), not replaced")
-
-
-def _move_into_place(partial: Path, output: Path, force: bool) -> None:
-    """Rename, so that at no moment a half-written bundle has the final name."""
-    _check_output(output, force)  # again: it may have appeared meanwhile
-    if not output.exists():
-        partial.rename(output)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
-    output.rename(aside / output.name)
-    try:
-        partial.rename(output)
-    except BaseException:
-        (aside / output.name).rename(output)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _pyramid(model: Hart, patch_nums: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -32,6 +32,13 @@ from hart.errors import InputError
 @click.option(
     "--ema/--no-ema", default=True, show_default=True, help="Prefer the averaged weights, ema_model.bin."
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnx", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="Engines to build after the graphs; onnx: none; auto: what is installed. More with hart-build.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @ends_with_a_sentence
 def main(
@@ -41,6 +48,7 @@ def main(
     output: Path | None,
     max_batch: int,
     ema: bool,
+    backend: str,
     force: bool,
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
@@ -52,9 +60,12 @@ def main(
 
     from export.hub import resolve
     from hart.demo import DEMO_CHECKPOINT
+    from runtime.tensorrt.package import MODULES, import_package
 
     source = resolve(checkpoint) if checkpoint else DEMO_CHECKPOINT
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
+    if backend in MODULES:
+        import_package(backend)  # missing packages are told of before the work, not after
     start = time.monotonic()
     console = Console(stderr=True)
     columns = (TextColumn("exporting {task.description}"), BarColumn(), TimeElapsedColumn())
@@ -89,6 +100,27 @@ def main(
         click.echo(
             "note: no text encoder was found, so this bundle draws from text features only; "
             "give --text-encoder to draw from prompts",
+            err=True,
+        )
+    _build(target, backend)
+
+
+def _build(target: Path, backend: str) -> None:
+    """Build engines with the package asked for, or with what there is."""
+    from runtime.bundle import open_bundle
+    from runtime.tensorrt.build import BuildOptions
+    from runtime.tensorrt.cli import choose_package, report
+    from runtime.tensorrt.package import INSTALL
+
+    if backend == "onnx":
+        return
+    package = choose_package(backend)
+    if package is not None:
+        report(open_bundle(target), package, BuildOptions())
+    else:
+        click.echo(
+            "note: no engines were built, neither TensorRT (with a GPU) nor TensorRT-RTX is here; to have "
+            f"them: {' or '.join(INSTALL.values())}, then hart-build --engine {target}",
             err=True,
         )
 

@@ -17,8 +17,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from export.cache import append_only
 from export.graphs import Graph, TransformerGraph
-from runtime.bundle import WEIGHTS, GraphSpec, TensorSpec
+from runtime.bundle import APPEND, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""
@@ -79,13 +80,23 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile) -> GraphSpec:
         tensor = value.const_value
         if tensor is not None and tensor.nbytes >= INLINE_BYTES:
             value.const_value = weights.store(tensor)
-    name = f"{graph.name}.onnx"
-    model.graph.name = graph.name
     model.graph.metadata_props.clear()
-    ir.save(model, folder / name)
+    return _save(model, graph.name, folder)
+
+
+def write_append(folder: Path) -> GraphSpec:
+    """Write the transformer a bundle folder holds once more, with an append-only cache."""
+    model = append_only(ir.load(folder / f"{TRANSFORMER}.onnx"))
+    return _save(model, APPEND, folder)
+
+
+def _save(model: ir.Model, name: str, folder: Path) -> GraphSpec:
+    model.graph.name = name
+    file = f"{name}.onnx"
+    ir.save(model, folder / file)
     return GraphSpec(
-        file=name,
-        opset=graph.opset,
+        file=file,
+        opset=model.opset_imports[""],
         inputs=tuple(_describe(value) for value in model.graph.inputs),
         outputs=tuple(_describe(value) for value in model.graph.outputs),
     )

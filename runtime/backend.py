@@ -6,12 +6,19 @@ is, and only :meth:`Backend.to_host` brings anything back.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from hart.errors import InputError
+from hart.schedule import SamplingSettings
 from runtime.bundle import Bundle
+from runtime.tensorrt.package import MODULES
+
+log = logging.getLogger(__name__)
+
 
 Tensor = Any
 """A device tensor of the backend, opaque to the loop."""
@@ -23,15 +30,67 @@ class Backend(Protocol):
 
     device: str
 
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        """Told before each drawing; backends that plan their memory do it here."""
+
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
         """Run one graph; all outputs by name, on the device."""
+
+    def split(self, value: Tensor) -> list[Tensor]:
+        """One tensor per picture of a batch, each with a leading axis of 1."""
 
     def to_host(self, value: Value) -> NDArray[Any]:
         """Copy a tensor to the host, waiting for it; an array is returned as it is."""
 
 
-def open_backend(bundle: Bundle, device: str = "auto", threads: int | None = None) -> Backend:
-    """Load every graph of a bundle on "cpu", "cuda" or "auto"."""
-    from runtime.onnx_backend import OnnxRuntimeBackend
+def open_backend(
+    bundle: Bundle,
+    device: str = "auto",
+    threads: int | None = None,
+    backend: str = "auto",
+    strict: bool = False,
+) -> Backend:
+    """Load every graph of a bundle.
 
-    return OnnxRuntimeBackend(bundle, device, threads)
+    Args:
+        device: "cpu", "cuda" or "auto".
+        threads: of the CPU; None for all cores.
+        backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": the bundle's engines where
+            they run, else ONNX Runtime on CUDA, else on the CPU. What "auto" passes over is
+            logged; a backend asked for by name is never replaced.
+        strict: refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU.
+
+    Raises:
+        InputError: what was asked for is not there, with the command that mends it.
+    """
+    from runtime.onnx_backend import OnnxRuntimeBackend, has_cuda
+
+    if backend in MODULES:
+        if device == "cpu":
+            raise InputError(f"--backend {backend} runs on a GPU, found --device cpu")
+        return _open_engines(bundle, backend)
+    if device != "cpu" and backend == "auto":
+        for name in _engine_backends_of(bundle):
+            try:
+                return _open_engines(bundle, name)
+            except InputError as error:
+                log.warning("the %s engines are not used: %s", name, error)
+    if device == "auto" and has_cuda():
+        try:
+            return OnnxRuntimeBackend(bundle, "cuda", threads, strict)
+        except InputError as error:
+            log.warning("drawing on the CPU: %s", error)
+    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", threads, strict)
+
+
+def _open_engines(bundle: Bundle, name: str) -> Backend:
+    from runtime.planned import PlannedBackend
+    from runtime.tensorrt.executor import EngineExecutor
+    from runtime.tensorrt.package import import_package
+
+    return PlannedBackend(bundle, EngineExecutor(bundle, import_package(name)))
+
+
+def _engine_backends_of(bundle: Bundle) -> list[str]:
+    """Those that a bundle holds engines for."""
+    return [name for name in MODULES if any(bundle.folder.glob(f"{name}-[0-9]*"))]

@@ -21,6 +21,11 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 TEXT_TOKENIZER = "tokenizer.json"
 TEXT_ENCODER = "text_encoder"
+TRANSFORMER = "transformer"
+APPEND = "transformer_append"
+"""The transformer with a cache that only grows at its end: what engines are built from."""
+PAST, NEW = "past_", "new_"
+"""Prefixes of its cache inputs (tokens so far, first axis) and outputs (the tokens it adds)."""
 GRAPHS = (
     "context",
     "transformer",

@@ -44,6 +44,16 @@ BUNDLE = "[default: the bundle's]"
     help="PNG file; several pictures are numbered: out-0.png, out-1.png, ...",
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="auto: the bundle's engines where they run, else ONNX Runtime.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Refuse graphs of which ONNX Runtime CUDA leaves work to the CPU."
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @ends_with_a_sentence
@@ -54,6 +64,8 @@ def main(
     from_image: Path | None,
     output: Path,
     device: str,
+    backend: str,
+    strict: bool,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -76,7 +88,7 @@ def main(
     if not texts:
         raise InputError("no prompt: give one as an argument, or --prompts-file, or --from-image")
     check_writable(output)
-    pipeline = Pipeline.load(engine, device, threads)
+    pipeline = Pipeline.load(engine, device, threads, backend, strict)
     pipeline.check(texts, **options)
     paths = _paths(output, len(texts) * options["num_images"])
     for path in paths:

@@ -74,6 +74,7 @@ def draw(
         RunError: a latent or a pixel is not finite, or a picture came out in one flat colour.
     """
     clock = _Clock()
+    backend.prepare(len(mask), settings)
     model, graphs = manifest.model, manifest.graphs
     batch, size, channels = len(mask), model.patch_nums[-1], model.latent_channels
     steps = scale_steps(model.patch_nums, settings, model.vocab_size)
@@ -91,8 +92,7 @@ def draw(
 
     def decode(latents: Tensor) -> Array:
         # One by one: the decoder's full-resolution activations are the largest of all.
-        pictures = backend.to_host(latents)[:, None]
-        decoded = [backend.run("decoder", {"f_hat": latent})["image"] for latent in pictures]
+        decoded = [backend.run("decoder", {"f_hat": latent})["image"] for latent in backend.split(latents)]
         return np.concatenate([backend.to_host(image) for image in decoded])
 
     def finished(residual: Tensor) -> Tensor:

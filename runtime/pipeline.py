@@ -67,10 +67,17 @@ class Pipeline:
             self.tokenizer = PromptTokenizer(tokenizer, bundle.manifest.model.context_token)
 
     @classmethod
-    def load(cls, bundle: str | Path, device: str = "auto", threads: int | None = None) -> Pipeline:
-        """Verify and open a bundle folder on "cpu", "cuda" or "auto"."""
+    def load(
+        cls,
+        bundle: str | Path,
+        device: str = "auto",
+        threads: int | None = None,
+        backend: str = "auto",
+        strict: bool = False,
+    ) -> Pipeline:
+        """Verify and open a bundle folder; see :func:`runtime.backend.open_backend`."""
         opened = open_bundle(Path(bundle))
-        return cls(opened, open_backend(opened, device, threads))
+        return cls(opened, open_backend(opened, device, threads, backend, strict))
 
     def __call__(self, prompts: str | Sequence[str], seed: int = 0, **options: object) -> list[Image.Image]:
         """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""

@@ -145,10 +145,11 @@ def test_a_saved_reference_needs_no_torch(
     assert report(tmp_path)["runs"][0]["graphs"] == report(saved[0])["runs"][0]["graphs"]
 
 
-def test_torch_in_half_precision_is_a_backend(
-    demo_bundle: Path, saved: tuple[Path, Path, Result], tmp_path: Path
-) -> None:
-    given = ("--engine", demo_bundle, "--reference", saved[1], "--checkpoint", DEMO_CHECKPOINT)
+def test_torch_in_half_precision_is_a_backend(export_once: ExportOnce, tmp_path: Path) -> None:
+    variant = HERE / "t2i_main"
+    bundle = export_once(variant, "fp32")
+    save_reference(record_golden(variant, bundle), open_bundle(bundle).manifest, tmp_path / "reference")
+    given = ("--engine", bundle, "--reference", tmp_path / "reference", "--checkpoint", variant)
     done = compare(*given, "--backend", "torch-fp16", "--output", tmp_path)
     run = report(tmp_path)["runs"][0]
     assert run["engine"]["arithmetic"] == "float16"

@@ -13,7 +13,7 @@ from hart.demo.checker import look
 from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
 from runtime.bundle import MANIFEST, open_bundle
-from runtime.onnx_backend import OnnxRuntimeBackend, pick_device
+from runtime.onnx_backend import OnnxRuntimeBackend, has_cuda, misplaced
 from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"
@@ -94,11 +94,19 @@ def test_empty_prompts(demo: Pipeline, prompts: str | list[str]) -> None:
         demo(prompts)
 
 
-def test_cuda_without_a_cuda_provider_says_what_to_install() -> None:
-    assert pick_device("auto", ["CPUExecutionProvider"]) == "cpu"
-    assert pick_device("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]) == "cuda"
+@pytest.mark.skipif(has_cuda(), reason="this ONNX Runtime has CUDA")
+def test_cuda_without_a_cuda_provider_says_what_to_install(demo_bundle: Path) -> None:
     with pytest.raises(InputError, match="onnxruntime-gpu"):
-        pick_device("cuda", ["CPUExecutionProvider"])
+        Pipeline.load(demo_bundle, device="cuda")
+
+
+def test_nodes_on_the_wrong_provider_are_found() -> None:
+    placement = [
+        ("CUDAExecutionProvider", "MatMul", "blocks.0.attn/MatMul"),
+        ("CPUExecutionProvider", "InstanceNormalization", "decoder.norm_out"),
+        ("CPUExecutionProvider", "Shape", "decoder/Shape"),
+    ]
+    assert misplaced(placement) == ["decoder.norm_out (InstanceNormalization)"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

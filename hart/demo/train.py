@@ -125,7 +125,7 @@ DECODER_STAGE = TokenizerStage(
 )
 TRANSFORMER_STAGES = (
     TransformerStage("transformer", steps=800, horizon=1100, batch=64, learning_rate=1.5e-3),
-    TransformerStage("refine", steps=3600, batch=64, learning_rate=1.2e-3, balance=0.5, residual_share=0.25),
+    TransformerStage("refine", steps=3400, batch=64, learning_rate=1.2e-3, balance=0.5, residual_share=0.25),
 )
 DATASET = 24576
 

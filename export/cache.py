@@ -1,0 +1,44 @@
+"""The transformer graph's second form, for backends that own the memory of the cache.
+
+ONNX Runtime gets the grown keys and values as outputs, so each step copies the whole cache.
+In the second form tokens are the cache's first axis and only the new ones come out: written
+right behind the old ones, they make the cache of the next step without a copy.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from runtime.bundle import NEW, PAST
+
+
+def append_only(model: ir.Model) -> ir.Model:
+    """Rewrite the traced transformer in place and return it.
+
+    ``past_X`` (2B, P, C) becomes (P, 2B, C); instead of ``X`` (2B, P + L, C) the graph
+    returns ``new_X`` (L, 2B, C).
+    """
+    graph = model.graph
+    for past in [value for value in graph.inputs if str(value.name).startswith(PAST)]:
+        name = str(past.name).removeprefix(PAST)
+        place = next(i for i, value in enumerate(graph.outputs) if value.name == name)
+        concat = graph.outputs[place].producer()
+        assert concat is not None
+        assert concat.op_type == "Concat"
+        assert concat.inputs[0] is past
+        fresh = concat.inputs[1]
+        assert fresh is not None
+        assert past.shape is not None
+        graph.outputs[place].name = f"grown_{name}"
+        both, tokens, width = past.shape
+        past.shape = ir.Shape([tokens, both, width])
+        before = ir.node("Transpose", [past], {"perm": [1, 0, 2]}, name=f"{concat.name}_past")
+        after = ir.node("Transpose", [fresh], {"perm": [1, 0, 2]}, name=f"{concat.name}_new")
+        graph.insert_before(concat, before)
+        graph.insert_before(concat, after)
+        concat.replace_input_with(0, before.outputs[0])
+        new = after.outputs[0]
+        new.name, new.dtype = f"{NEW}{name}", past.dtype
+        new.shape = ir.Shape(["length", both, width])
+        graph.outputs[place] = new
+    return model

@@ -1,0 +1,201 @@
+"""A backend whose memory is planned before each drawing, over any executor of graphs.
+
+The loop's n-th run is the plan's n-th call, so every tensor of every picture lies where it lay
+in the picture before: an executor can capture a call once and replay it. Calls that are not in
+the plan (previews, the text encoder) get memory of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hart.schedule import SamplingSettings
+from runtime.backend import Backend, Value
+from runtime.bundle import NEW, PAST, Bundle, TensorSpec
+from runtime.plan import Call, Plan, View, engine_graph, make_plan, split_view
+from runtime.shapes import Shape, shape_of, solve
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An address with the shape and type of what lies there."""
+
+    address: int
+    shape: Shape
+    dtype: np.dtype[Any]
+
+
+class Executor(Protocol):
+    """Memory of a device, and graphs that run on it. Everything happens in the order asked for."""
+
+    device: str
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of new device memory."""
+
+    def free(self, address: int) -> None:
+        """Release memory, once everything asked for before is done."""
+
+    def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
+        """Copy an array to the device without waiting. The host buffer behind it belongs to
+        ``slot``: it is used again only after a download.
+        """
+
+    def download(self, binding: Binding) -> NDArray[Any]:
+        """Wait for everything and copy to the host."""
+
+    def execute(
+        self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
+    ) -> None:
+        """Run a graph without waiting.
+
+        ``host`` holds the inputs the graph wants on the host (see :meth:`on_host`). ``call`` is
+        the number of the call in the plan; with the same number come the same addresses,
+        shapes and host inputs until :meth:`forget`.
+        """
+
+    def on_host(self, graph: str) -> frozenset[str]:
+        """Inputs that the graph reads on the host, because shapes depend on them."""
+
+    def forget(self) -> None:
+        """The plan changes: drop what was captured for calls."""
+
+
+class PlannedBackend(Backend):
+    """Runs the loop's graphs at planned addresses."""
+
+    def __init__(self, bundle: Bundle, executor: Executor) -> None:
+        self.manifest = bundle.manifest
+        self.executor = executor
+        self.device = executor.device
+        self._planned_for: tuple[int, SamplingSettings] | None = None
+        self._plan: Plan | None = None
+        self._arena = 0
+        self._next = 0
+        self._own: dict[tuple[str, str, Shape], _Own] = {}
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        self._next = 0
+        if self._planned_for == (batch, settings):
+            return
+        plan = make_plan(self.manifest, batch, settings)
+        if self._plan is not None:
+            self.executor.free(self._arena)
+        self.executor.forget()
+        self._plan, self._planned_for = None, None
+        self._arena = self.executor.allocate(plan.nbytes)
+        self._plan, self._planned_for = plan, (batch, settings)
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
+        number = self._planned(graph, inputs)
+        if number is None:
+            return self._run_outside(graph, inputs)
+        assert self._plan is not None
+        call = self._plan.calls[number]
+        self._next = number + 1
+        spec = engine_graph(self.manifest, graph)
+        stays = self.executor.on_host(graph)
+        bindings, host = {}, {}
+        for tensor in spec.inputs:
+            name, value, view = tensor.name, inputs[tensor.name], call.inputs[tensor.name]
+            if name in stays:
+                host[name] = _typed(value, tensor)
+            elif view is None:
+                bindings[name] = self._binding(value, graph, tensor)
+            else:
+                bindings[name] = self._at(view)
+                if name in call.uploads:
+                    self.executor.upload(bindings[name].address, _typed(value, tensor), (number, name))
+        bindings |= {name: self._at(view) for name, view in call.outputs.items()}
+        self.executor.execute(graph, bindings, host, number)
+        return dict(call.results)
+
+    def split(self, value: Any) -> list[Any]:
+        if isinstance(value, View):
+            return list(split_view(value))
+        return list(self.to_host(value)[:, None])
+
+    def to_host(self, value: Value) -> NDArray[Any]:
+        if isinstance(value, np.ndarray):
+            return value
+        if isinstance(value, View):
+            return self.executor.download(self._at(value))
+        return self.executor.download(value.binding)
+
+    def _planned(self, graph: str, inputs: Mapping[str, Value]) -> int | None:
+        """Number of the call in the plan, if this run is the one that the plan has next."""
+        if self._plan is None or self._next >= len(self._plan.calls):
+            return None
+        call = self._plan.calls[self._next]
+        return self._next if _fits(call, graph, inputs) else None
+
+    def _run_outside(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
+        """A run with memory of its own; caches are given and returned as ONNX Runtime has them."""
+        spec = engine_graph(self.manifest, graph)
+        pasts = {name: self.to_host(v) for name, v in inputs.items() if name.startswith(PAST)}
+        inputs = {**inputs, **{name: past.swapaxes(0, 1) for name, past in pasts.items()}}
+        stays = self.executor.on_host(graph)
+        host = {t.name: _typed(inputs[t.name], t) for t in spec.inputs if t.name in stays}
+        bindings = {
+            t.name: self._binding(inputs[t.name], graph, t) for t in spec.inputs if t.name not in stays
+        }
+        shapes = {name: b.shape for name, b in bindings.items()} | {k: v.shape for k, v in host.items()}
+        dims = solve(spec.inputs, shapes)
+        outputs: dict[str, Any] = {t.name: self._keep(graph, t, shape_of(t, dims)) for t in spec.outputs}
+        bindings |= {name: own.binding for name, own in outputs.items()}
+        self.executor.execute(graph, bindings, host, None)
+        for name, past in pasts.items():
+            new = self.to_host(outputs.pop(name.replace(PAST, NEW)))
+            outputs[name.removeprefix(PAST)] = np.concatenate([past, new.swapaxes(0, 1)], axis=1)
+        return outputs
+
+    def _binding(self, value: Value, graph: str, tensor: TensorSpec) -> Binding:
+        if isinstance(value, View):
+            return self._at(value)
+        if isinstance(value, _Own):
+            return value.binding
+        array = _typed(value, tensor)
+        own = self._keep(graph, tensor, array.shape)
+        self.executor.upload(own.binding.address, array, (graph, tensor.name, array.shape))
+        return own.binding
+
+    def _keep(self, graph: str, tensor: TensorSpec, shape: Shape) -> _Own:
+        """Memory outside the plan, kept for the next time."""
+        key = (graph, tensor.name, shape)
+        if key not in self._own:
+            dtype = np.dtype(tensor.dtype)
+            nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            self._own[key] = _Own(Binding(self.executor.allocate(nbytes), shape, dtype))
+        return self._own[key]
+
+    def _at(self, view: View) -> Binding:
+        return Binding(self._arena + view.offset, view.shape, view.dtype)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A tensor in memory of its own."""
+
+    binding: Binding
+
+    @property
+    def shape(self) -> Shape:
+        return self.binding.shape
+
+
+def _fits(call: Call, graph: str, inputs: Mapping[str, Value]) -> bool:
+    """Whether a run hands over exactly the tensors that the plan expects."""
+    if call.graph != graph:
+        return False
+    return all(
+        not isinstance(inputs[name], View) or inputs[name] == view for name, view in call.inputs.items()
+    )
+
+
+def _typed(value: Value, tensor: TensorSpec) -> NDArray[Any]:
+    return np.ascontiguousarray(value, tensor.dtype)

@@ -1,0 +1,99 @@
+"""Shapes of graph inputs and outputs: named dimensions, and what they are at each scale.
+
+A manifest writes free dimensions as ``batch``, ``2*batch``, ``past + length`` or
+``next_side**2``. Every number behind these names is known before a run starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from runtime.bundle import ModelSpec, TensorSpec
+
+Dims = dict[str, int]
+Shape = tuple[int, ...]
+
+OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Pow: operator.pow,
+}
+
+
+def evaluate(dimension: int | str, dims: Mapping[str, int]) -> int:
+    """Value of one dimension of a manifest, such as ``past + length``.
+
+    Raises:
+        ValueError: it names an unknown dimension or is not simple arithmetic.
+    """
+    if isinstance(dimension, int):
+        return dimension
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name in dims:
+                return dims[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](value(left), value(right))
+        raise ValueError(f"dimension {dimension!r} cannot be computed from {sorted(dims)}")
+
+    try:
+        return value(ast.parse(dimension, mode="eval").body)
+    except SyntaxError:
+        raise ValueError(f"dimension {dimension!r} is not an expression") from None
+
+
+def shape_of(spec: TensorSpec, dims: Mapping[str, int]) -> Shape:
+    """Exact shape of a graph input or output."""
+    return tuple(evaluate(n, dims) for n in spec.shape)
+
+
+def solve(specs: Iterable[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> Dims:
+    """Values of the named dimensions, from the shapes of a graph's inputs.
+
+    Only names and ``2*name`` stand in inputs.
+
+    Raises:
+        ValueError: a shape contradicts its specification or another input's.
+    """
+    dims: Dims = {}
+    for spec in specs:
+        found = shapes[spec.name]
+        if len(found) != len(spec.shape):
+            raise ValueError(f"{spec.name}: expected {len(spec.shape)} dimensions, found {tuple(found)}")
+        for dimension, size in zip(spec.shape, found, strict=True):
+            if isinstance(dimension, str):
+                factor, name = (2, dimension[2:]) if dimension.startswith("2*") else (1, dimension)
+                dims.setdefault(name, size // factor)
+            if evaluate(dimension, dims) != size:
+                raise ValueError(f"{spec.name}: expected {spec.shape} with {dims}, found {tuple(found)}")
+    return dims
+
+
+def scale_dims(model: ModelSpec) -> list[Dims]:
+    """Named dimensions at each scale, all but ``batch``.
+
+    Scale 0 runs the text through the transformer, so it has as many new tokens as the text;
+    the last scale has no ``next_side``.
+    """
+    rows: list[Dims] = []
+    past = 0
+    for k, side in enumerate(model.patch_nums):
+        length = model.context_token if k == 0 else side * side
+        dims = {"past": past, "length": length, "side": side}
+        if k + 1 < len(model.patch_nums):
+            dims["next_side"] = model.patch_nums[k + 1]
+        rows.append(dims)
+        past += length
+    return rows
+
+
+def cache_length(model: ModelSpec) -> int:
+    """Tokens in the KV cache when the picture is done."""
+    last = scale_dims(model)[-1]
+    return last["past"] + last["length"]

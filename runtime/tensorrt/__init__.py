@@ -1,0 +1,1 @@
+"""Engines for NVIDIA GPUs: built from a bundle's graphs, and run by the same loop."""

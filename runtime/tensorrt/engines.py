@@ -1,0 +1,226 @@
+"""The engines of a bundle on disk: where they lie, what they were built from, whether they fit.
+
+Engines are programs: one that does not match the hash in its manifest is never loaded, and the
+manifest itself is only as trustworthy as whoever sent the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hart.errors import InputError
+from runtime.bundle import (
+    APPEND,
+    TRANSFORMER,
+    WEIGHTS,
+    Bundle,
+    FileSpec,
+    GraphSpec,
+    Manifest,
+    TensorSpec,
+    sha256_of,
+)
+from runtime.tensorrt.build import BuildOptions
+from runtime.tensorrt.package import Package, operating_system
+from runtime.tensorrt.profiles import Profile, Range
+
+ENGINE_SCHEMA = 1
+ENGINE_MANIFEST = "engines.json"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine."""
+
+    file: FileSpec
+    sources: dict[str, str]
+    """sha256 of the graph and of the weights that it was built from."""
+    profiles: tuple[Profile, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    on_host: tuple[str, ...]
+    """Inputs that the engine reads on the host."""
+    seconds: float
+    """What the build took."""
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """Contents of ``engines.json``."""
+
+    package: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    """Empty where the package's own default was taken."""
+    system: str
+    precision: str
+    options: BuildOptions
+    engines: dict[str, EngineSpec]
+    """By the name of the loop's graph."""
+    schema: int = ENGINE_SCHEMA
+
+
+def engine_file(name: str) -> str:
+    """File name of a graph's engine."""
+    return f"{name}.engine"
+
+
+def folder_name(
+    package: Package, capabilities: Sequence[str], precision: str, system: str | None = None
+) -> str:
+    """Such as ``tensorrt-rtx-1.7.1.116-sm86-sm89-linux-x86_64-fp16``."""
+    target = "-".join(f"sm{c.replace('.', '')}" for c in sorted(capabilities, key=float)) or "portable"
+    return "-".join([package.name, package.version, target, system or operating_system(), precision])
+
+
+def sources(manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
+    """What an engine depends on, by hash."""
+    return {name: manifest.files[name].sha256 for name in (graph.file, WEIGHTS)}
+
+
+def graphs_to_build(bundle: Bundle) -> dict[str, GraphSpec]:
+    """The loop's graphs, the transformer in its append-only form.
+
+    Raises:
+        InputError: the bundle is from a version that did not write that form.
+    """
+    graphs = dict(bundle.manifest.graphs)
+    if APPEND not in graphs:
+        raise InputError(f"{bundle.folder}: has no {APPEND} graph to build from; export it again")
+    graphs[TRANSFORMER] = graphs.pop(APPEND)
+    return graphs
+
+
+def write_engine_manifest(manifest: EngineManifest, folder: Path) -> None:
+    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    (folder / ENGINE_MANIFEST).write_text(text, encoding="utf-8")
+
+
+def read_engine_manifest(folder: Path) -> EngineManifest:
+    """Read ``engines.json``.
+
+    Raises:
+        InputError: it is missing, damaged or of a newer schema.
+    """
+    file = folder / ENGINE_MANIFEST
+    try:
+        values = json.loads(file.read_bytes())
+        if values["schema"] > ENGINE_SCHEMA:
+            raise InputError(
+                f"{file}: schema {values['schema']} is newer than the {ENGINE_SCHEMA} this version reads; "
+                f"upgrade hart-runtime or build the engines again"
+            )
+        return _parse(values)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file}: the manifest is damaged ({type(error).__name__}: {error})") from None
+
+
+def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Path, EngineManifest]:
+    """The engines of a bundle that run with this package on this GPU.
+
+    Nothing is deserialized here; everything that can be compared is compared first.
+
+    Args:
+        capability: compute capability of the GPU, such as "8.9".
+
+    Raises:
+        InputError: there are none, or they are for something else; the message names both sides
+            and the command that mends it.
+    """
+    mend = f"hart-build --engine {bundle.folder} --backend {package.name}"
+    wanted = f"{package.name} {package.version}, compute capability {capability}, {operating_system()}"
+    found = []
+    for file in sorted(bundle.folder.glob(f"{package.name}-[0-9]*/{ENGINE_MANIFEST}")):
+        manifest = read_engine_manifest(file.parent)
+        if manifest.package != package.name:
+            continue
+        reasons = mismatches(manifest, bundle, package, capability)
+        if not reasons:
+            _verify_files(file.parent, manifest, mend)
+            return file.parent, manifest
+        found.append(f"{file.parent.name}: {'; '.join(reasons)}")
+    if not found:
+        raise InputError(f"{bundle.folder}: holds no {package.name} engines; build them with: {mend}")
+    raise InputError(f"no engines for {wanted} ({' | '.join(found)}); build them with: {mend}")
+
+
+def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capability: str) -> list[str]:
+    """What keeps these engines from running here; empty if nothing does."""
+    reasons = []
+    if manifest.version != package.version:
+        reasons.append(f"built with {package.name} {manifest.version}, installed is {package.version}")
+    if manifest.compute_capabilities and capability not in manifest.compute_capabilities:
+        built = ", ".join(manifest.compute_capabilities)
+        reasons.append(f"built for compute capability {built}, this GPU has {capability}")
+    if manifest.system != operating_system():
+        reasons.append(f"built on {manifest.system}, this is {operating_system()}")
+    graphs = graphs_to_build(bundle)
+    if missing := sorted(set(graphs) - set(manifest.engines)):
+        reasons.append(f"{', '.join(missing)} not built")
+    stale = [
+        name
+        for name, graph in graphs.items()
+        if name in manifest.engines and manifest.engines[name].sources != sources(bundle.manifest, graph)
+    ]
+    if stale:
+        reasons.append(f"{', '.join(stale)} built from other graphs than the bundle has now")
+    return reasons
+
+
+def _verify_files(folder: Path, manifest: EngineManifest, mend: str) -> None:
+    for name, engine in manifest.engines.items():
+        path = folder / engine_file(name)
+        if not path.is_file():
+            raise InputError(f"{path}: missing; build it with: {mend}")
+        digest = sha256_of(path)
+        if digest != engine.file.sha256:
+            raise InputError(
+                f"{path}: expected sha256 {engine.file.sha256[:12]}..., found {digest[:12]}...; the file "
+                f"was changed and is not loaded, build it again with: {mend} --force"
+            )
+
+
+def _parse(values: dict[str, Any]) -> EngineManifest:
+    def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in rows)
+
+    def profile(row: dict[str, Any]) -> Profile:
+        shapes = {
+            k: Range(tuple(v["min"]), tuple(v["opt"]), tuple(v["max"])) for k, v in row["shapes"].items()
+        }
+        return Profile(row["name"], shapes)
+
+    engines = {
+        name: EngineSpec(
+            file=FileSpec(str(e["file"]["sha256"]), int(e["file"]["size"])),
+            sources=dict(e["sources"]),
+            profiles=tuple(profile(row) for row in e["profiles"]),
+            inputs=tensors(e["inputs"]),
+            outputs=tensors(e["outputs"]),
+            on_host=tuple(e["on_host"]),
+            seconds=float(e["seconds"]),
+        )
+        for name, e in values["engines"].items()
+    }
+    options = values["options"]
+    return EngineManifest(
+        package=str(values["package"]),
+        version=str(values["version"]),
+        compute_capabilities=tuple(values["compute_capabilities"]),
+        system=str(values["system"]),
+        precision=str(values["precision"]),
+        options=BuildOptions(
+            batches=(int(options["batches"][0]), int(options["batches"][1])),
+            per_scale=bool(options["per_scale"]),
+            compute_capabilities=tuple(options["compute_capabilities"]),
+            workspace=options["workspace"],
+        ),
+        engines=engines,
+        schema=int(values["schema"]),
+    )

@@ -1,0 +1,69 @@
+"""TensorRT and TensorRT-RTX: one Python API under two module names."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from hart.errors import InputError
+
+
+@dataclass(frozen=True)
+class Package:
+    """One of the two, imported."""
+
+    name: str
+    """As in ``--backend``: "tensorrt" or "tensorrt-rtx"."""
+    version: str
+    api: Any
+    """The Python module."""
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds without a GPU, for several compute capabilities at once."""
+        return hasattr(self.api, "ComputeCapability")
+
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+INSTALL = {
+    "tensorrt": "pip install tensorrt 'cuda-bindings>=12.6'",
+    "tensorrt-rtx": "pip install 'hart-runtime[tensorrt-rtx]'",
+}
+
+
+def import_package(name: str) -> Package:
+    """Import "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        InputError: it is not installed, or its libraries cannot be loaded; with the command.
+    """
+    try:
+        api = importlib.import_module(MODULES[name])
+    except (ImportError, OSError, RuntimeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == MODULES[name]
+        reason = "is not installed" if missing else f"cannot be loaded ({error})"
+        raise InputError(f"--backend {name}: {name} {reason}; install it with: {INSTALL[name]}") from None
+    version = getattr(api, "__version__", None)
+    if version is None or not hasattr(api, "Builder"):  # an installer that left nothing behind
+        raise InputError(
+            f"--backend {name}: {MODULES[name]} holds no TensorRT; install it with: {INSTALL[name]}"
+        )
+    return Package(name, str(version), api)
+
+
+def available_packages() -> list[Package]:
+    """Those that can be imported here, TensorRT first."""
+    found = []
+    for name in MODULES:
+        try:
+            found.append(import_package(name))
+        except InputError:
+            continue
+    return found
+
+
+def operating_system() -> str:
+    """Such as ``linux-x86_64``: engines do not move between systems."""
+    return f"{platform.system()}-{platform.machine()}".lower()

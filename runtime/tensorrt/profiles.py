@@ -1,0 +1,100 @@
+"""Optimization profiles: which shapes an engine is built for. Plain data, no TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from runtime.bundle import GraphSpec, Manifest, ModelSpec
+from runtime.shapes import Dims, Shape, scale_dims, shape_of
+
+LARGEST_TOP_K = 3840
+"""TensorRT's TopK goes no further."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest, most important and largest shape of one input (or value, of a shape input)."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def holds(self, shape: Sequence[int]) -> bool:
+        """Whether a shape lies inside."""
+        return len(shape) == len(self.min) and all(
+            low <= n <= high for low, n, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimization profile of an engine."""
+
+    name: str
+    shapes: dict[str, Range]
+    """By input; every input has one."""
+
+
+def names_in(graph: GraphSpec) -> set[str]:
+    """Named dimensions of a graph's inputs."""
+    shapes = [spec.shape for spec in graph.inputs]
+    return {n.removeprefix("2*") for shape in shapes for n in shape if isinstance(n, str)}
+
+
+def scale_rows(model: ModelSpec, graph: GraphSpec) -> list[tuple[str, Dims]]:
+    """The scales a graph runs at, with the dimensions it needs; one nameless row if all are alike."""
+    names = names_in(graph) - {"batch"}
+    if not names:
+        return [("any", {})]
+    rows = [(f"scale{k}", dims) for k, dims in enumerate(scale_dims(model))]
+    return [(label, dims) for label, dims in rows if names <= set(dims)]
+
+
+def make_profiles(
+    manifest: Manifest, graph: GraphSpec, batches: tuple[int, int], per_scale: bool
+) -> list[Profile]:
+    """Profiles that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
+
+    Args:
+        per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
+            otherwise a single one, tuned for the last scale.
+    """
+    rows = scale_rows(manifest.model, graph)
+    if not per_scale:
+        rows = [("all", {})] if rows == [("any", {})] else rows
+        return [_profile("all", graph, [dims for _, dims in rows], batches)]
+    return [_profile(label, graph, [dims], batches) for label, dims in rows]
+
+
+def choose(profiles: Iterable[Profile], shapes: dict[str, Shape]) -> int:
+    """Number of the first profile that holds all these input shapes.
+
+    Raises:
+        ValueError: none does; the message names what does not fit.
+    """
+    reasons = []
+    for number, profile in enumerate(profiles):
+        outside = [name for name, shape in shapes.items() if not profile.shapes[name].holds(shape)]
+        if not outside:
+            return number
+        name = outside[0]
+        allowed = profile.shapes[name]
+        reasons.append(f"{profile.name}: {name} {allowed.min} to {allowed.max}, found {shapes[name]}")
+    raise ValueError("; ".join(reasons) or "the engine has no profile")
+
+
+def top_k_range(model: ModelSpec) -> Range:
+    """Values of the one input that shapes depend on."""
+    largest = min(model.vocab_size, LARGEST_TOP_K)
+    return Range((1,), (min(600, largest),), (largest,))
+
+
+def _profile(label: str, graph: GraphSpec, rows: list[Dims], batches: tuple[int, int]) -> Profile:
+    shapes = {}
+    for spec in graph.inputs:
+        found = [shape_of(spec, {**dims, "batch": batch}) for dims in rows for batch in batches]
+        low = tuple(min(sizes) for sizes in zip(*found, strict=True))
+        high = tuple(max(sizes) for sizes in zip(*found, strict=True))
+        shapes[spec.name] = Range(low, shape_of(spec, {**rows[-1], "batch": batches[0]}), high)
+    return Profile(label, shapes)

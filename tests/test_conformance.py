@@ -1,0 +1,168 @@
+"""What every backend must do, whatever it runs on: ``make test-gpu`` says which ran and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hart.demo import DEMO_CHECKPOINT
+from hart.errors import InputError, RunError
+from runtime import Pipeline
+from runtime.backend import Backend, open_backend
+from runtime.bundle import Bundle, open_bundle
+from runtime.loop import draw
+from runtime.planned import PlannedBackend
+from runtime.tensorrt.build import BuildOptions
+from runtime.tensorrt.device import compute_capability
+from runtime.tensorrt.folder import build_engines
+from runtime.tensorrt.package import import_package
+from tests.conftest import ExportOnce
+from tests.golden_runs import Run, compare, runs
+from tests.host_executor import HostExecutor
+from tests.test_bundle import poisoned
+
+PROMPTS = ["a red circle on a white background", "a small blue star on a gray background", "a green ring"]
+FACTOR = 10.0
+"""Exported graphs reorder sums, so they get ten times the reference model's tolerance."""
+
+
+def on_the_cpu(bundle: Bundle) -> Backend:
+    return open_backend(bundle, "cpu", backend="onnxruntime")
+
+
+def at_planned_addresses(bundle: Bundle) -> Backend:
+    """Everything of the TensorRT backends but TensorRT: plan, append-only cache, uploads."""
+    return PlannedBackend(bundle, HostExecutor(bundle))
+
+
+def on_cuda(bundle: Bundle) -> Backend:
+    return open_backend(bundle, "cuda", backend="onnxruntime", strict=True)
+
+
+def on_engines(name: str) -> Callable[[Bundle], Backend]:
+    def open_engines(bundle: Bundle) -> Backend:
+        batches = (1, min(3, bundle.manifest.max_batch))
+        package = import_package(name)
+        capability = compute_capability()
+        if capability is None:
+            raise InputError("found no CUDA GPU (or no driver for it)")
+        build_engines(bundle, package, BuildOptions(batches=batches), capability)
+        return open_backend(bundle, backend=name)
+
+    return open_engines
+
+
+BACKENDS: dict[str, Callable[[Bundle], Backend]] = {
+    "onnxruntime-cpu": on_the_cpu,
+    "planned-cpu": at_planned_addresses,
+    "onnxruntime-cuda": on_cuda,
+    "tensorrt": on_engines("tensorrt"),
+    "tensorrt-rtx": on_engines("tensorrt-rtx"),
+}
+
+
+@cache
+def unusable(name: str, folder: Path) -> str | None:
+    """Why a backend cannot run here, None if it can."""
+    try:
+        BACKENDS[name](open_bundle(folder))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, demo_fp32: Path) -> Callable[[Bundle], Backend]:
+    """A way to open bundles; skipped, with its reason, where this machine cannot."""
+    if not request.param.endswith("cpu") and (reason := unusable(request.param, demo_fp32)):
+        pytest.skip(f"{request.param}: {reason}")
+    return BACKENDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def demo_fp32(export_once: ExportOnce) -> Path:
+    return export_once(DEMO_CHECKPOINT, "fp32")
+
+
+@pytest.mark.parametrize("run", runs(), ids=lambda run: run.label)
+def test_golden_run(run: Run, backend: Callable[[Bundle], Backend], export_once: ExportOnce) -> None:
+    patch_nums = None if run.patch_nums == run.config.patch_nums else run.patch_nums
+    bundle = open_bundle(export_once(run.variant, "fp32", patch_nums, run.ema))
+    opened = backend(bundle)
+    tensors = run.tensors()
+    found: dict[str, np.ndarray] = {}
+    drawing = draw(
+        opened,
+        bundle.manifest,
+        tensors["ctx.features"].astype(np.float32),
+        tensors["ctx.mask"].astype(np.bool_),
+        run.noise(),
+        run.settings(),
+        record=lambda name, value: found.__setitem__(name, opened.to_host(value).copy()),
+    )
+    found["image"] = drawing.images
+    assert {f"scale{k}.idx" for k in range(len(run.patch_nums))} <= set(found)
+    compare(run, found, FACTOR, partial=True)
+
+
+def test_pictures_do_not_depend_on_the_batch(backend: Callable[[Bundle], Backend], demo_fp32: Path) -> None:
+    bundle = open_bundle(demo_fp32)
+    pipeline = Pipeline(bundle, backend(bundle))
+    together = pipeline.generate(PROMPTS, seed=4, batch=3).images
+    for number, prompt in enumerate(PROMPTS):
+        alone = pipeline.generate(prompt, seed=4, batch=1).images[0]
+        difference = np.abs(np.asarray(alone).astype(int) - np.asarray(together[number]))
+        assert difference.max() <= (0 if pipeline.backend.device == "cpu" else 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"smooth": True}, {"residual": False}, {"steps": 3}])
+def test_the_same_run_gives_the_same_bytes(
+    backend: Callable[[Bundle], Backend], demo_fp32: Path, options: dict[str, object]
+) -> None:
+    """Three times: planned backends run plainly, capture, and replay."""
+    bundle = open_bundle(demo_fp32)
+    pipeline = Pipeline(bundle, backend(bundle))
+    images = [pipeline(PROMPTS[0], seed=1, **options)[0].tobytes() for _ in range(3)]
+    assert images[0] == images[1] == images[2]
+    reference = Pipeline(bundle, on_the_cpu(bundle))(PROMPTS[0], seed=1, **options)[0]
+    difference = np.frombuffer(images[0], np.uint8).astype(int) - np.asarray(reference).ravel()
+    assert np.abs(difference).max() <= 2
+
+
+def test_settings_may_change_between_pictures(backend: Callable[[Bundle], Backend], demo_fp32: Path) -> None:
+    bundle = open_bundle(demo_fp32)
+    pipeline = Pipeline(bundle, backend(bundle))
+    first = pipeline(PROMPTS[0])[0].tobytes()
+    for options in ({"guidance": 3.0}, {"top_k": 5}, {"smooth": True}, {"residual": False}):
+        assert pipeline(PROMPTS[0], **options)[0].tobytes() != first
+    assert pipeline(PROMPTS[0])[0].tobytes() == first
+
+
+def test_previews_show_the_picture_and_do_not_change_it(
+    backend: Callable[[Bundle], Backend], demo_fp32: Path
+) -> None:
+    bundle = open_bundle(demo_fp32)
+    pipeline = Pipeline(bundle, backend(bundle))
+    previews: list[bytes] = []
+
+    def keep(scale: object) -> None:
+        previews.append(scale.images[0].tobytes())  # type: ignore[attr-defined]
+
+    watched = pipeline(PROMPTS[1], callback=keep, previews=True)[0].tobytes()
+    assert watched == pipeline(PROMPTS[1])[0].tobytes()
+    without_residual = pipeline(PROMPTS[1], residual=False)[0].tobytes()
+    assert previews[-1] == without_residual
+    assert len(set(previews)) == len(previews)
+
+
+def test_broken_weights_end_the_run(
+    backend: Callable[[Bundle], Backend], demo_fp32: Path, tmp_path: Path
+) -> None:
+    bundle = open_bundle(poisoned(demo_fp32, tmp_path, float("nan")))
+    pipeline = Pipeline(bundle, backend(bundle))
+    with pytest.raises(RunError, match="NaN or infinity"):
+        pipeline(PROMPTS[0])

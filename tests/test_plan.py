@@ -1,0 +1,141 @@
+"""The memory plan, the profiles and the shapes behind them, for models of any shape."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hart.schedule import SamplingSettings
+from runtime.bundle import GRAPHS, NEW, TRANSFORMER, Manifest, open_bundle
+from runtime.plan import ALIGNMENT, Plan, engine_graph, make_plan
+from runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
+from runtime.tensorrt.profiles import choose, make_profiles
+from tests.model_specs import manifest_of, manifests
+
+SAMPLING = st.builds(
+    SamplingSettings,
+    smooth=st.booleans(),
+    residual=st.booleans(),
+    steps=st.sampled_from(["2", "3", "8"]),
+)
+BATCHES = st.integers(1, 4)
+
+
+def test_made_up_manifests_look_like_real_ones(demo_bundle: Path) -> None:
+    real = open_bundle(demo_bundle).manifest
+    assert manifest_of(real.model, diff_width=256, precision="fp16").graphs == real.graphs
+
+
+@settings(max_examples=60, deadline=None)
+@given(manifests(), BATCHES, SAMPLING)
+def test_tensors_that_live_together_do_not_overlap(
+    manifest: Manifest, batch: int, sampling: SamplingSettings
+) -> None:
+    plan = make_plan(manifest, batch, sampling)
+    for slot in plan.slots:
+        assert slot.offset % ALIGNMENT == 0
+        assert slot.offset >= 0
+        assert slot.offset + slot.nbytes <= plan.nbytes
+    for a, b in itertools.combinations(plan.slots, 2):
+        together = a.born <= b.dies and b.born <= a.dies
+        apart = a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+        assert apart or not together or not a.nbytes or not b.nbytes, (a, b)
+
+
+@settings(max_examples=60, deadline=None)
+@given(manifests(), BATCHES, SAMPLING)
+def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
+    manifest: Manifest, batch: int, sampling: SamplingSettings
+) -> None:
+    plan = make_plan(manifest, batch, sampling)
+    scales = iter(scale_dims(manifest.model))
+    for number, call in enumerate(plan.calls):
+        spec = engine_graph(manifest, call.graph)
+        bound = {name: view for name, view in (call.inputs | call.outputs).items() if view is not None}
+        for view in bound.values():
+            assert view.start >= 0
+            assert view.start + view.nbytes <= view.slot.nbytes
+            assert view.slot.born <= number <= view.slot.dies
+        dims = solve([t for t in spec.inputs if t.name in bound], {n: v.shape for n, v in bound.items()})
+        assert dims.get("batch", batch) == (1 if call.graph == "decoder" else batch)
+        if call.graph == TRANSFORMER:
+            scale = next(scales)
+            assert (dims["past"], dims["length"]) == (scale["past"], scale["length"])
+        for tensor in (*spec.inputs, *spec.outputs):
+            if tensor.name in bound:
+                assert bound[tensor.name].shape == shape_of(tensor, dims)
+                assert str(bound[tensor.name].dtype) == tensor.dtype
+    assert next(scales, None) is None, "the transformer runs once per scale"
+
+
+@settings(max_examples=30, deadline=None)
+@given(manifests(), BATCHES)
+def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) -> None:
+    plan = make_plan(manifest, batch, SamplingSettings())
+    steps = [call for call in plan.calls if call.graph == TRANSFORMER]
+    for name in [n for n in steps[0].outputs if n.startswith(NEW)]:
+        end = 0
+        for call in steps:
+            new = call.outputs[name]
+            assert new.slot is steps[0].outputs[name].slot
+            assert new.start == end
+            end += new.nbytes
+        assert end == new.slot.nbytes
+        assert new.slot.shape[0] == cache_length(manifest.model)
+
+
+@settings(max_examples=30, deadline=None)
+@given(manifests(), BATCHES, SAMPLING)
+def test_nothing_is_read_before_it_is_written(
+    manifest: Manifest, batch: int, sampling: SamplingSettings
+) -> None:
+    written: set[int] = set()
+    for call in make_plan(manifest, batch, sampling).calls:
+        for name, view in call.inputs.items():
+            assert view is None or name in call.uploads or not view.nbytes or id(view.slot) in written
+        written |= {id(v.slot) for v in call.outputs.values()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(manifests(), BATCHES, SAMPLING, st.booleans())
+def test_profiles_cover_every_call(
+    manifest: Manifest, batch: int, sampling: SamplingSettings, per_scale: bool
+) -> None:
+    profiles = {
+        name: make_profiles(manifest, engine_graph(manifest, name), (1, batch), per_scale) for name in GRAPHS
+    }
+    scale = -1
+    for call in make_plan(manifest, batch, sampling).calls:
+        scale += call.graph == TRANSFORMER
+        shapes = {name: view.shape for name, view in call.inputs.items() if view is not None}
+        chosen = profiles[call.graph][choose(profiles[call.graph], shapes)]
+        if per_scale:
+            assert chosen.name in {f"scale{scale}", "any"}
+    names = [len(found) for found in profiles.values()]
+    assert (max(names) == len(manifest.model.patch_nums)) if per_scale else set(names) == {1}
+
+
+@settings(max_examples=20, deadline=None)
+@given(manifests(), BATCHES)
+def test_a_batch_out_of_range_is_told_apart(manifest: Manifest, batch: int) -> None:
+    graph = engine_graph(manifest, "decoder")
+    shapes = {"f_hat": shape_of(graph.inputs[0], {"batch": batch + 1})}
+    with pytest.raises(ValueError, match="f_hat"):
+        choose(make_profiles(manifest, graph, (1, batch), True), shapes)
+
+
+def test_a_picture_needs_less_memory_than_its_tensors(demo_bundle: Path) -> None:
+    plan: Plan = make_plan(open_bundle(demo_bundle).manifest, 2, SamplingSettings())
+    assert plan.nbytes < 0.9 * sum(slot.nbytes for slot in plan.slots)
+
+
+def test_dimensions_are_arithmetic_and_nothing_else() -> None:
+    assert evaluate("past + length", {"past": 3, "length": 4}) == 7
+    assert evaluate("next_side**2", {"next_side": 5}) == 25
+    for text in ("__import__('os')", "past.real", "past", "1 / 2", "("):
+        with pytest.raises(ValueError, match="dimension"):
+            evaluate(text, {"length": 1})
