@@ -18,9 +18,11 @@ from torch.export import Dim
 
 from hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart.model import Hart
+from hart.quantizer import Phi
 from hart.rope import context_angles, image_angles
 from hart.schedule import phi_index
 from hart.text_encoder import TextEncoder
+from hart.transformer import AttentionFunction
 
 OPSET = 23
 DECODER_OPSET = 20
@@ -63,6 +65,17 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale:
     )
 
 
+class Part(nn.Module):
+    """A function of the reference as a module, so that its nodes carry its name."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
+
+
 class ContextGraph(nn.Module):
     """Text features to the first input of the transformer and everything pooled from them."""
 
@@ -85,15 +98,16 @@ class ContextGraph(nn.Module):
 class TransformerGraph(nn.Module):
     """All blocks over the new tokens of one scale, and the grown KV cache."""
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: Hart, attend: AttentionFunction) -> None:
         super().__init__()
         self.transformer = model.transformer
+        self.attend = attend
 
     def forward(self, x: Tensor, angles: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         modulated = self.transformer.config.modulated
         condition, past = (rest[0], rest[1:]) if modulated else (x[:, 0], rest)
         cache = list(zip(past[0::2], past[1::2], strict=True))
-        hidden, present = self.transformer(x, angles, condition, cache, multi_head_attention)
+        hidden, present = self.transformer(x, angles, condition, cache, self.attend)
         return (hidden, *(tensor for pair in present for tensor in pair))
 
 
@@ -164,22 +178,11 @@ class NextScaleGraph(nn.Module):
     serves every pair of sizes.
     """
 
-    phi_weight: Tensor
-    phi_bias: Tensor
-    phi_of_scale: Tensor
-    levels: Tensor
-
     def __init__(self, model: Hart, num_scales: int) -> None:
         super().__init__()
         llm = model.transformer
-        phis = model.tokenizer.quantize.quant_resi.phis()
-        self.ratio = phis[0].ratio if phis else 0.0
-        if phis:
-            self.register_buffer("phi_weight", torch.stack([phi.weight for phi in phis]))
-            self.register_buffer("phi_bias", torch.stack([phi.bias for phi in phis]))  # type: ignore[misc]
-        chosen = [phi_index(k, num_scales, len(phis)) if phis else 0 for k in range(num_scales)]
-        self.register_buffer("phi_of_scale", torch.tensor(chosen))
-        self.register_buffer("levels", llm.level_embeddings(num_scales))
+        self.quant_resi = PhiOfScale(model.tokenizer.quantize.quant_resi.phis(), num_scales)
+        self.lvl_embed = nn.Embedding.from_pretrained(llm.level_embeddings(num_scales))
         self.word_embed = llm.word_embed
         self.head_dim = llm.config.head_dim
 
@@ -193,21 +196,39 @@ class NextScaleGraph(nn.Module):
         offset: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         h = up @ h.permute(0, 3, 1, 2) @ up.T
-        if self.ratio:
-            phi = self.phi_of_scale.index_select(0, scale)
-            weight, bias = (t.index_select(0, phi)[0] for t in (self.phi_weight, self.phi_bias))
-            smoothed = convolve(h, weight, bias)
-            h = h * (1 - self.ratio) + smoothed * self.ratio
-        f_hat = f_hat + h
+        f_hat = f_hat + self.quant_resi(h, scale)
         cells = (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
-        level = self.levels.index_select(0, scale + 1)
-        x = (self.word_embed(cells).float() + level).repeat(2, 1, 1)
+        x = (self.word_embed(cells).float() + self.lvl_embed(scale + 1)).repeat(2, 1, 1)
         side = down.shape[0]
         axis = torch.arange(side, dtype=torch.float32) / side * down.shape[1]
         rows, columns = axis[:, None].expand(side, side), axis[None].expand(side, side)
         positions = torch.stack([rows, columns], dim=-1).flatten(0, 1)
         angles = image_angles(positions + offset[:, :, None], self.head_dim)
         return f_hat, x, angles
+
+
+class PhiOfScale(nn.Module):
+    """The phi convolution that belongs to a scale, chosen at run time."""
+
+    weight: Tensor
+    bias: Tensor
+    phi_of_scale: Tensor
+
+    def __init__(self, phis: list[Phi], num_scales: int) -> None:
+        super().__init__()
+        self.ratio = phis[0].ratio if phis else 0.0
+        if phis:
+            self.register_buffer("weight", torch.stack([phi.weight for phi in phis]))
+            self.register_buffer("bias", torch.stack([phi.bias for phi in phis]))  # type: ignore[misc]
+            chosen = [phi_index(k, num_scales, len(phis)) for k in range(num_scales)]
+            self.register_buffer("phi_of_scale", torch.tensor(chosen))
+
+    def forward(self, h: Tensor, scale: Tensor) -> Tensor:
+        if not self.ratio:
+            return h
+        phi = self.phi_of_scale.index_select(0, scale)
+        weight, bias = (t.index_select(0, phi)[0] for t in (self.weight, self.bias))
+        return h * (1 - self.ratio) + convolve(h, weight, bias) * self.ratio
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -243,6 +264,8 @@ class ResidualStepGraph(nn.Module):
     def __init__(self, model: Hart) -> None:
         super().__init__()
         self.net = model.transformer.diffloss.net
+        self.guide = Part(guide)
+        self.denoise = Part(lambda *args: denoise(*args)["sample"])
 
     def forward(
         self,
@@ -253,8 +276,8 @@ class ResidualStepGraph(nn.Module):
         guidance: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        output = guide(self.net(x.repeat(2, 1, 1), timestep, embedded), guidance)
-        return denoise(x, output, coefficients, noise)["sample"]
+        output = self.guide(self.net(x.repeat(2, 1, 1), timestep, embedded), guidance)
+        return self.denoise(x, output, coefficients, noise)
 
 
 class LatentGraph(nn.Module):
@@ -281,16 +304,22 @@ class TextEncoderGraph(nn.Module):
 
     def __init__(self, encoder: TextEncoder) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.text_encoder = encoder
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        return self.encoder(input_ids, mask)
+        return self.text_encoder(input_ids, mask)
 
 
 def build_graphs(
-    model: Hart, text: TextEncoder | None, patch_nums: tuple[int, ...]
+    model: Hart,
+    text: TextEncoder | None,
+    patch_nums: tuple[int, ...],
+    attend: AttentionFunction = multi_head_attention,
 ) -> list[Callable[[], Graph]]:
-    """Every graph of a bundle, built one at a time so that their examples do not pile up."""
+    """Every graph of a bundle, built one at a time so that their examples do not pile up.
+
+    With :func:`hart.transformer.attention` as ``attend``, PyTorch runs them as they are.
+    """
     llm, config = model.transformer, model.transformer.config
     dim, depth, size = config.embed_dim, config.depth, patch_nums[-1]
     tokens, channels = config.context_token, model.tokenizer.config.z_channels
@@ -332,7 +361,7 @@ def build_graphs(
         past = torch.zeros(2 * b, 3, dim, dtype=cache_dtype)
         names = [f"{kind}_{i}" for i in range(depth) for kind in ("key", "value")]
         inputs |= {f"past_{name}": (past.clone(), {0: BOTH, 1: PAST}) for name in names}
-        return Graph("transformer", TransformerGraph(model), inputs, ("hidden", *names))
+        return Graph("transformer", TransformerGraph(model, attend), inputs, ("hidden", *names))
 
     def sample() -> Graph:
         return Graph(

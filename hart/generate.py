@@ -45,7 +45,8 @@ def generate(
         settings: how to sample.
         patch_nums: another pyramid than the checkpoint's own; with rotary attention and
             timestep level embeddings no weight depends on it.
-        record: receives every tensor under the name the recorded runs use.
+        record: receives every tensor under the name the recorded runs use, among them all
+            that an exported graph takes or returns.
 
     Returns:
         (B, 3, H, W) pixels in [0, 1].
@@ -58,11 +59,16 @@ def generate(
     def supplied(array: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).to(features.device)
 
+    record("ctx.features", features)
+    record("ctx.mask", mask)
     context = llm.context(features, mask)
     record("cond", context.tokens)
+    record("head_condition", context.head_condition)
+    record("block_condition", context.block_condition)
     levels = llm.level_embeddings(len(patch_nums))
     position_ids = mask.long().cumsum(1) - 1
     position_ids = torch.cat([position_ids, torch.zeros_like(position_ids)])
+    record("offset", position_ids[:, -1:].float())
     x = context.tokens + levels[0]
     angles = context_angles(position_ids, head_dim)
     f_hat = torch.zeros(batch, model.tokenizer.config.z_channels, size, size, device=x.device)
@@ -71,6 +77,7 @@ def generate(
     for step in steps:
         name = f"scale{step.index}"
         record(f"{name}.x_in", x)
+        record(f"{name}.angles", angles)
         hidden, cache = llm(x, angles, context.block_condition, cache)
         record(f"{name}.hidden", hidden)
         raw = llm.logits(hidden, context.head_condition)
@@ -81,13 +88,18 @@ def generate(
         record(f"{name}.cfg_t", torch.tensor(step.guidance, dtype=torch.float64))
         record(f"{name}.logits_cfg", logits)
         logits = truncate(logits, step.top_k, step.top_p)
-        index = draw(logits, supplied(noise.uniform(step.index, step.num_tokens)))
+        record(f"{name}.logits_kept", logits)
+        uniform = supplied(noise.uniform(step.index, step.num_tokens))
+        record(f"{name}.u", uniform)
+        index = draw(logits, uniform)
         record(f"{name}.idx", index)
         codes = quantizer.embedding(index)
+        record(f"{name}.codes", codes)
         h = codes
         if settings.smooth:
-            exponential = noise.exponential(step.index, step.num_tokens, logits.shape[-1])
-            h = smooth_codes(logits, supplied(exponential), quantizer.embedding.weight, step)
+            exponential = supplied(noise.exponential(step.index, step.num_tokens, logits.shape[-1]))
+            record(f"{name}.gumbel_exp", exponential)
+            h = smooth_codes(logits, exponential, quantizer.embedding.weight, step)
         h = h.transpose(1, 2).unflatten(-1, (step.patch_num, step.patch_num))
         if step is steps[-1]:
             break
@@ -98,6 +110,7 @@ def generate(
         next_map = shrink(f_hat, following.patch_num)
         record(f"{name}.next_map", next_map)
         cells = next_map.flatten(2).transpose(1, 2)
+        record(f"{name}.next_level", levels[following.index])
         x = llm.embed_tokens(cells, levels[following.index]).repeat(2, 1, 1)
         positions = supplied(cell_positions(following.patch_num, size))
         angles = image_angles(positions + position_ids[:, -1:, None], head_dim)
@@ -133,12 +146,14 @@ def _residual(
     z = z.flatten(0, 1)
     record("final.diff.z", z)
     embedded = net.embed_condition(z)
+    record("final.diff.embedded", embedded)
     schedule = diffusion_schedule(settings.steps)
 
     def supplied(array: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(array).reshape(-1, channels).to(z.device)
 
     x = supplied(noise.residual_start(tokens, channels))
+    record("final.diff.init_noise", x)
     for run, index in enumerate(reversed(range(len(schedule)))):
         name = f"final.diff.step{run}"
         t = torch.tensor([int(schedule.timesteps[index])], device=z.device)
@@ -151,8 +166,9 @@ def _residual(
         record(f"{name}.model_out", output)
         coefficients = torch.from_numpy(schedule.coefficients(index)).to(z.device)
         step_noise = supplied(noise.residual_step(run, tokens, channels))
+        record(f"{name}.noise", step_noise)
         result = denoise(x, output, coefficients, step_noise)
-        for key in ("pred_xstart", "mean", "log_variance"):
+        for key in ("pred_xstart", "mean", "log_variance", "sample"):
             record(f"{name}.{key}", result[key])
         x = result["sample"]
     return x.unflatten(0, (-1, tokens)) * RESIDUAL_SCALE

@@ -77,7 +77,7 @@ def main(
     from runtime.pipeline import Pipeline
     from runtime.png import Origin, check_writable, read_origin, save_png
 
-    texts = [*prompts, *(_read_prompts(prompts_file) if prompts_file else [])]
+    texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
     origin = read_origin(from_image) if from_image else None
     if origin is not None:
         if texts:
@@ -133,7 +133,8 @@ def _with_progress(pipeline: Pipeline, texts: list[str], options: dict[str, Any]
         return pipeline.generate(texts, watch=watch, **options)
 
 
-def _read_prompts(file: Path) -> list[str]:
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line; empty lines are left out."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

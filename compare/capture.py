@@ -1,0 +1,160 @@
+"""Records the reference model at work (needs torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from compare.reference import Array, Reference, Tensors
+from hart.checkpoint import (
+    TEXT_ENCODER_FOLDER,
+    find_folders,
+    llm_weight_files,
+    load_hart,
+    load_text_encoder,
+    weight_files,
+)
+from hart.errors import InputError
+from hart.generate import Record, generate
+from hart.model import Hart
+from hart.noise import Noise, RecordedNoise, SeededNoise
+from hart.sampling import smooth_codes
+from hart.schedule import SamplingSettings, scale_steps
+from hart.text_encoder import TextEncoder
+from hart.text_tokenizer import PromptTokenizer
+from runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, sha256_of
+
+DROPPED = (
+    *(".logits_raw", ".logits_cfg", ".cfg_t", ".next_map", ".next_level", ".h", "cond"),
+    *(".t_index", ".t_net", ".net_out", ".pred_xstart", ".mean", ".log_variance", ".z", ".cfg", ".residual"),
+)
+"""Endings of recorded names that no graph takes or returns."""
+
+
+class Checkpoint:
+    """Where the engine's weights came from, verified against its manifest."""
+
+    def __init__(self, root: Path, text_encoder: Path | None, manifest: Manifest) -> None:
+        llm, tokenizer = find_folders(root)
+        recorded = manifest.checkpoint["weights"]
+        self.root = root
+        self.ema = "ema_model.bin" in recorded["llm"]
+        """Which weights the bundle was exported with: averaged, or those in training."""
+        own = llm.absolute().parent / TEXT_ENCODER_FOLDER
+        wanted = recorded["text_encoder"] and (text_encoder or own.is_dir())
+        self.text_folder = (text_encoder or own) if wanted else None
+        files = {
+            "llm": llm_weight_files(llm, self.ema),
+            "tokenizer": weight_files(tokenizer),
+            "text_encoder": weight_files(self.text_folder) if self.text_folder else [],
+        }
+        self.weights = {network: {f.name: sha256_of(f) for f in paths} for network, paths in files.items()}
+
+    def load(self, dtype: torch.dtype, device: str) -> tuple[Hart, TextEncoder | None]:
+        model = load_hart(self.root, dtype, self.ema)
+        text = load_text_encoder(self.text_folder, dtype) if self.text_folder else None
+        on_device = Hart(model.transformer.to(device), model.tokenizer.to(device))
+        return on_device, text.to(device) if text else None
+
+
+def torch_device(wanted: str) -> str:
+    """CUDA for the reference too where torch has it, without TF32: the ruler is float32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def capture_prompts(checkpoint: Checkpoint, bundle: Bundle, prompts: Sequence[str], device: str) -> Reference:
+    """Draw prompts with the reference in float32 (seeds 0, 1, ...) and record everything."""
+    model, text = checkpoint.load(torch.float32, device)
+    if text is None:
+        raise InputError(
+            f"{bundle.folder}: this bundle has no text encoder, so there are no prompts to compare; "
+            f"export it again with --text-encoder"
+        )
+    manifest = bundle.manifest
+    tokenizer = Tokenizer.from_file(str(bundle.path(TEXT_TOKENIZER)))
+    ids, mask = PromptTokenizer(tokenizer, manifest.model.context_token)(prompts)
+    batches: list[Tensors] = []
+    for start in range(0, len(prompts), manifest.max_batch):
+        rows = slice(start, start + manifest.max_batch)
+        with torch.inference_mode():
+            features = text(torch.from_numpy(ids[rows]).to(device), torch.from_numpy(mask[rows]).to(device))
+        seeds = range(start, min(rows.stop, len(prompts)))
+        tensors = capture(model, features, mask[rows], SeededNoise(seeds), manifest.sampling, manifest)
+        batches.append({"input_ids": ids[rows], **tensors})
+    return describe(checkpoint, manifest, manifest.sampling, batches, device, prompts)
+
+
+def describe(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    settings: SamplingSettings,
+    batches: list[Tensors],
+    device: str,
+    prompts: Sequence[str] = (),
+) -> Reference:
+    """Recorded batches together with where they came from."""
+    return Reference(
+        prompts=list(prompts),
+        settings=settings,
+        patch_nums=manifest.model.patch_nums,
+        weights=checkpoint.weights,
+        made_with={
+            "checkpoint": checkpoint.root.resolve().name,
+            "llm_weights": "EMA" if checkpoint.ema else "plain",
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "torch": torch.__version__,
+        },
+        batches=batches,
+    )
+
+
+def capture(
+    model: Hart,
+    features: Tensor,
+    mask: Array,
+    noise: Noise,
+    settings: SamplingSettings,
+    manifest: Manifest,
+) -> dict[str, Array]:
+    """One batch from text features (B, T, D), as arrays by recorded name.
+
+    The smooth mixtures are recorded in every mode, so that the smooth graph always has a
+    reference: ``scaleK.h_smooth`` (B, n * n, Cv) and ``scaleK.gumbel_exp``.
+    """
+    tensors: dict[str, Array] = {}
+
+    def record(name: str, value: Tensor) -> None:
+        if not name.endswith(DROPPED):
+            tensors[name] = value.cpu().numpy().copy()
+
+    patch_nums = manifest.model.patch_nums
+    inputs = features, torch.from_numpy(mask).to(features.device)
+    generate(model, *inputs, noise, settings, patch_nums, record)
+    codebook = model.tokenizer.quantize.embedding.weight
+    for step in scale_steps(patch_nums, settings, len(codebook)):
+        name = f"scale{step.index}"
+        exponential = noise.exponential(step.index, step.num_tokens, len(codebook))
+        tensors[f"{name}.gumbel_exp"] = exponential
+        logits = torch.from_numpy(tensors[f"{name}.logits_kept"])
+        mixed = smooth_codes(logits, torch.from_numpy(exponential), codebook.cpu(), step)
+        tensors[f"{name}.h_smooth"] = mixed.numpy()
+    return tensors
+
+
+def replay(
+    model: Hart, tensors: Tensors, settings: SamplingSettings, manifest: Manifest, record: Record
+) -> None:
+    """Run the reference once more over a recorded batch, with another recorder."""
+    device = next(model.transformer.parameters()).device
+    features, mask = (
+        torch.from_numpy(np.asarray(tensors[f"ctx.{k}"])).to(device) for k in ("features", "mask")
+    )
+    noise = RecordedNoise(tensors)
+    generate(model, features, mask, noise, settings, manifest.model.patch_nums, record)

@@ -1,0 +1,101 @@
+"""Everything there is to measure about one backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from compare.reference import Reference, graph_calls
+from compare.replay import Row, Watch, replay
+from compare.report import Engine, Limits, Run, arithmetic
+from compare.trajectory import free_running, teacher_forced
+from hart.errors import InputError
+from runtime.backend import Backend, open_backend
+from runtime.bundle import APPEND, Bundle
+
+if TYPE_CHECKING:
+    from compare.capture import Checkpoint
+    from compare.layers import LayerReport
+
+TORCH_FP16 = "torch-fp16"
+PACKAGES = {TORCH_FP16: "torch", "tensorrt-rtx": "tensorrt_rtx"}
+"""Backends that are named otherwise than the package they run on."""
+
+
+def measure(
+    name: str,
+    bundle: Bundle,
+    reference: Reference,
+    source: Checkpoint | None,
+    device: str,
+    layers: str | None,
+    limits: Limits,
+    watch: Watch,
+) -> Run:
+    """Replay every graph call, then draw whole pictures with and without the reference's tokens.
+
+    With the checkpoint at hand the first graph that fails (or ``layers``, whatever it does) is
+    looked into module by module.
+    """
+    backend = _open(name, bundle, reference, source, device)
+    kind = backend.name
+    manifest = bundle.manifest
+    precision = "fp16" if kind == TORCH_FP16 else manifest.precision
+    package = PACKAGES.get(kind, kind)
+    engine = Engine(
+        name=manifest.name,
+        identity=bundle.identity,
+        precision=precision,
+        arithmetic=arithmetic(precision, kind, backend.device),
+        backend=kind,
+        device=backend.device,
+        version=f"{package} {import_module(package).__version__}",
+    )
+    rows = replay(backend, manifest, reference, precision, limits.factor, limits.relative, watch)
+    watch("whole pictures")
+    subject = (backend, manifest, precision, reference)
+    run = Run(
+        engine,
+        rows,
+        teacher_forced=[teacher_forced(*subject, tensors) for tensors in reference.batches],
+        free_running=[free_running(*subject, tensors) for tensors in reference.batches],
+        not_run=sorted(set(manifest.graphs) - {APPEND} - {row.graph for row in rows}),
+    )
+    graph = layers or (run.first_failure.graph if run.first_failure else None)
+    if graph is None or source is None or kind == TORCH_FP16:
+        return run
+    watch(f"the layers of {graph}")
+    return replace(run, layers=_look_into(graph, rows, bundle, reference, source, device, limits))
+
+
+def _look_into(
+    graph: str,
+    rows: list[Row],
+    bundle: Bundle,
+    reference: Reference,
+    source: Checkpoint,
+    device: str,
+    limits: Limits,
+) -> LayerReport:
+    """The graph's first call that failed, or its first call."""
+    from compare.layers import find_layer
+
+    mine = [row for row in rows if row.graph == graph]
+    if not mine:
+        raise InputError(f"--layers {graph}: the bundle's sampling settings do not use this graph")
+    row = next((row for row in mine if not row.passed), mine[0])
+    calls = graph_calls(reference.batches[row.batch], reference.settings, bundle.manifest)
+    call = next(call for call in calls if (call.graph, call.label) == (row.graph, row.call))
+    return find_layer(source, reference, row.batch, call, bundle, device, limits.factor, limits.relative)
+
+
+def _open(name: str, bundle: Bundle, reference: Reference, source: Checkpoint | None, device: str) -> Backend:
+    if name == TORCH_FP16:
+        if source is None:
+            raise InputError("--backend torch-fp16: needs the model itself, give --checkpoint")
+        from compare.capture import torch_device
+        from compare.torch_backend import TorchHalfBackend
+
+        return TorchHalfBackend(source, reference.patch_nums, torch_device(device))
+    return open_backend(bundle, device, backend=name)

@@ -1,0 +1,136 @@
+"""Feeds an engine what the reference fed its graphs, and measures what comes out."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator
+
+from compare.metrics import Errors, compare_tensors
+from compare.reference import Call, Reference, error_key, graph_calls
+from runtime.backend import Backend
+from runtime.bundle import GraphSpec, Manifest
+
+RELATIVE = 1e-4
+"""Allowed error of float32 graphs, over the reference's largest magnitude; at reduced
+precision the least that is ever demanded."""
+FACTOR = 2.0
+"""Allowed error at reduced precision, in units of the error of torch in fp16."""
+
+Watch = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of one graph call, judged."""
+
+    batch: int
+    graph: str
+    call: str
+    output: str
+    errors: Errors
+    tolerance: float | None
+    """What ``errors.error`` may be; None where only the whole loop can tell."""
+    passed: bool
+
+
+class GraphRunner(BaseRunner):  # type: ignore[misc]
+    """One graph of a backend as a Polygraphy runner: what is measured is what is deployed."""
+
+    def __init__(self, backend: Backend, graph: str, spec: GraphSpec) -> None:
+        super().__init__(name=graph)
+        self.backend, self.graph, self.spec = backend, graph, spec
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        metadata = TensorMetadata()
+        for tensor in self.spec.inputs:
+            shape = [n if isinstance(n, int) else None for n in tensor.shape]
+            metadata.add(tensor.name, np.dtype(tensor.dtype), shape)
+        return metadata
+
+    def infer_impl(self, feed_dict: dict[str, NDArray[Any]]) -> OrderedDict[str, NDArray[Any]]:
+        start = time.perf_counter()
+        outputs = self.backend.run(self.graph, feed_dict)
+        on_host = OrderedDict((name, self.backend.to_host(value)) for name, value in outputs.items())
+        self.inference_time = time.perf_counter() - start
+        return on_host
+
+
+def run_call(runners: dict[str, GraphRunner], call: Call) -> dict[str, NDArray[Any]]:
+    """Outputs of one call, through Polygraphy's comparator."""
+    runner = runners[call.graph]
+    dtypes = {tensor.name: tensor.dtype for tensor in runner.spec.inputs}
+    feed = OrderedDict((name, np.asarray(call.inputs[name], dtype)) for name, dtype in dtypes.items())
+    results = Comparator.run([runner], data_loader=[feed])
+    return dict(results[runner.name][0].items())
+
+
+def make_runners(backend: Backend, manifest: Manifest) -> dict[str, GraphRunner]:
+    return {name: GraphRunner(backend, name, spec) for name, spec in manifest.graphs.items()}
+
+
+def replay(
+    backend: Backend,
+    manifest: Manifest,
+    reference: Reference,
+    precision: str,
+    factor: float = FACTOR,
+    relative: float = RELATIVE,
+    watch: Watch = lambda _: None,
+) -> list[Row]:
+    """Every graph call of the reference on an engine, in the order of the loop.
+
+    In float32 ("fp32") an engine has to stay within ``relative`` and draw the same indices; at reduced
+    precision an output may be ``factor`` times as far off as torch in fp16 is, and indices
+    are judged over the whole loop.
+    """
+    exact = precision == "fp32"
+    limits = reference.half_errors or {}
+    rows = []
+    for batch, call, output, errors in measure(backend, manifest, reference, watch):
+        whole_numbers = errors.reference_max is None and errors.error is not None
+        tolerance: float | None = 0.0 if whole_numbers else relative
+        if not exact:
+            half = limits.get(error_key(batch, call, output), 0.0)
+            tolerance = None if whole_numbers else max(factor * half, relative)
+        fine = errors.error is not None and (tolerance is None or errors.error <= tolerance)
+        rows.append(Row(batch, call.graph, call.label, output, errors, tolerance, fine))
+    return rows
+
+
+def measure(
+    backend: Backend, manifest: Manifest, reference: Reference, watch: Watch = lambda _: None
+) -> Iterator[tuple[int, Call, str, Errors]]:
+    """Errors of every output of every call.
+
+    Codes are a lookup, so they are compared where the index is right; where it is not, the
+    index says so.
+    """
+    runners = make_runners(backend, manifest)
+    for batch, tensors in enumerate(reference.batches):
+        for call in graph_calls(tensors, reference.settings, manifest):
+            watch(f"{call.graph} {call.label}")
+            found = run_call(runners, call)
+            for output, expected in call.outputs.items():
+                value = found[output]
+                if output == "codes" and value.shape == expected.shape:
+                    wrong = found["index"] != call.outputs["index"]
+                    value = np.where(wrong[..., None], expected, value)
+                yield batch, call, output, compare_tensors(expected, value, call.slack.get(output, 0.0))
+
+
+def half_errors(backend: Backend, manifest: Manifest, reference: Reference, watch: Watch) -> dict[str, float]:
+    """Errors of torch in fp16 by :func:`error_key`; overflow to infinity counts as none."""
+    return {
+        error_key(batch, call, output): errors.error
+        for batch, call, output, errors in measure(backend, manifest, reference, watch)
+        if errors.error is not None
+    }

@@ -1,0 +1,61 @@
+"""PyTorch as a backend: what its own half precision would make of the same graphs.
+
+Not the ruler. It says how much of an engine's error half precision explains by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compare.capture import Checkpoint
+from export.graphs import build_graphs
+from hart.errors import RunError
+from hart.schedule import SamplingSettings
+from hart.transformer import attention
+from runtime.backend import Value
+
+
+class TorchHalfBackend:
+    """The exported graphs' modules run by PyTorch with matrix products in float16."""
+
+    name = "torch-fp16"
+
+    def __init__(self, checkpoint: Checkpoint, patch_nums: tuple[int, ...], device: str) -> None:
+        model, text = checkpoint.load(torch.float16, device)
+        self.device = device
+        with torch.inference_mode():
+            graphs = [build() for build in build_graphs(model, text, patch_nums, attention)]
+        self._outputs = {graph.name: graph.outputs for graph in graphs}
+        self._dtypes = {
+            graph.name: {name: example.dtype for name, (example, _) in graph.inputs.items()}
+            for graph in graphs
+        }
+        self.modules = {graph.name: graph.module.to(device).eval() for graph in graphs}
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        pass  # PyTorch allocates as it goes
+
+    def split(self, value: torch.Tensor) -> list[torch.Tensor]:
+        return list(value[:, None])
+
+    @torch.inference_mode()
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, torch.Tensor]:
+        given = [self._upload(inputs[name], dtype) for name, dtype in self._dtypes[graph].items()]
+        try:
+            outputs = self.modules[graph](*given)
+        except RuntimeError as error:
+            raise RunError(f"torch-fp16, graph {graph}: {str(error).splitlines()[0]}") from None
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return dict(zip(self._outputs[graph], outputs, strict=True))
+
+    def to_host(self, value: Value) -> NDArray[Any]:
+        return value if isinstance(value, np.ndarray) else np.asarray(value.cpu().numpy())
+
+    def _upload(self, value: Value, dtype: torch.dtype) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        return tensor.to(self.device, dtype)

@@ -1,0 +1,177 @@
+"""The whole loop, twice: with the reference's tokens, and on its own.
+
+Both run :func:`runtime.loop.draw`, the deployed loop, on the reference's random numbers.
+
+Teacher-forced: at every scale the transformer is fed the reference's input tokens and angles
+and its own KV cache; its own hidden states go through its own sampling; then the drawn index
+is compared and the codes are replaced by the reference's. f_hat, the residual and the picture
+are accumulated from the engine's own graphs (in smooth mode, from its own mixtures).
+
+Free-running: text features, tokens and everything after them are the engine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
+from compare.reference import Reference, Tensors
+from hart.errors import RunError
+from hart.noise import RecordedNoise
+from hart.schedule import SamplingSettings
+from runtime.backend import Backend, Tensor, Value
+from runtime.bundle import Manifest
+from runtime.loop import draw
+
+INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.99}
+"""Least share of equal indices under teacher forcing, by precision of the bundle."""
+PSNR = 40.0
+"""Least PSNR in dB of teacher-forced pictures."""
+PIXEL = 1 / 255
+"""Largest difference of a pixel of free-running pictures, for float32 bundles."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One batch's pictures and how close they are; the worst of the batch."""
+
+    psnr: float
+    ssim: float | None
+    lpips: float | None
+    max_pixel_error: float
+    images: Picture = field(repr=False)
+    """(B, 3, H, W)"""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One batch through the loop."""
+
+    passed: bool
+    failure: str | None
+    """Why there is no picture."""
+    agreement: list[float]
+    """Share of equal indices per scale."""
+    total_agreement: float
+    latent_cosine: list[float | None]
+    """Of f_hat per scale; the last is the final latent with the residual."""
+    first_difference: dict[str, int] | None
+    """Scale, picture and token of the first index that differs."""
+    pictures: Pictures | None
+
+
+def teacher_forced(
+    backend: Backend, manifest: Manifest, precision: str, reference: Reference, tensors: Tensors
+) -> Trajectory:
+    """See the module's docstring. Passes on index agreement and PSNR."""
+    forced = _TeacherForced(backend, tensors)
+    run = _run(forced, manifest, reference, tensors, tensors["ctx.features"])
+    enough = run.total_agreement >= INDEX_AGREEMENT[precision]
+    close = run.pictures is not None and run.pictures.psnr >= PSNR
+    return replace(run, passed=enough and close)
+
+
+def free_running(
+    backend: Backend, manifest: Manifest, precision: str, reference: Reference, tensors: Tensors
+) -> Trajectory:
+    """See the module's docstring. Float32 bundles pass on the largest difference of a pixel."""
+    features: Value = tensors["ctx.features"]
+    if "input_ids" in tensors:
+        inputs = {"input_ids": tensors["input_ids"], "mask": tensors["ctx.mask"]}
+        features = backend.run("text_encoder", inputs)["features"]
+    run = _run(backend, manifest, reference, tensors, features)
+    same = precision != "fp32" or (run.pictures is not None and run.pictures.max_pixel_error <= PIXEL)
+    return replace(run, passed=run.pictures is not None and same)
+
+
+class _TeacherForced:
+    """A backend that swaps in the reference's tokens, scale after scale."""
+
+    def __init__(self, backend: Backend, tensors: Tensors) -> None:
+        self.name, self.device = backend.name, backend.device
+        self.backend, self.tensors = backend, tensors
+        self.scale = -1
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        pass  # a plan would have the engine read its own tokens where these are swapped in
+
+    def split(self, value: Tensor) -> list[Tensor]:
+        return self.backend.split(value)
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
+        if graph == "transformer":
+            self.scale += 1
+            name = f"scale{self.scale}"
+            fed = {"x": self.tensors[f"{name}.x_in"], "angles": self.tensors[f"{name}.angles"]}
+            return self.backend.run(graph, {**inputs, **fed})
+        outputs = self.backend.run(graph, inputs)
+        if graph == "sample":
+            name = f"scale{self.scale}"
+            shape = self.to_host(outputs["codes"]).shape
+            outputs["codes"] = self.tensors[f"{name}.codes"].reshape(shape)
+        return outputs
+
+    def to_host(self, value: Value) -> Array:
+        return self.backend.to_host(value)
+
+
+def _run(
+    backend: Backend,
+    manifest: Manifest,
+    reference: Reference,
+    tensors: Tensors,
+    features: Value,
+) -> Trajectory:
+    """Draw one batch and compare it; whether that is close enough is for the caller to say."""
+    found: dict[str, Array] = {}
+
+    def record(name: str, value: Tensor) -> None:
+        if name.endswith((".idx", "f_hat")):
+            found[name] = backend.to_host(value).copy()
+
+    failure, images = None, None
+    noise = RecordedNoise(tensors)
+    try:
+        drawing = draw(
+            backend, manifest, features, tensors["ctx.mask"], noise, reference.settings, record=record
+        )
+        images = drawing.images
+    except RunError as error:
+        failure = str(error)
+    scales = range(len(reference.patch_nums))
+    names = [f"scale{k}.idx" for k in scales if f"scale{k}.idx" in found]
+    equal = [found[name].reshape(tensors[name].shape) == tensors[name] for name in names]
+    latents = [*(f"scale{k}.f_hat" for k in scales[:-1]), "final.f_hat"]
+    return Trajectory(
+        passed=False,
+        failure=failure,
+        agreement=[float(e.mean()) for e in equal],
+        total_agreement=float(np.mean(np.concatenate([e.ravel() for e in equal]))) if equal else 0.0,
+        latent_cosine=[cosine(tensors[name], found[name]) if name in found else None for name in latents],
+        first_difference=_first_difference(equal),
+        pictures=_compare_pictures(tensors["image"], images) if images is not None else None,
+    )
+
+
+def _first_difference(equal: list[Array]) -> dict[str, int] | None:
+    for scale, same in enumerate(equal):
+        if not same.all():
+            token = int(np.argmax(~same.all(axis=0)))
+            return {"scale": scale, "picture": int(np.argmax(~same[:, token])), "token": token}
+    return None
+
+
+def _compare_pictures(reference: Picture, found: Picture) -> Pictures:
+    pairs = list(zip(reference, found, strict=True))
+    similarities = [value for a, b in pairs if (value := ssim(a, b)) is not None]
+    distances = [value for a, b in pairs if (value := lpips(a, b)) is not None]
+    return Pictures(
+        psnr=min(psnr(a, b) for a, b in pairs),
+        ssim=min(similarities) if similarities else None,
+        lpips=max(distances) if distances else None,
+        max_pixel_error=float(np.abs(reference.astype(np.float64) - found).max()),
+        images=found,
+    )
