@@ -65,7 +65,8 @@ def open_backend(
     Raises:
         InputError: what was asked for is not there, with the command that mends it.
     """
-    from runtime.onnx_backend import OnnxRuntimeBackend, has_cuda
+    from runtime.onnx_backend import OnnxRuntimeBackend, on_the_cpu
+    from runtime.sessions import has_cuda
 
     if backend in MODULES:
         if device == "cpu":
@@ -82,7 +83,9 @@ def open_backend(
             return OnnxRuntimeBackend(bundle, "cuda", threads, strict)
         except InputError as error:
             log.warning("drawing on the CPU: %s", error)
-    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", threads, strict)
+    if device == "cuda":
+        return OnnxRuntimeBackend(bundle, "cuda", threads, strict)
+    return on_the_cpu(bundle, threads)
 
 
 def _open_engines(bundle: Bundle, name: str) -> Backend:

@@ -28,7 +28,8 @@ PAST, NEW = "past_", "new_"
 """Prefixes of its cache inputs (tokens so far, first axis) and outputs (the tokens it adds)."""
 GRAPHS = (
     "context",
-    "transformer",
+    TRANSFORMER,
+    APPEND,
     "sample",
     "smooth",
     "next_scale",

@@ -154,6 +154,7 @@ def draw(
         watch(Advance("scale", step.index, len(steps), preview))
         clock.restart()
 
+    del cache, outputs  # its memory is the decoder's from here on
     to_check.append(("last scale", h))
     residual = none
     if settings.residual:

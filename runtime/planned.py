@@ -7,6 +7,7 @@ the plan (previews, the text encoder) get memory of their own.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ class PlannedBackend(Backend):
         self._plan: Plan | None = None
         self._arena = 0
         self._next = 0
-        self._own: dict[tuple[str, str, Shape], _Own] = {}
+        self._idle: dict[int, list[int]] = {}
 
     def prepare(self, batch: int, settings: SamplingSettings) -> None:
         self._next = 0
@@ -101,19 +102,21 @@ class PlannedBackend(Backend):
         self._next = number + 1
         spec = engine_graph(self.manifest, graph)
         stays = self.executor.on_host(graph)
-        bindings, host = {}, {}
+        bindings, host, held = {}, {}, []
         for tensor in spec.inputs:
             name, value, view = tensor.name, inputs[tensor.name], call.inputs[tensor.name]
             if name in stays:
                 host[name] = _typed(value, tensor)
             elif view is None:
-                bindings[name] = self._binding(value, graph, tensor)
+                held.append(self._bound(value, tensor))
+                bindings[name] = _binding(held[-1])
             else:
                 bindings[name] = self._at(view)
                 if name in call.uploads:
                     self.executor.upload(bindings[name].address, _typed(value, tensor), (number, name))
         bindings |= {name: self._at(view) for name, view in call.outputs.items()}
-        self.executor.execute(graph, bindings, host, number)
+        # With tensors from outside, addresses are not the same the next time.
+        self.executor.execute(graph, bindings, host, None if held else number)
         return dict(call.results)
 
     def split(self, value: Any) -> list[Any]:
@@ -142,12 +145,13 @@ class PlannedBackend(Backend):
         inputs = {**inputs, **{name: past.swapaxes(0, 1) for name, past in pasts.items()}}
         stays = self.executor.on_host(graph)
         host = {t.name: _typed(inputs[t.name], t) for t in spec.inputs if t.name in stays}
-        bindings = {
-            t.name: self._binding(inputs[t.name], graph, t) for t in spec.inputs if t.name not in stays
-        }
+        held = {t.name: self._bound(inputs[t.name], t) for t in spec.inputs if t.name not in stays}
+        bindings = {name: _binding(value) for name, value in held.items()}
         shapes = {name: b.shape for name, b in bindings.items()} | {k: v.shape for k, v in host.items()}
         dims = solve(spec.inputs, shapes)
-        outputs: dict[str, Any] = {t.name: self._keep(graph, t, shape_of(t, dims)) for t in spec.outputs}
+        outputs: dict[str, Any] = {
+            t.name: self._new(shape_of(t, dims), np.dtype(t.dtype)) for t in spec.outputs
+        }
         bindings |= {name: own.binding for name, own in outputs.items()}
         self.executor.execute(graph, bindings, host, None)
         for name, past in pasts.items():
@@ -155,38 +159,39 @@ class PlannedBackend(Backend):
             outputs[name.removeprefix(PAST)] = np.concatenate([past, new.swapaxes(0, 1)], axis=1)
         return outputs
 
-    def _binding(self, value: Value, graph: str, tensor: TensorSpec) -> Binding:
+    def _bound(self, value: Value, tensor: TensorSpec) -> _Own | Binding:
+        """Where a value lies; one from the host is uploaded first."""
         if isinstance(value, View):
             return self._at(value)
         if isinstance(value, _Own):
-            return value.binding
+            return value
         array = _typed(value, tensor)
-        own = self._keep(graph, tensor, array.shape)
-        self.executor.upload(own.binding.address, array, (graph, tensor.name, array.shape))
-        return own.binding
+        own = self._new(array.shape, array.dtype)
+        self.executor.upload(own.binding.address, array, None)
+        return own
 
-    def _keep(self, graph: str, tensor: TensorSpec, shape: Shape) -> _Own:
-        """Memory outside the plan, kept for the next time."""
-        key = (graph, tensor.name, shape)
-        if key not in self._own:
-            dtype = np.dtype(tensor.dtype)
-            nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            self._own[key] = _Own(Binding(self.executor.allocate(nbytes), shape, dtype))
-        return self._own[key]
+    def _new(self, shape: Shape, dtype: np.dtype[Any]) -> _Own:
+        """Memory outside the plan; it is used again once nobody holds the tensor any more."""
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        idle = self._idle.setdefault(nbytes, [])
+        address = idle.pop() if idle else self.executor.allocate(nbytes)
+        own = _Own(Binding(address, shape, dtype))
+        weakref.finalize(own, idle.append, address)
+        return own
 
     def _at(self, view: View) -> Binding:
         return Binding(self._arena + view.offset, view.shape, view.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Own:
     """A tensor in memory of its own."""
 
     binding: Binding
 
-    @property
-    def shape(self) -> Shape:
-        return self.binding.shape
+
+def _binding(value: _Own | Binding) -> Binding:
+    return value.binding if isinstance(value, _Own) else value
 
 
 def _fits(call: Call, graph: str, inputs: Mapping[str, Value]) -> bool:
@@ -206,4 +211,4 @@ def _fits(call: Call, graph: str, inputs: Mapping[str, Value]) -> bool:
 
 
 def _typed(value: Value, tensor: TensorSpec) -> NDArray[Any]:
-    return np.ascontiguousarray(value, tensor.dtype)
+    return np.asarray(value, tensor.dtype, order="C")  # ascontiguousarray makes scalars 1-D

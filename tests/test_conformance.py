@@ -15,6 +15,7 @@ from runtime import Pipeline
 from runtime.backend import Backend, open_backend
 from runtime.bundle import Bundle, open_bundle
 from runtime.loop import draw
+from runtime.onnx_backend import OnnxRuntimeBackend
 from runtime.planned import PlannedBackend
 from runtime.tensorrt.build import BuildOptions
 from runtime.tensorrt.device import compute_capability
@@ -35,8 +36,13 @@ def on_the_cpu(bundle: Bundle) -> Backend:
 
 
 def at_planned_addresses(bundle: Bundle) -> Backend:
-    """Everything of the TensorRT backends but TensorRT: plan, append-only cache, uploads."""
+    """Everything of the TensorRT backends but TensorRT, with memory that shows mistakes."""
     return PlannedBackend(bundle, HostExecutor(bundle))
+
+
+def bound_one_by_one(bundle: Bundle) -> Backend:
+    """ONNX Runtime CUDA's way, on the CPU."""
+    return OnnxRuntimeBackend(bundle, "cpu")
 
 
 def on_cuda(bundle: Bundle) -> Backend:
@@ -59,6 +65,7 @@ def on_engines(name: str) -> Callable[[Bundle], Backend]:
 BACKENDS: dict[str, Callable[[Bundle], Backend]] = {
     "onnxruntime-cpu": on_the_cpu,
     "planned-cpu": at_planned_addresses,
+    "bound-cpu": bound_one_by_one,
     "onnxruntime-cuda": on_cuda,
     "tensorrt": on_engines("tensorrt"),
     "tensorrt-rtx": on_engines("tensorrt-rtx"),

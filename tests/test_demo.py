@@ -15,8 +15,9 @@ from hart.demo.report import features, frechet, reconstruction
 from hart.demo.scenes import SHAPES, Scene, all_scenes, split_scenes
 from runtime import Pipeline
 
-COLOURS_RIGHT, PICTURES_RIGHT, GAIN_DB = 170, 100, 2.0
-"""What the checkpoint as committed must keep, of 200 pictures and in decibels."""
+COLOURS_RIGHT, PICTURES_RIGHT, GAIN_DB = 194, 186, 3.0
+"""What the checkpoint must keep, of 200 pictures and in decibels. Its card says 95 % on the seeds of
+`hart.demo.report`; other seeds, and processors that round otherwise, differ by a few pictures."""
 
 
 def test_the_checker_recognises_what_was_drawn() -> None:
@@ -72,12 +73,6 @@ def test_held_out_prompts_become_the_pictures_asked_for(judged: list[tuple[Scene
     assert right >= PICTURES_RIGHT, f"{right} of 200"
 
 
-@pytest.mark.xfail(strict=True, reason="the demo checkpoint is not trained to the end: see its card")
-def test_the_demo_reaches_its_goal(judged: list[tuple[Scene, Verdict]]) -> None:
-    """What the finished checkpoint has to reach; strict, so that this line goes when it does."""
-    assert sum(verdict.matches(scene) for scene, verdict in judged) >= 190
-
-
 @pytest.fixture(scope="module")
 def psnr() -> dict[str, float]:
     rng = np.random.default_rng(4)
@@ -89,11 +84,6 @@ def psnr() -> dict[str, float]:
 def test_the_continuous_path_is_better(psnr: dict[str, float]) -> None:
     gain = psnr["PSNR of the continuous path, dB"] - psnr["PSNR of the discrete path, dB"]
     assert gain >= GAIN_DB
-
-
-@pytest.mark.xfail(strict=True, reason="the demo checkpoint is not trained to the end: see its card")
-def test_the_continuous_path_is_three_decibels_better(psnr: dict[str, float]) -> None:
-    assert psnr["PSNR of the continuous path, dB"] >= psnr["PSNR of the discrete path, dB"] + 3
 
 
 def test_the_distance_between_sets_tells_them_apart() -> None:

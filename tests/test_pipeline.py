@@ -13,7 +13,8 @@ from hart.demo.checker import look
 from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
 from runtime.bundle import MANIFEST, open_bundle
-from runtime.onnx_backend import OnnxRuntimeBackend, has_cuda, misplaced
+from runtime.onnx_backend import OnnxRuntimeBackend
+from runtime.sessions import has_cuda, misplaced
 from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"

@@ -30,7 +30,7 @@ def test_made_up_manifests_look_like_real_ones(demo_bundle: Path) -> None:
     assert manifest_of(real.model, diff_width=256, precision="fp16").graphs == real.graphs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(manifests(), BATCHES, SAMPLING)
 def test_tensors_that_live_together_do_not_overlap(
     manifest: Manifest, batch: int, sampling: SamplingSettings
@@ -46,7 +46,7 @@ def test_tensors_that_live_together_do_not_overlap(
         assert apart or not together or not a.nbytes or not b.nbytes, (a, b)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(manifests(), BATCHES, SAMPLING)
 def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
     manifest: Manifest, batch: int, sampling: SamplingSettings
@@ -72,7 +72,7 @@ def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
     assert next(scales, None) is None, "the transformer runs once per scale"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(manifests(), BATCHES)
 def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) -> None:
     plan = make_plan(manifest, batch, SamplingSettings())
@@ -88,7 +88,7 @@ def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) 
         assert new.slot.shape[0] == cache_length(manifest.model)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(manifests(), BATCHES, SAMPLING)
 def test_nothing_is_read_before_it_is_written(
     manifest: Manifest, batch: int, sampling: SamplingSettings
@@ -100,7 +100,7 @@ def test_nothing_is_read_before_it_is_written(
         written |= {id(v.slot) for v in call.outputs.values()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(manifests(), BATCHES, SAMPLING, st.booleans())
 def test_profiles_cover_every_call(
     manifest: Manifest, batch: int, sampling: SamplingSettings, per_scale: bool

@@ -1,8 +1,8 @@
 """Looks at a picture and says what is on it, by rules: no network, nothing learned.
 
 Colours are medians of pixels matched to the palette; the shape follows from the outline
-of the mask: a hole makes a ring, and otherwise the strongest low harmonic of the outline's
-radius counts the corners.
+of the mask: a hole makes a ring, deep valleys between four arms or more a star, and otherwise the
+strongest low harmonic of the outline's radius counts the corners.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ CONTRAST = 0.15
 ROUND = 0.03
 """A relative corner harmonic below this is a circle."""
 DIRECTIONS = 90
+ARM, VALLEY = 1.06, 0.94
+"""Shares of the mean radius: an arm reaches over the one, and ends where it falls below the other."""
+DEPTH = 0.68
+"""Four arms with valleys lower than this share of their length make a star; a square's sides are at
+0.76 and more. Its corner harmonic alone would miss stars whose arms are of unequal length."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,23 @@ def _shape(mask: NDArray[np.bool_]) -> str | None:
     outline = np.where(hit.any(0), radii[hit.shape[0] - 1 - hit[::-1].argmax(0)], 0.0)
     if hit[radii < 0.3 * outline.mean()].mean() < 0.35:
         return "ring"
+    smooth = np.convolve(np.pad(outline, 2, mode="wrap"), np.full(5, 0.2), mode="valid")
+    low, high = np.quantile(smooth, (0.1, 0.9))
+    if _arms(smooth) >= 4 and low < DEPTH * high:
+        return "star"
     harmonics = np.abs(np.fft.rfft(outline))[1:6] / outline.sum()
     corners = int(np.argmax(harmonics[2:5])) + 3
     if harmonics[corners - 1] < ROUND:
         return "circle"
     return {3: "triangle", 4: "square", 5: "star"}[corners]
+
+
+def _arms(outline: NDArray[np.float64]) -> int:
+    """How often the radius rises over ARM after it was below VALLEY, once around."""
+    mean = outline.mean()
+    marks = [r for r in outline if not VALLEY * mean <= r <= ARM * mean]
+    outside = [r > mean for r in marks]
+    return sum(now and not before for before, now in zip([*outside[-1:], *outside], outside, strict=False))
 
 
 def _blur(image: Array) -> Array:

@@ -74,6 +74,8 @@ class EngineExecutor:
         _host_array(staging, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         check(self._cuda.cudaMemcpyAsync(address, staging, array.nbytes, kind, self._stream))
+        if slot is None:
+            self._wait()
 
     def download(self, binding: Binding) -> NDArray[Any]:
         array = np.empty(binding.shape, binding.dtype)

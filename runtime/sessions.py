@@ -1,0 +1,145 @@
+"""Opens the graphs of a bundle with ONNX Runtime, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hart.errors import InputError
+from runtime.bundle import WEIGHTS, Bundle, GraphSpec
+from runtime.external_data import external_files
+
+log = logging.getLogger(__name__)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+SHAPE_OPERATORS = frozenset(
+    [
+        *("Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Cast"),
+        *("Add", "Sub", "Mul", "Div", "Floor", "Equal", "Where", "Identity", "Range", "Expand"),
+        *("Constant", "ConstantOfShape"),
+    ]
+)
+"""What arithmetic on shapes is made of."""
+RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+
+
+def open_sessions(
+    bundle: Bundle, graphs: Mapping[str, GraphSpec], device: str, threads: int | None, strict: bool = False
+) -> dict[str, Any]:
+    """One ONNX Runtime session a graph, on "cpu" or "cuda".
+
+    Raises:
+        InputError: CUDA is not there, a graph cannot be loaded, reads files outside the bundle or
+            is another than the manifest says.
+    """
+    import onnxruntime as ort
+
+    if device == "cuda":
+        if not has_cuda():
+            raise InputError(
+                "--device cuda: this ONNX Runtime has no CUDA provider; "
+                "replace onnxruntime with: pip install onnxruntime-gpu"
+            )
+        ort.preload_dlls(directory="")  # the libraries that PyTorch or NVIDIA's wheels brought
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # errors come back as exceptions
+    if threads:
+        options.intra_op_num_threads = threads
+    if device == "cpu":
+        _share_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False  # it keeps a block for every scale's shapes
+    else:
+        options.add_session_config_entry(RECORD_PLACEMENT, "1")
+    return {
+        name: _open(bundle.path(graph.file), graph, device, options, strict) for name, graph in graphs.items()
+    }
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One arena for all graphs: they run in turns, and each would keep its own otherwise."""
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, -1, -1, -1))
+
+
+def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool) -> Any:
+    import onnxruntime as ort
+
+    try:
+        outside = external_files(path.read_bytes()) - {WEIGHTS}
+    except InputError as error:
+        raise InputError(f"{path}: {error}; export the bundle again") from None
+    if outside:
+        raise InputError(f"{path}: reads {sorted(outside)}, outside the bundle's {WEIGHTS}; refused")
+    try:
+        # By path: the weights are then mapped, and not read as a whole.
+        session = ort.InferenceSession(path, options, providers=_providers(device))
+    except Exception as error:  # the runtime's exceptions have no public base class
+        raise InputError(
+            f"{path}: ONNX Runtime {ort.__version__} cannot load this graph "
+            f"({first_line(error)}); export the bundle again"
+        ) from None
+    for listed, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
+        if [spec.name for spec in listed] != [value.name for value in found]:
+            raise InputError(
+                f"{path}: expected {[spec.name for spec in listed]} as the manifest says, "
+                f"found {[value.name for value in found]}"
+            )
+    if PROVIDERS[device] not in session.get_providers():
+        raise InputError(
+            f"--device {device}: ONNX Runtime could not start its CUDA provider; check the "
+            f"driver and CUDA libraries, or use --device cpu"
+        )
+    if device != "cpu":
+        _check_placement(path, session, strict)
+    return session
+
+
+def _check_placement(path: Path, session: Any, strict: bool) -> None:
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return  # before ONNX Runtime 1.24
+    parts = session.get_provider_graph_assignment_info()
+    found = misplaced((part.ep_name, n.op_type, n.name) for part in parts for n in part.get_nodes())
+    if found:
+        message = f"{path}: {len(found)} nodes run on the CPU: {', '.join(found[:5])}"
+        if strict:
+            raise InputError(f"--strict: {message}")
+        log.warning("%s", message)
+
+
+def _providers(device: str) -> list[str]:
+    return list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime comes with CUDA."""
+    import onnxruntime as ort
+
+    return PROVIDERS["cuda"] in ort.get_available_providers()
+
+
+def misplaced(placement: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Nodes that compute on the CPU though another provider was asked for.
+
+    ``placement`` holds (provider, operator, node name). ONNX Runtime always keeps the arithmetic
+    on shapes on the host; that is not counted.
+    """
+    return [
+        f"{name} ({operator})"
+        for provider, operator, name in placement
+        if provider == PROVIDERS["cpu"] and operator not in SHAPE_OPERATORS
+    ]
+
+
+def first_line(error: Exception) -> str:
+    """Of an exception's text, or its type."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
