@@ -31,7 +31,7 @@ from hart.schedule import (
     scale_steps,
     upsample_matrix,
 )
-from runtime.bundle import Manifest
+from runtime.bundle import APPEND, NEW, PAST, TRANSFORMER, Manifest
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "reference.json"
@@ -95,7 +95,9 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
         results.add([dict(tensors) for tensors in reference.batches], runner_name=RUNNER)
         results.save(str(partial / TRAJECTORY))
         (partial / "calls").mkdir()
-        for call in _samples(graph_calls(reference.batches[0], reference.settings, manifest)):
+        samples = _samples(graph_calls(reference.batches[0], reference.settings, manifest))
+        appends = [_append_form(call) for call in samples if call.graph == TRANSFORMER]
+        for call in [*samples, *appends]:
             dtypes = {spec.name: spec.dtype for spec in manifest.graphs[call.graph].inputs}
             inputs = {name: np.asarray(value, dtypes[name]) for name, value in call.inputs.items()}
             save_json([inputs], str(partial / "calls" / f"{call.graph}.inputs.json"))
@@ -299,6 +301,16 @@ def _samples(calls: Iterator[Call]) -> list[Call]:
         if len(chosen.setdefault(call.graph, [])) < 2:
             chosen[call.graph].append(call)
     return [calls[-1] for calls in chosen.values()]
+
+
+def _append_form(call: Call) -> Call:
+    """A call of the transformer for its second graph: tokens first, and only the new ones come out."""
+    past = next(value.shape[1] for name, value in call.inputs.items() if name.startswith(PAST))
+    inputs = {k: v.swapaxes(0, 1) if k.startswith(PAST) else v for k, v in call.inputs.items()}
+    grown = {k for k in call.outputs if f"{PAST}{k}" in inputs}
+    outputs = {k: v for k, v in call.outputs.items() if k not in grown}
+    new = {f"{NEW}{k}": call.outputs[k][:, past:].swapaxes(0, 1) for k in grown}
+    return replace(call, graph=APPEND, inputs=inputs, outputs=outputs | new)
 
 
 def _describe(files: Mapping[str, str]) -> str:

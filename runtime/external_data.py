@@ -7,6 +7,7 @@ that is decided before the graph reaches ONNX Runtime.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from hart.errors import InputError
 
@@ -75,3 +76,17 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return value, position
+
+
+def refuse_outside(path: Path, allowed: str) -> None:
+    """Refuse a graph file that reads anything but ``allowed`` beside it.
+
+    Raises:
+        InputError: it does, or it is not a whole graph.
+    """
+    try:
+        outside = external_files(path.read_bytes()) - {allowed}
+    except InputError as error:
+        raise InputError(f"{path}: {error}; export the bundle again") from None
+    if outside:
+        raise InputError(f"{path}: reads {sorted(outside)}, outside the bundle's {allowed}; refused")

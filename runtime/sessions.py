@@ -10,7 +10,7 @@ from typing import Any
 
 from hart.errors import InputError
 from runtime.bundle import WEIGHTS, Bundle, GraphSpec
-from runtime.external_data import external_files
+from runtime.external_data import refuse_outside
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,7 @@ def _share_memory() -> None:
 def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool) -> Any:
     import onnxruntime as ort
 
-    try:
-        outside = external_files(path.read_bytes()) - {WEIGHTS}
-    except InputError as error:
-        raise InputError(f"{path}: {error}; export the bundle again") from None
-    if outside:
-        raise InputError(f"{path}: reads {sorted(outside)}, outside the bundle's {WEIGHTS}; refused")
+    refuse_outside(path, WEIGHTS)
     try:
         # By path: the weights are then mapped, and not read as a whole.
         session = ort.InferenceSession(path, options, providers=_providers(device))

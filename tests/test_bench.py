@@ -127,7 +127,8 @@ class Stream:
         return list(self.to_host(value)[:, None])
 
     def to_host(self, value: Any) -> Any:
-        return value if isinstance(value, np.ndarray) else np.asarray(value.job.result()[value.name].numpy())
+        ready = value.job.result()[value.name] if isinstance(value, Later) else value
+        return self.pipeline.backend.to_host(ready)
 
 
 class StreamWithEvents(Stream):

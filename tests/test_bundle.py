@@ -116,10 +116,10 @@ def test_a_truncated_file(copy: Path) -> None:
 
 
 def test_a_truncated_graph_with_a_matching_manifest(copy: Path) -> None:
-    graph = copy / "transformer.onnx"
+    graph = copy / "transformer_append.onnx"
     graph.write_bytes(graph.read_bytes()[:-100])
-    reseal(copy, "transformer.onnx")
-    with pytest.raises(InputError, match=r"transformer.onnx"):
+    reseal(copy, "transformer_append.onnx")
+    with pytest.raises(InputError, match=r"transformer_append.onnx"):
         Pipeline.load(copy, device="cpu")
 
 
@@ -154,7 +154,7 @@ def test_a_broken_manifest(copy: Path, text: str) -> None:
 
 
 def test_external_data_outside_the_bundle_is_refused(copy: Path) -> None:
-    file = copy / "transformer.onnx"
+    file = copy / "transformer_append.onnx"
     model = onnx.load(file, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -162,7 +162,7 @@ def test_external_data_outside_the_bundle_is_refused(copy: Path) -> None:
                 entry.value = "../../secret.bin"
     file.write_bytes(model.SerializeToString())
     assert external_files(file.read_bytes()) == {"../../secret.bin"}
-    reseal(copy, "transformer.onnx")
+    reseal(copy, "transformer_append.onnx")
     with pytest.raises(InputError, match=r"secret.bin.*refused"):
         Pipeline.load(copy, device="cpu")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hart.errors import InputError, RunError
-from runtime.bundle import GraphSpec, ModelSpec
+from runtime.bundle import WEIGHTS, GraphSpec, ModelSpec
+from runtime.external_data import refuse_outside
 from runtime.tensorrt.package import Package
 from runtime.tensorrt.profiles import Profile, Range, top_k_range
 
@@ -91,6 +92,7 @@ def _parse(package: Package, builder: Any, path: Path, graph: GraphSpec, log: An
     # TensorRT 11 knows no other kind of network; 10 wants to be told.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    refuse_outside(path, WEIGHTS)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
