@@ -12,14 +12,15 @@ from compare.report import Engine, Limits, Run, arithmetic
 from compare.trajectory import free_running, teacher_forced
 from hart.errors import InputError
 from runtime.backend import Backend, open_backend
-from runtime.bundle import APPEND, Bundle
+from runtime.bundle import Bundle
+from runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
     from compare.capture import Checkpoint
     from compare.layers import LayerReport
 
 TORCH_FP16 = "torch-fp16"
-PACKAGES = {TORCH_FP16: "torch", "tensorrt-rtx": "tensorrt_rtx"}
+PACKAGES = {TORCH_FP16: "torch", **MODULES}
 """Backends that are named otherwise than the package they run on."""
 
 
@@ -60,7 +61,7 @@ def measure(
         rows,
         teacher_forced=[teacher_forced(*subject, tensors) for tensors in reference.batches],
         free_running=[free_running(*subject, tensors) for tensors in reference.batches],
-        not_run=sorted(set(manifest.graphs) - {APPEND} - {row.graph for row in rows}),
+        not_run=sorted(set(manifest.bound_graphs) - {row.graph for row in rows}),
     )
     graph = layers or (run.first_failure.graph if run.first_failure else None)
     if graph is None or source is None or kind == TORCH_FP16:

@@ -1,8 +1,8 @@
 """The transformer graph's second form, for backends that own the memory of the cache.
 
-ONNX Runtime gets the grown keys and values as outputs, so each step copies the whole cache.
-In the second form tokens are the cache's first axis and only the new ones come out: written
-right behind the old ones, they make the cache of the next step without a copy.
+The first form returns the grown keys and values, so each step copies the whole cache. In this
+one tokens are the cache's first axis and only the new ones come out: written right behind the
+old ones, they make the cache of the next step without a copy.
 """
 
 from __future__ import annotations

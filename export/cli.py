@@ -9,6 +9,7 @@ import click
 
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
+from runtime.tensorrt.package import MODULES
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,7 +35,7 @@ from hart.errors import InputError
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnx", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["auto", "onnx", *MODULES]),
     default="auto",
     show_default=True,
     help="Engines to build after the graphs; onnx: none; auto: what is installed. More with hart-build.",
@@ -60,7 +61,7 @@ def main(
 
     from export.hub import resolve
     from hart.demo import DEMO_CHECKPOINT
-    from runtime.tensorrt.package import MODULES, import_package
+    from runtime.tensorrt.package import import_package
 
     source = resolve(checkpoint) if checkpoint else DEMO_CHECKPOINT
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")

@@ -18,7 +18,8 @@ import onnx_ir as ir
 import torch
 
 from export.cache import append_only
-from export.graphs import Graph, TransformerGraph
+from export.graphs import Graph
+from export.modules import TransformerGraph
 from runtime.bundle import APPEND, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
 
 INLINE_BYTES = 1024

@@ -23,7 +23,7 @@ TEXT_TOKENIZER = "tokenizer.json"
 TEXT_ENCODER = "text_encoder"
 TRANSFORMER = "transformer"
 APPEND = "transformer_append"
-"""The transformer with a cache that only grows at its end: what engines are built from."""
+"""The transformer with a cache that only grows at its end, for backends that own their memory."""
 PAST, NEW = "past_", "new_"
 """Prefixes of its cache inputs (tokens so far, first axis) and outputs (the tokens it adds)."""
 GRAPHS = (
@@ -103,6 +103,17 @@ class Manifest:
     """Versions of what wrote the bundle."""
     schema: int = SCHEMA_VERSION
 
+    @property
+    def bound_graphs(self) -> dict[str, GraphSpec]:
+        """The loop's graphs, for backends that get new memory for every output."""
+        return {name: graph for name, graph in self.graphs.items() if name != APPEND}
+
+    @property
+    def planned_graphs(self) -> dict[str, GraphSpec]:
+        """The same for backends that own their memory: the transformer in its append-only form."""
+        append = {TRANSFORMER: self.graphs[APPEND]} if APPEND in self.graphs else {}
+        return self.bound_graphs | append
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -154,7 +165,9 @@ def open_bundle(folder: Path) -> Bundle:
     try:
         manifest = _parse(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{file}: the manifest is damaged ({type(error).__name__}: {error})") from None
+        raise InputError(
+            f"{file}: the manifest is damaged ({type(error).__name__}: {error}); export the bundle again"
+        ) from None
     verify_files(folder, manifest)
     return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from hart.errors import RunError
 from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Tensor, Value
-from runtime.bundle import APPEND, Bundle
-from runtime.plan import engine_graph
+from runtime.bundle import Bundle
 from runtime.planned import Binding, PlannedBackend
 from runtime.sessions import first_line, open_sessions
 
@@ -24,9 +23,7 @@ class CpuExecutor:
     name, device = "onnxruntime", "cpu"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        graphs = {
-            name: engine_graph(bundle.manifest, name) for name in bundle.manifest.graphs if name != APPEND
-        }
+        graphs = bundle.manifest.planned_graphs
         self._sessions = open_sessions(bundle, graphs, "cpu", threads)
         self._inputs = {name: {spec.name for spec in graph.inputs} for name, graph in graphs.items()}
         self._memory: dict[int, NDArray[np.uint8]] = {}
@@ -84,7 +81,7 @@ class OnnxRuntimeBackend(Backend):
 
         self._ort = ort
         self.device = device
-        graphs = {name: graph for name, graph in bundle.manifest.graphs.items() if name != APPEND}
+        graphs = bundle.manifest.bound_graphs
         self._sessions = open_sessions(bundle, graphs, device, threads, strict)
         self._dtypes = {
             name: {spec.name: np.dtype(spec.dtype) for spec in graph.inputs} for name, graph in graphs.items()

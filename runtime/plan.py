@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Value
-from runtime.bundle import APPEND, NEW, PAST, TRANSFORMER, GraphSpec, Manifest
+from runtime.bundle import NEW, PAST, Manifest
 from runtime.loop import draw
 from runtime.shapes import Shape, cache_length, shape_of, solve
 
@@ -133,7 +133,7 @@ class _Planner(Backend):
     name = device = "plan"
 
     def __init__(self, manifest: Manifest, batch: int) -> None:
-        self.manifest = manifest
+        self.graphs = manifest.planned_graphs
         self.calls: list[Call] = []
         self.slots: list[Slot] = []
         self.cache_shape = (cache_length(manifest.model), 2 * batch, manifest.model.embed_dim)
@@ -142,7 +142,7 @@ class _Planner(Backend):
         pass
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
-        spec = engine_graph(self.manifest, graph)
+        spec = self.graphs[graph]
         now = len(self.calls)
         call = Call(graph)
         self.calls.append(call)
@@ -214,11 +214,6 @@ class _Silence:
 
     def residual_step(self, step: int, count: int, channels: int) -> NDArray[np.float32]:
         return np.zeros((self.batch, count, channels), np.float32)
-
-
-def engine_graph(manifest: Manifest, graph: str) -> GraphSpec:
-    """The graph that planned backends run: the transformer's append-only form, others as they are."""
-    return manifest.graphs[APPEND if graph == TRANSFORMER else graph]
 
 
 def split_view(view: View) -> list[View]:

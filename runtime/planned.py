@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Value
 from runtime.bundle import NEW, PAST, Bundle, TensorSpec
-from runtime.plan import Call, Plan, View, engine_graph, make_plan, split_view
+from runtime.plan import Call, Plan, View, make_plan, split_view
 from runtime.shapes import Shape, shape_of, solve
 
 
@@ -44,8 +44,8 @@ class Executor(Protocol):
         """Release memory, once everything asked for before is done."""
 
     def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
-        """Copy an array to the device without waiting. The host buffer behind it belongs to
-        ``slot``: it is used again only after a download.
+        """Copy an array to the device. With a ``slot`` nobody waits: the host buffer behind the
+        copy belongs to the slot, and is used again only after a download.
         """
 
     def download(self, binding: Binding) -> NDArray[Any]:
@@ -73,6 +73,7 @@ class PlannedBackend(Backend):
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self.manifest = bundle.manifest
+        self._graphs = bundle.manifest.planned_graphs
         self.executor = executor
         self.name, self.device = executor.name, executor.device
         self._planned_for: tuple[int, SamplingSettings] | None = None
@@ -100,7 +101,7 @@ class PlannedBackend(Backend):
         assert self._plan is not None
         call = self._plan.calls[number]
         self._next = number + 1
-        spec = engine_graph(self.manifest, graph)
+        spec = self._graphs[graph]
         stays = self.executor.on_host(graph)
         bindings, host, held = {}, {}, []
         for tensor in spec.inputs:
@@ -140,7 +141,7 @@ class PlannedBackend(Backend):
 
     def _run_outside(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
         """A run with memory of its own; caches are given and returned as ONNX Runtime has them."""
-        spec = engine_graph(self.manifest, graph)
+        spec = self._graphs[graph]
         pasts = {name: self.to_host(v) for name, v in inputs.items() if name.startswith(PAST)}
         inputs = {**inputs, **{name: past.swapaxes(0, 1) for name, past in pasts.items()}}
         stays = self.executor.on_host(graph)

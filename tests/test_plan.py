@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hart.schedule import SamplingSettings
-from runtime.bundle import GRAPHS, NEW, TRANSFORMER, Manifest, open_bundle
-from runtime.plan import ALIGNMENT, Plan, engine_graph, make_plan
+from runtime.bundle import NEW, TRANSFORMER, Manifest, open_bundle
+from runtime.plan import ALIGNMENT, Plan, make_plan
 from runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
 from runtime.tensorrt.profiles import choose, make_profiles
 from tests.model_specs import manifest_of, manifests
@@ -54,7 +54,7 @@ def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
     plan = make_plan(manifest, batch, sampling)
     scales = iter(scale_dims(manifest.model))
     for number, call in enumerate(plan.calls):
-        spec = engine_graph(manifest, call.graph)
+        spec = manifest.planned_graphs[call.graph]
         bound = {name: view for name, view in (call.inputs | call.outputs).items() if view is not None}
         for view in bound.values():
             assert view.start >= 0
@@ -106,7 +106,8 @@ def test_profiles_cover_every_call(
     manifest: Manifest, batch: int, sampling: SamplingSettings, per_scale: bool
 ) -> None:
     profiles = {
-        name: make_profiles(manifest, engine_graph(manifest, name), (1, batch), per_scale) for name in GRAPHS
+        name: make_profiles(manifest, graph, (1, batch), per_scale)
+        for name, graph in manifest.planned_graphs.items()
     }
     scale = -1
     for call in make_plan(manifest, batch, sampling).calls:
@@ -122,7 +123,7 @@ def test_profiles_cover_every_call(
 @settings(max_examples=20, deadline=None)
 @given(manifests(), BATCHES)
 def test_a_batch_out_of_range_is_told_apart(manifest: Manifest, batch: int) -> None:
-    graph = engine_graph(manifest, "decoder")
+    graph = manifest.planned_graphs["decoder"]
     shapes = {"f_hat": shape_of(graph.inputs[0], {"batch": batch + 1})}
     with pytest.raises(ValueError, match="f_hat"):
         choose(make_profiles(manifest, graph, (1, batch), True), shapes)

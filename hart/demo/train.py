@@ -217,9 +217,9 @@ def train_transformer(
     _initialise(model)
     scenes, indices, rest = _encoded_dataset(tokenizer, training, work, seed, device)
 
-    def batch_loss(stage: TransformerStage, number: int, step: int) -> dict[str, Tensor]:
+    def batch_loss(stage: TransformerStage, shares: Array, number: int, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, number, step])
-        chosen = rng.choice(DATASET, size=stage.batch, p=_shares(scenes, stage.fine_scenes))
+        chosen = rng.choice(DATASET, size=stage.batch, p=shares)
         captions = [scenes[i].caption() if rng.random() < 0.7 else scenes[i].variant(rng) for i in chosen]
         ids, mask = (torch.from_numpy(a).to(device) for a in prompts(captions))
         return transformer_loss(
@@ -235,7 +235,8 @@ def train_transformer(
         )
 
     for number, stage in enumerate(TRANSFORMER_STAGES, start=10):
-        averaged = _optimise(model, stage, functools.partial(batch_loss, stage, number), work)
+        shares = _shares(scenes, stage.fine_scenes)
+        averaged = _optimise(model, stage, functools.partial(batch_loss, stage, shares, number), work)
         model.load_state_dict(averaged.state_dict())
     model.eval().requires_grad_(False)
     return text, transformer, vocabulary

@@ -10,6 +10,7 @@ import click
 
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
+from runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--engine", required=True, type=click.Path(path_type=Path), help="Bundle made by hart-export.")
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["auto", *MODULES]),
     default="auto",
     show_default=True,
     help="auto: whichever is installed.",

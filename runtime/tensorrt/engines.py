@@ -14,8 +14,6 @@ from typing import Any
 
 from hart.errors import InputError
 from runtime.bundle import (
-    APPEND,
-    TRANSFORMER,
     WEIGHTS,
     Bundle,
     FileSpec,
@@ -80,20 +78,6 @@ def folder_name(
 def sources(manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
     """What an engine depends on, by hash."""
     return {name: manifest.files[name].sha256 for name in (graph.file, WEIGHTS)}
-
-
-def graphs_to_build(bundle: Bundle) -> dict[str, GraphSpec]:
-    """The loop's graphs, the transformer in its append-only form.
-
-    Raises:
-        InputError: the bundle is from a version that did not write that form.
-    """
-    graphs = dict(bundle.manifest.graphs)
-    if TRANSFORMER in graphs and APPEND not in graphs:
-        raise InputError(f"{bundle.folder}: has no {APPEND} graph to build from; export it again")
-    if APPEND in graphs:
-        graphs[TRANSFORMER] = graphs.pop(APPEND)
-    return graphs
 
 
 def write_engine_manifest(manifest: EngineManifest, folder: Path) -> None:
@@ -161,7 +145,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
         reasons.append(f"built for compute capability {built}, this GPU has {capability}")
     if manifest.system != operating_system():
         reasons.append(f"built on {manifest.system}, this is {operating_system()}")
-    graphs = graphs_to_build(bundle)
+    graphs = bundle.manifest.planned_graphs
     if missing := sorted(set(graphs) - set(manifest.engines)):
         reasons.append(f"{', '.join(missing)} not built")
     stale = [

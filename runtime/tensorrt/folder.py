@@ -18,7 +18,6 @@ from runtime.tensorrt.engines import (
     EngineSpec,
     engine_file,
     folder_name,
-    graphs_to_build,
     read_engine_manifest,
     sources,
     write_engine_manifest,
@@ -58,7 +57,7 @@ def build_engines(
     capabilities = options.compute_capabilities or ((capability,) if capability else ())
     manifest = bundle.manifest
     target = bundle.folder / folder_name(package, capabilities, manifest.precision)
-    graphs = graphs_to_build(bundle)
+    graphs = manifest.planned_graphs
     wanted = {
         name: tuple(make_profiles(manifest, graph, options.batches, options.per_scale))
         for name, graph in graphs.items()

@@ -1,0 +1,280 @@
+"""What each graph of a bundle computes, as small modules around the reference model.
+
+Together they are the loop of :mod:`hart.generate`, cut where the host has a decision to make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hart.diffusion import RESIDUAL_SCALE, denoise, guide
+from hart.model import Hart
+from hart.quantizer import Phi
+from hart.rope import context_angles, image_angles
+from hart.schedule import phi_index
+from hart.text_encoder import TextEncoder
+from hart.transformer import AttentionFunction
+
+
+def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Attention as the ONNX Runtime operator whose 3-D form without a past never builds the
+    whole score matrix. Keys and values arrive complete, so cache and mask play no part.
+    """
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (q, k, v),
+        {"num_heads": num_heads, "scale": scale},
+        dtype=q.dtype,
+        shape=q.shape,
+        version=1,
+    )
+
+
+class Part(nn.Module):
+    """A function of the reference as a module, so that its nodes carry its name."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
+
+
+class ContextGraph(nn.Module):
+    """Text features to the first input of the transformer and everything pooled from them."""
+
+    def __init__(self, model: Hart) -> None:
+        super().__init__()
+        self.transformer = model.transformer
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        llm = self.transformer
+        context = llm.context(features, mask)
+        position_ids = mask.long().cumsum(1) - 1
+        position_ids = torch.cat([position_ids, torch.zeros_like(position_ids)])
+        x = context.tokens + llm.level_embeddings(2)[0]
+        angles = context_angles(position_ids, llm.config.head_dim)
+        offset = position_ids[:, -1:].float()
+        outputs = (x, angles, offset, context.head_condition)
+        return (*outputs, context.block_condition) if llm.config.modulated else outputs
+
+
+class TransformerGraph(nn.Module):
+    """All blocks over the new tokens of one scale, and the grown KV cache."""
+
+    def __init__(self, model: Hart, attend: AttentionFunction) -> None:
+        super().__init__()
+        self.transformer = model.transformer
+        self.attend = attend
+
+    def forward(self, x: Tensor, angles: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        modulated = self.transformer.config.modulated
+        condition, past = (rest[0], rest[1:]) if modulated else (x[:, 0], rest)
+        cache = list(zip(past[0::2], past[1::2], strict=True))
+        hidden, present = self.transformer(x, angles, condition, cache, self.attend)
+        return (hidden, *(tensor for pair in present for tensor in pair))
+
+
+class SampleGraph(nn.Module):
+    """Hidden states to one drawn code per cell of the map, (B, n, n).
+
+    The vocabulary projection is affine, so guidance is applied to its input: one projection
+    instead of two. Truncation and the draw are those of :mod:`hart.sampling`, in float32.
+    """
+
+    codebook: Tensor
+
+    def __init__(self, model: Hart) -> None:
+        super().__init__()
+        self.head_nm = model.transformer.head_nm
+        self.head = model.transformer.head
+        self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        head_condition: Tensor,
+        guidance: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        uniform: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        side = uniform.shape[1]
+        hidden = hidden[:, hidden.shape[1] - side * side :]  # scale 0: the last context position
+        normed = self.head_nm(hidden, head_condition)
+        conditional, unconditional = normed.unflatten(0, (2, -1)).unflatten(2, (side, side)).unbind()
+        logits = self.head((1 + guidance) * conditional - guidance * unconditional).float()
+        k = cast(int, top_k.item())  # symbolic while tracing: k stays a graph input
+        torch._check(k >= 1)
+        torch._check(k <= logits.shape[-1])
+        kept = logits.topk(k, dim=-1).values
+        tail = kept.softmax(-1).flip(-1).cumsum(-1).flip(-1)
+        # Everything within the first 1 - top_p of the mass goes, but never the largest.
+        inside = torch.where(tail > 1 - top_p, kept, torch.inf)
+        bound = torch.minimum(inside.amin(-1, keepdim=True), kept[..., :1])
+        logits = torch.where(logits < bound, -torch.inf, logits)
+        cumulative = logits.softmax(-1).cumsum(-1)
+        below = cumulative <= uniform[..., None] * cumulative[..., -1:]
+        index = below.long().sum(-1).clamp_max(logits.shape[-1] - 1)
+        codes = F.embedding(index, self.codebook)
+        # NaN anywhere before leaves no mass to draw from; a code would hide it.
+        return index, torch.where(cumulative[..., -1:] > 0, codes, torch.nan), logits
+
+
+class SmoothGraph(nn.Module):
+    """Smooth mode: a Gumbel-softmax mixture of codes instead of the drawn code."""
+
+    codebook: Tensor
+
+    def __init__(self, model: Hart) -> None:
+        super().__init__()
+        self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
+
+    def forward(self, logits: Tensor, exponential: Tensor, logit_gain: Tensor, temperature: Tensor) -> Tensor:
+        weights = ((logit_gain * logits - exponential.log()) / temperature).softmax(-1)
+        return weights @ self.codebook
+
+
+class NextScaleGraph(nn.Module):
+    """Codes of one scale onto f_hat, and the transformer's input for the next scale.
+
+    Resampling is a matrix product on each side; the matrices come from the host, so one graph
+    serves every pair of sizes.
+    """
+
+    def __init__(self, model: Hart, num_scales: int) -> None:
+        super().__init__()
+        llm = model.transformer
+        self.quant_resi = PhiOfScale(model.tokenizer.quantize.quant_resi.phis(), num_scales)
+        self.lvl_embed = nn.Embedding.from_pretrained(llm.level_embeddings(num_scales))
+        self.word_embed = llm.word_embed
+        self.head_dim = llm.config.head_dim
+
+    def forward(
+        self,
+        h: Tensor,
+        f_hat: Tensor,
+        scale: Tensor,
+        up: Tensor,
+        down: Tensor,
+        offset: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        h = up @ h.permute(0, 3, 1, 2) @ up.T
+        f_hat = f_hat + self.quant_resi(h, scale)
+        cells = (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
+        x = (self.word_embed(cells).float() + self.lvl_embed(scale + 1)).repeat(2, 1, 1)
+        side = down.shape[0]
+        axis = torch.arange(side, dtype=torch.float32) / side * down.shape[1]
+        rows, columns = axis[:, None].expand(side, side), axis[None].expand(side, side)
+        positions = torch.stack([rows, columns], dim=-1).flatten(0, 1)
+        angles = image_angles(positions + offset[:, :, None], self.head_dim)
+        return f_hat, x, angles
+
+
+class PhiOfScale(nn.Module):
+    """The phi convolution that belongs to a scale, chosen at run time."""
+
+    weight: Tensor
+    bias: Tensor
+    phi_of_scale: Tensor
+
+    def __init__(self, phis: list[Phi], num_scales: int) -> None:
+        super().__init__()
+        self.ratio = phis[0].ratio if phis else 0.0
+        if phis:
+            self.register_buffer("weight", torch.stack([phi.weight for phi in phis]))
+            self.register_buffer("bias", torch.stack([phi.bias for phi in phis]))  # type: ignore[misc]
+            chosen = [phi_index(k, num_scales, len(phis)) for k in range(num_scales)]
+            self.register_buffer("phi_of_scale", torch.tensor(chosen))
+
+    def forward(self, h: Tensor, scale: Tensor) -> Tensor:
+        if not self.ratio:
+            return h
+        phi = self.phi_of_scale.index_select(0, scale)
+        weight, bias = (t.index_select(0, phi)[0] for t in (self.weight, self.bias))
+        return h * (1 - self.ratio) + convolve(h, weight, bias) * self.ratio
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3 x 3 convolution, zero-padded, with weights that are chosen at run time.
+
+    As a matrix product with the pixels as rows: ONNX Runtime splits a convolution, and a
+    product with few columns, over threads in a way that depends on the batch size, and a
+    picture must not depend on the batch it is drawn in.
+    """
+    height, width = x.shape[2:]
+    padded = F.pad(x, (1, 1, 1, 1))
+    shifted = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    patches = torch.stack(shifted, dim=2).flatten(1, 2).flatten(2).transpose(1, 2)
+    product = patches @ weight.flatten(1).T + bias  # (B, H * W, 9 * C) @ (9 * C, C)
+    return product.transpose(1, 2).unflatten(2, (height, width))
+
+
+class ResidualConditionGraph(nn.Module):
+    """Hidden states and drawn codes of the last scale to the diffusion head's condition."""
+
+    def __init__(self, model: Hart) -> None:
+        super().__init__()
+        self.transformer = model.transformer
+
+    def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        z = self.transformer.residual_condition(hidden, codes.flatten(1, 2).repeat(2, 1, 1))
+        return self.transformer.diffloss.net.embed_condition(z)
+
+
+class ResidualStepGraph(nn.Module):
+    """One denoising step of the residual diffusion MLP."""
+
+    def __init__(self, model: Hart) -> None:
+        super().__init__()
+        self.net = model.transformer.diffloss.net
+        self.guide = Part(guide)
+        self.denoise = Part(lambda *args: denoise(*args)["sample"])
+
+    def forward(
+        self,
+        x: Tensor,
+        embedded: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        guidance: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        output = self.guide(self.net(x.repeat(2, 1, 1), timestep, embedded), guidance)
+        return self.denoise(x, output, coefficients, noise)
+
+
+class LatentGraph(nn.Module):
+    """Last codes and residual onto f_hat; no phi, no resampling."""
+
+    def forward(self, f_hat: Tensor, h: Tensor, residual: Tensor) -> Tensor:
+        residual = (residual * RESIDUAL_SCALE).unflatten(1, (h.shape[1], h.shape[2]))
+        return f_hat + (h + residual).permute(0, 3, 1, 2)
+
+
+class DecoderGraph(nn.Module):
+    """Latent to pixels in [0, 1]."""
+
+    def __init__(self, model: Hart) -> None:
+        super().__init__()
+        self.tokenizer = model.tokenizer
+
+    def forward(self, f_hat: Tensor) -> Tensor:
+        return (self.tokenizer.decode(f_hat) + 1) / 2
+
+
+class TextEncoderGraph(nn.Module):
+    """Token ids to text features."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.text_encoder = encoder
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        return self.text_encoder(input_ids, mask)
