@@ -48,6 +48,9 @@ def build_engine(
 ) -> tuple[bytes, list[str]]:
     """Parse a graph and build its engine.
 
+    Signals wait from the first call of the package to the last, clean-up included: Python raises them
+    wherever it runs next, in a callback such as the logger too, and the package drops what that raises.
+
     Returns:
         The serialized engine, and the inputs that it reads on the host.
 
@@ -55,12 +58,29 @@ def build_engine(
         RunError: the parser refuses the graph or drops one of its inputs, or the build fails.
         KeyboardInterrupt: a signal stopped the build.
     """
+    stopped: list[bool] = []
+    with _signals_stop(stopped):
+        engine, on_host = _build(package, path, graph, model, profiles, options, step, stopped)
+    if stopped or engine is None:
+        raise KeyboardInterrupt
+    return engine, on_host
+
+
+def _build(
+    package: Package,
+    path: Path,
+    graph: GraphSpec,
+    model: ModelSpec,
+    profiles: list[Profile],
+    options: BuildOptions,
+    step: Step,
+    stopped: list[bool],
+) -> tuple[bytes | None, list[str]]:
     trt = package.api
     log = _logger(trt)
     builder = trt.Builder(log)
     network = _parse(package, builder, path, graph, log)
     config = builder.create_builder_config()
-    stopped: list[bool] = []
     config.progress_monitor = _monitor(trt, step, stopped)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 1e9))
@@ -77,10 +97,9 @@ def build_engine(
                 shape = profile.shapes[tensor.name]
                 target.set_shape(tensor.name, shape.min, shape.opt, shape.max)
         config.add_optimization_profile(target)
-    with _signals_stop(stopped):
-        serialized = builder.build_serialized_network(network, config)
+    serialized = None if stopped else builder.build_serialized_network(network, config)
     if stopped:
-        raise KeyboardInterrupt
+        return None, on_host
     if serialized is None:
         reason = log.errors[-1] if log.errors else "it gives no reason"
         raise RunError(f"{path}: {package.name} {package.version} cannot build an engine ({reason})")
@@ -132,7 +151,7 @@ def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, 
 
 @contextlib.contextmanager
 def _signals_stop(stopped: list[bool]) -> Iterator[None]:
-    """Let signals stop the build at its next step: an exception must not cross the builder."""
+    """Let signals stop the build at its next step: an exception must not cross the package."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
