@@ -16,7 +16,7 @@ demo: .venv/export.done
 test: .venv/dev.done
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m mypy
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
 # The same conformance suite on every backend of this machine, and why the others were left out.
 test-gpu: .venv/dev.done

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from bench.timing import TimedBackend
 from runtime.backend import open_backend
 from runtime.bundle import WEIGHTS, Bundle, GraphSpec, TensorSpec, describe_files
+from runtime.cuda import compute_capability
 from runtime.tensorrt.build import BuildOptions
-from runtime.tensorrt.device import compute_capability
 from runtime.tensorrt.folder import build_engines
 from runtime.tensorrt.package import MODULES, import_package
 

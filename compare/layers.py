@@ -26,7 +26,7 @@ from compare.metrics import Array, compare_tensors
 from compare.reference import Call, Reference
 from compare.torch_backend import TorchHalfBackend
 from runtime.bundle import WEIGHTS, Bundle, TensorSpec
-from runtime.onnx_backend import OnnxRuntimeBackend
+from runtime.sessions import open_sessions
 
 WINDOWS = {
     "context": ("ctx.mask", "scale0.x_in"),
@@ -252,9 +252,9 @@ def _run_marked(
         specs = tuple(TensorSpec(output, "float32", ()) for output in outputs)
         graphs = {call.graph: replace(spec, outputs=specs)}
         manifest = replace(bundle.manifest, graphs=graphs)
-        backend = OnnxRuntimeBackend(Bundle(folder, manifest, bundle.identity), device)
-        found = backend.run(call.graph, call.inputs)
-        return {key: backend.to_host(value) for key, value in found.items()}
+        sessions = open_sessions(Bundle(folder, manifest, bundle.identity), graphs, device, None)
+        inputs = {tensor.name: np.asarray(call.inputs[tensor.name], tensor.dtype) for tensor in spec.inputs}
+        return dict(zip(outputs, sessions[call.graph].run(outputs, inputs), strict=True))
 
 
 def _aligned(expected: Array, shape: tuple[int, ...]) -> Array | None:

@@ -65,7 +65,7 @@ def open_backend(
     Raises:
         InputError: what was asked for is not there, with the command that mends it.
     """
-    from runtime.onnx_backend import OnnxRuntimeBackend, on_the_cpu
+    from runtime.onnx_backend import on_cuda, on_the_cpu
     from runtime.sessions import has_cuda
 
     if backend in MODULES:
@@ -80,19 +80,20 @@ def open_backend(
                 log.warning("the %s engines are not used: %s", name, error)
     if device == "auto" and has_cuda():
         try:
-            return OnnxRuntimeBackend(bundle, "cuda", threads, strict)
+            return on_cuda(bundle, threads, strict)
         except InputError as error:
             log.warning("drawing on the CPU: %s", error)
     if device == "cuda":
-        return OnnxRuntimeBackend(bundle, "cuda", threads, strict)
+        return on_cuda(bundle, threads, strict)
     return on_the_cpu(bundle, threads)
 
 
 def _open_engines(bundle: Bundle, name: str) -> Backend:
-    from runtime.tensorrt.executor import EngineBackend
+    from runtime.cuda import StreamBackend
+    from runtime.tensorrt.executor import EngineExecutor
     from runtime.tensorrt.package import import_package
 
-    return EngineBackend(bundle, import_package(name))
+    return StreamBackend(bundle, EngineExecutor(bundle, import_package(name)))
 
 
 def _engine_backends_of(bundle: Bundle) -> list[str]:

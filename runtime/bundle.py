@@ -104,15 +104,15 @@ class Manifest:
     schema: int = SCHEMA_VERSION
 
     @property
-    def bound_graphs(self) -> dict[str, GraphSpec]:
-        """The loop's graphs, for backends that get new memory for every output."""
+    def loop_graphs(self) -> dict[str, GraphSpec]:
+        """The loop's graphs, as they are compared with the reference: the cache grows in each step."""
         return {name: graph for name, graph in self.graphs.items() if name != APPEND}
 
     @property
     def planned_graphs(self) -> dict[str, GraphSpec]:
-        """The same for backends that own their memory: the transformer in its append-only form."""
+        """The same as backends run them: the transformer in its append-only form."""
         append = {TRANSFORMER: self.graphs[APPEND]} if APPEND in self.graphs else {}
-        return self.bound_graphs | append
+        return self.loop_graphs | append
 
 
 @dataclass(frozen=True)

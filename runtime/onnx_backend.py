@@ -1,8 +1,9 @@
-"""ONNX Runtime: on the CPU at planned addresses, on CUDA with IO binding."""
+"""ONNX Runtime at planned addresses, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart.errors import RunError
-from hart.schedule import SamplingSettings
-from runtime.backend import Backend, Tensor, Value
-from runtime.bundle import Bundle
+from runtime.backend import Backend
+from runtime.bundle import Bundle, GraphSpec
+from runtime.cuda import CudaMemory, StreamBackend
 from runtime.planned import Binding, PlannedBackend
-from runtime.sessions import first_line, open_sessions
+from runtime.sessions import first_line, open_sessions, require_cuda
+
+log = logging.getLogger(__name__)
+
+NOT_CAPTURED = "-1"
+"""What ONNX Runtime takes as the number of a run that is no CUDA graph."""
 
 
 class CpuExecutor:
@@ -23,9 +29,8 @@ class CpuExecutor:
     name, device = "onnxruntime", "cpu"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        graphs = bundle.manifest.planned_graphs
-        self._sessions = open_sessions(bundle, graphs, "cpu", threads)
-        self._inputs = {name: {spec.name for spec in graph.inputs} for name, graph in graphs.items()}
+        self._graphs = bundle.manifest.planned_graphs
+        self._sessions = open_sessions(bundle, self._graphs, "cpu", threads)
         self._memory: dict[int, NDArray[np.uint8]] = {}
 
     def allocate(self, nbytes: int) -> int:
@@ -47,15 +52,7 @@ class CpuExecutor:
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
-        session = self._sessions[graph]
-        try:
-            io = session.io_binding()
-            for name, bound in bindings.items():
-                bind = io.bind_input if name in self._inputs[graph] else io.bind_output
-                bind(name, "cpu", 0, bound.dtype.type, bound.shape, bound.address)
-            session.run_with_iobinding(io)
-        except Exception as error:  # the runtime's exceptions have no public base class
-            raise RunError(f"graph {graph}: {first_line(error)}") from None
+        run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, self.device)
 
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset()  # the device is the host
@@ -64,56 +61,94 @@ class CpuExecutor:
         pass  # nothing was captured
 
 
+class CudaExecutor(CudaMemory):
+    """ONNX Runtime on the first GPU, all graphs on one stream.
+
+    Every planned call is run plainly the first time; with the second ONNX Runtime captures it as
+    a CUDA graph, under a number that is never used for another call, and replays it from then on.
+    """
+
+    name, device = "onnxruntime", "cuda"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, strict: bool = False) -> None:
+        require_cuda()
+        super().__init__()
+        self._graphs = bundle.manifest.planned_graphs
+        self._sessions = open_sessions(bundle, self._graphs, "cuda", threads, strict, int(self._stream))
+        self._on_host = {
+            name: frozenset(
+                spec.name
+                for spec, memory in zip(graph.inputs, session.get_input_memory_infos(), strict=True)
+                if memory.name.lower().startswith("cpu")
+            )
+            for (name, graph), session in zip(self._graphs.items(), self._sessions.values(), strict=True)
+        }
+        self._seen: set[int] = set()
+        self._numbers: dict[int, tuple[str, int]] = {}
+        self._captured = 0
+
+    def execute(
+        self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
+    ) -> None:
+        import onnxruntime as ort
+
+        number = NOT_CAPTURED
+        if call in self._seen:
+            if call not in self._numbers:
+                self._captured += 1
+                self._numbers[call] = graph, self._captured
+            number = str(self._numbers[call][1])
+        elif call is not None:
+            self._seen.add(call)
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", number)
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, "cuda", options)
+
+    def on_host(self, graph: str) -> frozenset[str]:
+        return self._on_host[graph]
+
+    def forget(self) -> None:
+        self._wait()
+        self._seen.clear()
+        for graph, number in self._numbers.values():
+            if release := getattr(self._sessions[graph], "release_captured_graph", None):  # from 1.32 on
+                release(number)
+        self._numbers.clear()
+
+
+def run_bound(
+    session: Any,
+    spec: GraphSpec,
+    graph: str,
+    bindings: Mapping[str, Binding],
+    host: Mapping[str, NDArray[Any]],
+    device: str,
+    options: Any = None,
+) -> None:
+    """Run a session on what lies at the addresses of ``bindings``, and on ``host`` arrays.
+
+    Raises:
+        RunError: ONNX Runtime failed, with the first line of what it says.
+    """
+    inputs = {tensor.name for tensor in spec.inputs}
+    try:
+        io = session.io_binding()
+        for name, bound in bindings.items():
+            bind = io.bind_input if name in inputs else io.bind_output
+            bind(name, device, 0, bound.dtype.type, bound.shape, bound.address)
+        for name, array in host.items():
+            io.bind_cpu_input(name, array)
+        session.run_with_iobinding(io, options)
+    except Exception as error:  # the runtime's exceptions have no public base class
+        raise RunError(f"graph {graph}: {first_line(error)}") from None
+
+
 def on_the_cpu(bundle: Bundle, threads: int | None = None) -> Backend:
     """The CPU backend of a bundle."""
     return PlannedBackend(bundle, CpuExecutor(bundle, threads))
 
 
-class OnnxRuntimeBackend(Backend):
-    """ONNX Runtime with IO binding, on CUDA (or, to test it, on the CPU)."""
-
-    name = "onnxruntime"
-
-    def __init__(
-        self, bundle: Bundle, device: str = "cuda", threads: int | None = None, strict: bool = False
-    ) -> None:
-        import onnxruntime as ort
-
-        self._ort = ort
-        self.device = device
-        graphs = bundle.manifest.bound_graphs
-        self._sessions = open_sessions(bundle, graphs, device, threads, strict)
-        self._dtypes = {
-            name: {spec.name: np.dtype(spec.dtype) for spec in graph.inputs} for name, graph in graphs.items()
-        }
-        self._outputs = {name: [spec.name for spec in graph.outputs] for name, graph in graphs.items()}
-
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        pass  # ONNX Runtime plans each graph's memory itself
-
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
-        session = self._sessions[graph]
-        try:
-            binding = session.io_binding()
-            # Kept until the run is over: older runtimes only borrow the memory behind a value.
-            bound = {name: self._upload(v, self._dtypes[graph][name]) for name, v in inputs.items()}
-            for name, value in bound.items():
-                binding.bind_ortvalue_input(name, value)
-            for name in self._outputs[graph]:
-                binding.bind_output(name, self.device)
-            session.run_with_iobinding(binding)
-        except Exception as error:  # the runtime's exceptions have no public base class
-            raise RunError(f"graph {graph}: {first_line(error)}") from None
-        return dict(zip(self._outputs[graph], binding.get_outputs(), strict=True))
-
-    def split(self, value: Tensor) -> list[Tensor]:
-        return list(self.to_host(value)[:, None])
-
-    def to_host(self, value: Value) -> NDArray[Any]:
-        return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
-
-    def _upload(self, value: Value, dtype: np.dtype[Any]) -> Tensor:
-        if not isinstance(value, np.ndarray):
-            return value
-        array = np.ascontiguousarray(value, dtype)
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+def on_cuda(bundle: Bundle, threads: int | None = None, strict: bool = False) -> Backend:
+    """The CUDA backend of a bundle."""
+    return StreamBackend(bundle, CudaExecutor(bundle, threads, strict))

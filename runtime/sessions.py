@@ -29,9 +29,17 @@ RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 
 
 def open_sessions(
-    bundle: Bundle, graphs: Mapping[str, GraphSpec], device: str, threads: int | None, strict: bool = False
+    bundle: Bundle,
+    graphs: Mapping[str, GraphSpec],
+    device: str,
+    threads: int | None,
+    strict: bool = False,
+    stream: int | None = None,
 ) -> dict[str, Any]:
     """One ONNX Runtime session a graph, on "cpu" or "cuda".
+
+    With a CUDA ``stream``, everything runs on it, and runs that carry a ``gpu_graph_id`` are
+    captured wherever a graph allows it.
 
     Raises:
         InputError: CUDA is not there, a graph cannot be loaded, reads files outside the bundle or
@@ -40,11 +48,7 @@ def open_sessions(
     import onnxruntime as ort
 
     if device == "cuda":
-        if not has_cuda():
-            raise InputError(
-                "--device cuda: this ONNX Runtime has no CUDA provider; "
-                "replace onnxruntime with: pip install onnxruntime-gpu"
-            )
+        require_cuda()
         ort.preload_dlls(directory="")  # the libraries that PyTorch or NVIDIA's wheels brought
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors come back as exceptions
@@ -57,7 +61,8 @@ def open_sessions(
     else:
         options.add_session_config_entry(RECORD_PLACEMENT, "1")
     return {
-        name: _open(bundle.path(graph.file), graph, device, options, strict) for name, graph in graphs.items()
+        name: _open(bundle.path(graph.file), graph, device, options, strict, stream)
+        for name, graph in graphs.items()
     }
 
 
@@ -70,14 +75,20 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, -1, -1, -1))
 
 
-def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool) -> Any:
+def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool, stream: int | None) -> Any:
     import onnxruntime as ort
 
     refuse_outside(path, WEIGHTS)
+    session = None
+    if stream is not None:
+        try:
+            session = ort.InferenceSession(path, options, providers=_providers(device, stream, captured=True))
+        except Exception as error:  # the runtime's exceptions have no public base class
+            log.warning("%s runs without CUDA graphs: %s", path, first_line(error))
     try:
         # By path: the weights are then mapped, and not read as a whole.
-        session = ort.InferenceSession(path, options, providers=_providers(device))
-    except Exception as error:  # the runtime's exceptions have no public base class
+        session = session or ort.InferenceSession(path, options, providers=_providers(device, stream))
+    except Exception as error:
         raise InputError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load this graph "
             f"({first_line(error)}); export the bundle again"
@@ -110,8 +121,24 @@ def _check_placement(path: Path, session: Any, strict: bool) -> None:
         log.warning("%s", message)
 
 
-def _providers(device: str) -> list[str]:
-    return list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))
+def _providers(
+    device: str, stream: int | None, captured: bool = False
+) -> list[str | tuple[str, dict[str, str]]]:
+    if device == "cpu":
+        return [PROVIDERS["cpu"]]
+    chosen = {} if stream is None else {"user_compute_stream": str(stream)}
+    if captured:
+        chosen["enable_cuda_graph"] = "1"
+    return [(PROVIDERS[device], chosen), PROVIDERS["cpu"]]
+
+
+def require_cuda() -> None:
+    """Raises InputError, with the command that mends it, if ONNX Runtime comes without CUDA."""
+    if not has_cuda():
+        raise InputError(
+            "--device cuda: this ONNX Runtime has no CUDA provider; "
+            "replace onnxruntime with: pip install onnxruntime-gpu"
+        )
 
 
 def has_cuda() -> bool:

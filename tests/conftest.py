@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from filelock import FileLock
 
 from export.bundle import export_bundle
 from hart.demo import DEMO_CHECKPOINT
@@ -19,19 +20,22 @@ class ExportOnce(Protocol):
 
 
 @pytest.fixture(scope="session")
-def export_once(tmp_path_factory: pytest.TempPathFactory) -> ExportOnce:
-    """Export a checkpoint, or return the bundle if this session made it already."""
-    made: dict[object, Path] = {}
+def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ExportOnce:
+    """Export a checkpoint, or return the bundle if any worker of this session made it already."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "bundles"
 
     def export(
         checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = None, ema: bool = True
     ) -> Path:
-        key = (checkpoint, precision, patch_nums, ema)
-        if key not in made:
-            output = tmp_path_factory.mktemp("bundles") / f"{checkpoint.name}-{precision}"
-            export_bundle(checkpoint, output, precision, patch_nums=patch_nums, ema=ema)
-            made[key] = output
-        return made[key]
+        variant = "" if patch_nums is None else "-" + ".".join(map(str, patch_nums))
+        weights = "" if ema else "-not-averaged"
+        output = shared / f"{checkpoint.resolve().name}-{precision}{variant}{weights}"
+        shared.mkdir(exist_ok=True)
+        with FileLock(shared / f"{output.name}.lock"):
+            if not output.exists():
+                export_bundle(checkpoint, output, precision, patch_nums=patch_nums, ema=ema)
+        return output
 
     return export
 

@@ -14,11 +14,10 @@ from hart.errors import InputError, RunError
 from runtime import Pipeline
 from runtime.backend import Backend, open_backend
 from runtime.bundle import Bundle, open_bundle
+from runtime.cuda import compute_capability
 from runtime.loop import draw
-from runtime.onnx_backend import OnnxRuntimeBackend
 from runtime.planned import PlannedBackend
 from runtime.tensorrt.build import BuildOptions
-from runtime.tensorrt.device import compute_capability
 from runtime.tensorrt.folder import build_engines
 from runtime.tensorrt.package import import_package
 from tests.conftest import ExportOnce
@@ -38,11 +37,6 @@ def on_the_cpu(bundle: Bundle) -> Backend:
 def at_planned_addresses(bundle: Bundle) -> Backend:
     """Everything of the TensorRT backends but TensorRT, with memory that shows mistakes."""
     return PlannedBackend(bundle, HostExecutor(bundle))
-
-
-def bound_one_by_one(bundle: Bundle) -> Backend:
-    """ONNX Runtime CUDA's way, on the CPU."""
-    return OnnxRuntimeBackend(bundle, "cpu")
 
 
 def on_cuda(bundle: Bundle) -> Backend:
@@ -65,7 +59,6 @@ def on_engines(name: str) -> Callable[[Bundle], Backend]:
 BACKENDS: dict[str, Callable[[Bundle], Backend]] = {
     "onnxruntime-cpu": on_the_cpu,
     "planned-cpu": at_planned_addresses,
-    "bound-cpu": bound_one_by_one,
     "onnxruntime-cuda": on_cuda,
     "tensorrt": on_engines("tensorrt"),
     "tensorrt-rtx": on_engines("tensorrt-rtx"),

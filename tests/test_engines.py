@@ -22,11 +22,11 @@ from export.cli import main as export_main
 from hart.errors import InputError, RunError
 from runtime.backend import open_backend
 from runtime.bundle import GraphSpec, TensorSpec, open_bundle, sha256_of
+from runtime.cuda import compute_capability
 from runtime.shapes import scale_dims
 from runtime.tensorrt.build import BuildOptions, build_engine
 from runtime.tensorrt.cli import main as build_main
 from runtime.tensorrt.cli import parse_capabilities
-from runtime.tensorrt.device import compute_capability
 from runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
     ENGINE_SCHEMA,

@@ -13,7 +13,7 @@ from hart.demo.checker import look
 from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
 from runtime.bundle import MANIFEST, open_bundle
-from runtime.onnx_backend import OnnxRuntimeBackend
+from runtime.onnx_backend import on_the_cpu
 from runtime.sessions import has_cuda, misplaced
 from tests.test_bundle import poisoned
 
@@ -120,7 +120,7 @@ def test_broken_latents_stop_the_run(demo_bundle: Path, tmp_path: Path, value: f
 def test_the_weights_of_one_bundle_are_not_read_for_another(demo_bundle: Path) -> None:
     """Two backends on one bundle work side by side and agree."""
     bundle = open_bundle(demo_bundle)
-    first, second = (Pipeline(bundle, OnnxRuntimeBackend(bundle, "cpu")) for _ in range(2))
+    first, second = (Pipeline(bundle, on_the_cpu(bundle)) for _ in range(2))
     assert first(PROMPT)[0].tobytes() == second(PROMPT)[0].tobytes()
     assert (demo_bundle / MANIFEST).is_file()
 

@@ -19,7 +19,7 @@ from hart.tokenizer import ImageTokenizer
 from hart.transformer import ScaleTransformer
 from runtime.bundle import open_bundle
 from runtime.loop import draw
-from runtime.onnx_backend import OnnxRuntimeBackend
+from runtime.onnx_backend import on_the_cpu
 
 COMMON = {
     "attn_type": "llama",
@@ -133,7 +133,7 @@ def test_graphs_follow_the_reference(
         settings,
         record=lambda name, value: expected.__setitem__(name, value.numpy().copy()),
     )
-    backend = OnnxRuntimeBackend(bundle, "cpu")
+    backend = on_the_cpu(bundle)
     found: dict[str, np.ndarray] = {}
     drawing = draw(
         backend,

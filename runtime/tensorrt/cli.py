@@ -78,7 +78,7 @@ def main(
 
 def choose_package(backend: str) -> Package | None:
     """The package asked for, or with "auto" the first that can build here, if there is one."""
-    from runtime.tensorrt.device import compute_capability
+    from runtime.cuda import compute_capability
     from runtime.tensorrt.package import available_packages, import_package
 
     if backend != "auto":
@@ -92,8 +92,8 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from runtime.cuda import compute_capability as present
     from runtime.tensorrt.build import Step
-    from runtime.tensorrt.device import compute_capability as present
     from runtime.tensorrt.folder import build_engines
 
     capability = present()

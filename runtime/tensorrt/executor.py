@@ -1,22 +1,20 @@
-"""Runs engines: CUDA memory, one stream, one scratch allocation, captured graphs."""
+"""Runs engines: one scratch allocation for all of them, captured graphs."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from hart.errors import InputError, RunError
 from runtime.bundle import Bundle
-from runtime.planned import Binding, PlannedBackend
-from runtime.tensorrt.device import check, compute_capability, cuda
+from runtime.cuda import CudaMemory, check
+from runtime.planned import Binding
 from runtime.tensorrt.engines import EngineManifest, engine_file, find_engines
 from runtime.tensorrt.package import Package
 from runtime.tensorrt.profiles import choose
@@ -24,7 +22,7 @@ from runtime.tensorrt.profiles import choose
 log = logging.getLogger(__name__)
 
 
-class EngineExecutor:
+class EngineExecutor(CudaMemory):
     """An executor of planned calls (see :class:`runtime.planned.Executor`) on the first GPU.
 
     Every planned call is run plainly twice, captured as a CUDA graph with the second run and
@@ -34,15 +32,8 @@ class EngineExecutor:
     device = "cuda"
 
     def __init__(self, bundle: Bundle, package: Package) -> None:
-        capability = compute_capability()
-        if capability is None:
-            raise InputError(
-                f"--backend {package.name}: found no CUDA GPU (or no driver for it); "
-                f"use --backend onnxruntime --device cpu"
-            )
-        folder, self.manifest = find_engines(bundle, package, capability)
-        self._cuda = cuda()
-        self._stream = check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
+        super().__init__()
+        folder, self.manifest = find_engines(bundle, package, self.capability)
         self._package = package
         self.name = package.name
         self._logger = package.api.Logger(package.api.Logger.ERROR)
@@ -57,34 +48,9 @@ class EngineExecutor:
         self._scratch = self.allocate(self._scratch_size)
         self._contexts: dict[tuple[str, int], Any] = {}
         self._cache = _RuntimeCache(package, self.manifest) if package.ahead_of_time else None
-        self._staging: dict[object, tuple[int, int]] = {}
         self._runs: dict[int, int] = {}
         self._captured: dict[int, Any] = {}
         self._capture = self._cache is None
-
-    def allocate(self, nbytes: int) -> int:
-        return int(check(self._cuda.cudaMalloc(max(nbytes, 1))))
-
-    def free(self, address: int) -> None:
-        self._wait()
-        check(self._cuda.cudaFree(address))
-
-    def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
-        staging = self._staged(slot, array.nbytes)
-        _host_array(staging, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        check(self._cuda.cudaMemcpyAsync(address, staging, array.nbytes, kind, self._stream))
-        if slot is None:
-            self._wait()
-
-    def download(self, binding: Binding) -> NDArray[Any]:
-        array = np.empty(binding.shape, binding.dtype)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        check(
-            self._cuda.cudaMemcpyAsync(array.ctypes.data, binding.address, array.nbytes, kind, self._stream)
-        )
-        self._wait()
-        return array
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
@@ -111,17 +77,6 @@ class EngineExecutor:
             check(self._cuda.cudaGraphExecDestroy(captured))
         self._captured.clear()
         self._runs.clear()
-
-    def event(self) -> Any:
-        """A CUDA event behind everything on the stream."""
-        event = check(self._cuda.cudaEventCreate())
-        check(self._cuda.cudaEventRecord(event, self._stream))
-        return event
-
-    def seconds_between(self, first: Any, second: Any) -> float:
-        """Device time between two events."""
-        check(self._cuda.cudaEventSynchronize(second))
-        return float(check(self._cuda.cudaEventElapsedTime(first, second))) / 1000
 
     def _load(self, runtime: Any, folder: Path, name: str) -> Any:
         path = folder / engine_file(name)
@@ -151,9 +106,7 @@ class EngineExecutor:
         for name, binding in bindings.items():
             context.set_tensor_address(name, binding.address)
         for name, array in host.items():
-            staging = self._staged((graph, profile, name), array.nbytes)
-            _host_array(staging, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
-            context.set_tensor_address(name, staging)
+            context.set_tensor_address(name, self._staged((graph, profile, name), array))
         return context
 
     def _context(self, graph: str, profile: int) -> Any:
@@ -193,37 +146,10 @@ class EngineExecutor:
             if recorded is not None:
                 api.cudaGraphDestroy(recorded)
 
-    def _staged(self, slot: object, nbytes: int) -> int:
-        """Page-locked host memory of a slot, kept from picture to picture."""
-        address, size = self._staging.get(slot, (0, 0))
-        if size < nbytes:
-            if address:
-                self._wait()
-                check(self._cuda.cudaFreeHost(address))
-            address = int(check(self._cuda.cudaMallocHost(max(nbytes, 1))))
-            self._staging[slot] = (address, nbytes)
-        return address
-
     def _wait(self) -> None:
-        check(self._cuda.cudaStreamSynchronize(self._stream))
+        super()._wait()
         if self._cache is not None:
             self._cache.save()
-
-
-class EngineBackend(PlannedBackend):
-    """The loop on engines; it can time its own stream."""
-
-    def __init__(self, bundle: Bundle, package: Package) -> None:
-        self._engines = EngineExecutor(bundle, package)
-        super().__init__(bundle, self._engines)
-
-    def event(self) -> Any:
-        """Place a mark behind everything that was submitted so far."""
-        return self._engines.event()
-
-    def seconds_between(self, first: Any, second: Any) -> float:
-        """Wait for both marks; the time the device took from one to the other."""
-        return self._engines.seconds_between(first, second)
 
 
 class _RuntimeCache:
@@ -258,8 +184,3 @@ class _RuntimeCache:
             partial = self._file.with_suffix(".partial")
             partial.write_bytes(bytes(self._cache.serialize()))
             partial.replace(self._file)
-
-
-def _host_array(address: int, nbytes: int) -> NDArray[np.uint8]:
-    """Host memory as an array."""
-    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
