@@ -32,13 +32,19 @@ def append_only(model: ir.Model) -> ir.Model:
         graph.outputs[place].name = f"grown_{name}"
         both, tokens, width = past.shape
         past.shape = ir.Shape([tokens, both, width])
-        before = ir.node("Transpose", [past], {"perm": [1, 0, 2]}, name=f"{concat.name}_past")
-        after = ir.node("Transpose", [fresh], {"perm": [1, 0, 2]}, name=f"{concat.name}_new")
-        graph.insert_before(concat, before)
-        graph.insert_before(concat, after)
-        concat.replace_input_with(0, before.outputs[0])
-        new = after.outputs[0]
+        # The old tokens are touched only together with the new ones: work on them alone could run
+        # long before, for all layers at once, and hold a second copy of the whole cache.
+        fresh_first = ir.node("Transpose", [fresh], {"perm": [1, 0, 2]}, name=f"{concat.name}_new")
+        grown_first = ir.node(
+            "Concat", [past, fresh_first.outputs[0]], {"axis": 0}, name=f"{concat.name}_grown"
+        )
+        graph.insert_before(concat, [fresh_first, grown_first])
+        both_first = ir.node("Transpose", [grown_first.outputs[0]], {"perm": [1, 0, 2]}, name=concat.name)
+        graph.insert_before(concat, both_first)
+        new = fresh_first.outputs[0]
         new.name, new.dtype = f"{NEW}{name}", past.dtype
         new.shape = ir.Shape(["length", both, width])
         graph.outputs[place] = new
+        concat.outputs[0].replace_all_uses_with(both_first.outputs[0])
+        graph.remove(concat, safe=True)
     return model

@@ -76,6 +76,9 @@ class CudaMemory:
         self._wait()
         check(self._cuda.cudaFree(address))
 
+    def discard(self, address: int, nbytes: int) -> None:
+        pass  # captured graphs want everything to stay where it is
+
     def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
         staging = self._staged(slot, array)
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import logging
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,6 @@ from runtime.cuda import CudaMemory, StreamBackend
 from runtime.planned import Binding, PlannedBackend
 from runtime.sessions import first_line, open_sessions, require_cuda
 
-log = logging.getLogger(__name__)
-
 NOT_CAPTURED = "-1"
 """What ONNX Runtime takes as the number of a run that is no CUDA graph."""
 
@@ -31,15 +30,30 @@ class CpuExecutor:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._graphs = bundle.manifest.planned_graphs
         self._sessions = open_sessions(bundle, self._graphs, "cpu", threads)
-        self._memory: dict[int, NDArray[np.uint8]] = {}
+        self._memory: dict[int, mmap.mmap] = {}
 
     def allocate(self, nbytes: int) -> int:
-        memory = np.empty(max(nbytes, 1), np.uint8)
-        self._memory[memory.ctypes.data] = memory
-        return memory.ctypes.data
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, max(nbytes, 1), **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # it only saves time
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        address = np.frombuffer(memory, np.uint8).ctypes.data
+        self._memory[address] = memory
+        return address
 
     def free(self, address: int) -> None:
         del self._memory[address]
+
+    def discard(self, address: int, nbytes: int) -> None:
+        """Give whole pages back to the system (where it can take them) until they are used again."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start, memory = next((a, m) for a, m in self._memory.items() if a <= address < a + len(m))
+        first = -(-(address - start) // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (address - start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            memory.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
         ctypes.memmove(address, array.ctypes.data, array.nbytes)

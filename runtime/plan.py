@@ -22,6 +22,8 @@ from runtime.shapes import Shape, cache_length, shape_of, solve
 
 ALIGNMENT = 256
 """What TensorRT asks of the address of a binding."""
+LARGE = 1 << 20
+"""Bytes from which on it pays to give memory back between the stages of a picture."""
 
 
 @dataclass(eq=False)
@@ -82,7 +84,7 @@ class Call:
     """None for tensors from outside the drawing."""
     outputs: dict[str, View] = field(default_factory=dict)
     results: dict[str, View] = field(default_factory=dict)
-    """What the loop gets: the outputs, and grown caches instead of new tokens."""
+    """What the loop gets: the outputs, and grown caches instead of new tokens (none at the last scale)."""
     uploads: tuple[str, ...] = ()
     """Inputs that the host supplies."""
 
@@ -95,6 +97,8 @@ class Plan:
     slots: list[Slot]
     nbytes: int
     """Size of the arena that holds every slot."""
+    idle: dict[int, list[tuple[int, int]]]
+    """Per call, offset and bytes of large parts of the arena that nothing uses from then on."""
 
 
 def make_plan(manifest: Manifest, batch: int, settings: SamplingSettings) -> Plan:
@@ -104,7 +108,7 @@ def make_plan(manifest: Manifest, batch: int, settings: SamplingSettings) -> Pla
     features = Outside((batch, model.context_token, model.context_dim))
     mask = np.ones((batch, model.context_token), np.bool_)
     draw(planner, manifest, features, mask, _Silence(batch), settings)
-    return Plan(planner.calls, planner.slots, lay_out(planner.slots))
+    return Plan(planner.calls, planner.slots, lay_out(planner.slots), idle_parts(planner.slots))
 
 
 def lay_out(slots: list[Slot]) -> int:
@@ -125,6 +129,19 @@ def lay_out(slots: list[Slot]) -> int:
         size = max(size, offset + slot.nbytes)
         placed.append(slot)
     return _aligned(size)
+
+
+def idle_parts(slots: list[Slot]) -> dict[int, list[tuple[int, int]]]:
+    """Where large slots lay that no later one reuses, by the call after their last one."""
+    idle: dict[int, list[tuple[int, int]]] = {}
+    for slot in slots:
+        end = slot.offset + slot.nbytes
+        reused = any(
+            s.born > slot.dies and s.offset < end and slot.offset < s.offset + s.nbytes for s in slots
+        )
+        if slot.nbytes >= LARGE and not reused:
+            idle.setdefault(slot.dies + 1, []).append((slot.offset, slot.nbytes))
+    return idle
 
 
 class _Planner(Backend):
@@ -162,15 +179,21 @@ class _Planner(Backend):
         call.uploads = tuple(uploads)
         dims = solve(spec.inputs, shapes)
         results = call.results
+        unread: View | None = None
         for tensor in spec.outputs:
             shape = shape_of(tensor, dims)
             if tensor.name.startswith(NEW):
                 name = tensor.name.removeprefix(NEW)
                 past = call.inputs[PAST + name]
                 assert past is not None
-                call.outputs[tensor.name] = View(past.slot, shape, past.nbytes)
-                results[name] = View(past.slot, (past.shape[0] + shape[0], *shape[1:]))
                 past.slot.dies = now
+                grown = View(past.slot, (past.shape[0] + shape[0], *shape[1:]))
+                if grown.nbytes <= past.slot.nbytes:
+                    call.outputs[tensor.name] = View(past.slot, shape, past.nbytes)
+                    results[name] = grown
+                else:  # the last scale's: written because the graph returns them, one over the other
+                    unread = unread or self._new("unread", shape, tensor.dtype, now)
+                    call.outputs[tensor.name] = unread
             else:
                 view = self._new(f"{graph}.{tensor.name}", shape, tensor.dtype, now)
                 call.outputs[tensor.name] = results[tensor.name] = view

@@ -43,6 +43,9 @@ class Executor(Protocol):
     def free(self, address: int) -> None:
         """Release memory, once everything asked for before is done."""
 
+    def discard(self, address: int, nbytes: int) -> None:
+        """What lies in this part of an allocation is not needed any more; more will be written later."""
+
     def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
         """Copy an array to the device. With a ``slot`` nobody waits: the host buffer behind the
         copy belongs to the slot, and is used again only after a download.
@@ -101,6 +104,8 @@ class PlannedBackend(Backend):
         assert self._plan is not None
         call = self._plan.calls[number]
         self._next = number + 1
+        for offset, nbytes in self._plan.idle.get(number, ()):
+            self.executor.discard(self._arena + offset, nbytes)
         spec = self._graphs[graph]
         stays = self.executor.on_host(graph)
         bindings, host, held = {}, {}, []

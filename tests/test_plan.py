@@ -79,13 +79,31 @@ def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) 
     steps = [call for call in plan.calls if call.graph == TRANSFORMER]
     for name in [n for n in steps[0].outputs if n.startswith(NEW)]:
         end = 0
-        for call in steps:
+        for call in steps[:-1]:
             new = call.outputs[name]
             assert new.slot is steps[0].outputs[name].slot
             assert new.start == end
             end += new.nbytes
         assert end == new.slot.nbytes
         assert new.slot.shape[0] == cache_length(manifest.model)
+        assert steps[-1].outputs[name].slot.label == "unread"
+        assert name.removeprefix(NEW) not in steps[-1].results
+
+
+@settings(max_examples=25, deadline=None)
+@given(manifests(), BATCHES, SAMPLING, st.integers(1, 1 << 12))
+def test_memory_is_given_back_only_for_good(
+    manifest: Manifest, batch: int, sampling: SamplingSettings, large: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.plan.LARGE", large)
+        plan = make_plan(manifest, batch, sampling)
+    assert plan.idle
+    for number, parts in plan.idle.items():
+        for offset, nbytes in parts:
+            for slot in plan.slots:
+                apart = slot.offset + slot.nbytes <= offset or offset + nbytes <= slot.offset
+                assert apart or slot.dies < number
 
 
 @settings(max_examples=15, deadline=None)
