@@ -175,7 +175,7 @@ def _reference(
         assert source is not None
         watch("reference in float32")
         ruler = capture_prompts(source, bundle, prompts, torch_device(device))
-    reduced = bundle.manifest.precision != "fp32" or "torch-fp16" in backends or save_to is not None
+    reduced = bundle.manifest.precision == "fp16" or "torch-fp16" in backends or save_to is not None
     if reduced and ruler.half_errors is None:
         if source is None:
             raise InputError(

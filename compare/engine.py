@@ -67,7 +67,7 @@ def measure(
     if graph is None or source is None or kind == TORCH_FP16:
         return run
     watch(f"the layers of {graph}")
-    return replace(run, layers=_look_into(graph, rows, bundle, reference, source, device, limits))
+    return replace(run, layers=_look_into(graph, rows, bundle, reference, source, backend.device, limits))
 
 
 def _look_into(

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from compare.capture import Checkpoint, replay
 from compare.metrics import Array, compare_tensors
 from compare.reference import Call, Reference
+from compare.replay import INT8_RELATIVE
 from compare.torch_backend import TorchHalfBackend
-from runtime.bundle import WEIGHTS, Bundle, TensorSpec
+from runtime.bundle import INT8, INT8_GRAPHS, WEIGHTS, Bundle, TensorSpec
 from runtime.sessions import open_sessions
 
 WINDOWS = {
@@ -103,8 +104,9 @@ def find_layer(
     model = onnx.load(bundle.path(bundle.manifest.graphs[call.graph].file), load_external_data=False)
     places = _places(model.graph, call, seen)
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
+    in_int8 = bundle.manifest.precision == INT8 and call.graph in INT8_GRAPHS
     half = {}
-    if bundle.manifest.precision != "fp32":
+    if bundle.manifest.precision == "fp16":
         backend = TorchHalfBackend(checkpoint, reference.patch_nums, "cpu")
         with _hooks({"": backend.modules[call.graph]}, [True]) as observed:
             returned = backend.run(call.graph, call.inputs)
@@ -113,10 +115,10 @@ def find_layer(
     layers, blames = [], []
     for place in places:
         expected = _aligned(place.expected, found[place.tensor].shape)
-        if expected is None:
+        if expected is None or found[place.tensor].dtype.kind != "f":  # tokens that are integers already
             continue
         error = compare_tensors(expected, found[place.tensor]).error
-        tolerance = relative
+        tolerance = INT8_RELATIVE if in_int8 else relative
         if (place.path, place.value, place.tensor) in half:
             other = _aligned(half[place.path, place.value, place.tensor], expected.shape)
             own = compare_tensors(expected, other).error if other is not None else None

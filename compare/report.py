@@ -44,7 +44,7 @@ class Limits:
     relative: float = RELATIVE
     factor: float = FACTOR
     index_agreement: dict[str, float] = field(default_factory=lambda: dict(INDEX_AGREEMENT))
-    psnr: float = PSNR
+    psnr: dict[str, float] = field(default_factory=lambda: dict(PSNR))
     pixel: float = PIXEL
 
 
@@ -91,6 +91,8 @@ def arithmetic(precision: str, backend: str, device: str) -> str:
     """
     if precision == "fp32":
         return "float32"
+    if precision == "int8":
+        return "8-bit products, the rest in float32"
     rounded = backend == "onnxruntime" and device == "cpu"
     return "rounded weights, float32 arithmetic" if rounded else "float16"
 

@@ -40,7 +40,8 @@ from runtime.bundle import (
     write_manifest,
 )
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
+"""What the graphs are traced in; int8 replaces products afterwards."""
 DEFAULT_MAX_BATCH = 8
 Progress = Callable[[str, int, int], None]
 """Called with what happens next, its number, and how many there are."""
@@ -61,7 +62,8 @@ def export_bundle(
 
     Args:
         checkpoint: folder in the published layout.
-        precision: "fp32" or "fp16", the type of the matrix products.
+        precision: "fp32", "fp16" or "int8", the type of the matrix products (int8: on the CPU, and
+            only those of :data:`runtime.bundle.INT8_GRAPHS`).
         text_encoder: Qwen2 folder; by default ``text_encoder/`` inside the checkpoint. Without
             one, the bundle draws from text features only.
         patch_nums: another pyramid than the checkpoint's, for models whose weights do not
@@ -92,7 +94,7 @@ def export_bundle(
             for number, build in enumerate(builders):
                 progress(build.__name__, number, len(builders) + 1)
                 graph = build()
-                graphs[graph.name] = write_graph(graph, partial, weights)
+                graphs[graph.name] = write_graph(graph, partial, weights, precision)
         graphs[APPEND] = write_append(partial)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(graph.file for graph in graphs.values())]

@@ -9,6 +9,7 @@ import click
 
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
+from runtime.bundle import INT8
 from runtime.tensorrt.package import MODULES
 
 
@@ -16,10 +17,10 @@ from runtime.tensorrt.package import MODULES
 @click.argument("checkpoint", required=False)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp16",
     show_default=True,
-    help="Type of the matrix products; norms, softmax, angles and sampling stay float32.",
+    help="Type of the matrix products; norms, softmax, angles and sampling stay float32. int8: CPU only.",
 )
 @click.option(
     "--text-encoder",
@@ -66,6 +67,8 @@ def main(
     source = resolve(checkpoint) if checkpoint else DEMO_CHECKPOINT
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
     if backend in MODULES:
+        if precision == INT8:
+            raise InputError(f"--backend {backend}: engines are fp16 or fp32, found --precision {INT8}")
         import_package(backend)  # missing packages are told of before the work, not after
     start = time.monotonic()
     console = Console(stderr=True)
@@ -103,7 +106,8 @@ def main(
             "give --text-encoder to draw from prompts",
             err=True,
         )
-    _build(target, backend)
+    if precision != INT8:
+        _build(target, backend)
 
 
 def _build(target: Path, backend: str) -> None:

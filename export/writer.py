@@ -20,7 +20,8 @@ import torch
 from export.cache import append_only
 from export.graphs import Graph
 from export.modules import TransformerGraph
-from runtime.bundle import APPEND, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
+from export.quantize import quantize_products
+from runtime.bundle import APPEND, INT8_GRAPHS, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""
@@ -73,10 +74,12 @@ class WeightFile:
         )
 
 
-def write_graph(graph: Graph, folder: Path, weights: WeightFile) -> GraphSpec:
+def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str) -> GraphSpec:
     """Trace one graph and write ``<name>.onnx``; returns its manifest entry."""
     model = _trace(graph)
     _name_nodes_by_module(model.graph)
+    if precision == "int8" and graph.name in INT8_GRAPHS:
+        quantize_products(model)
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and tensor.nbytes >= INLINE_BYTES:

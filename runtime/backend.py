@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hart.errors import InputError
 from hart.schedule import SamplingSettings
-from runtime.bundle import Bundle
+from runtime.bundle import INT8, Bundle
 from runtime.tensorrt.package import MODULES
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,14 @@ def open_backend(
     from runtime.onnx_backend import on_cuda, on_the_cpu
     from runtime.sessions import has_cuda
 
+    if bundle.manifest.precision == INT8:
+        if device == "cuda" or backend in MODULES:
+            asked = f"--backend {backend}" if backend in MODULES else f"--device {device}"
+            raise InputError(
+                f"{asked}: {bundle.folder} is an {INT8} bundle, which runs on the CPU with onnxruntime; "
+                "export the checkpoint with --precision fp16 for a GPU"
+            )
+        device = "cpu"
     if backend in MODULES:
         if device == "cpu":
             raise InputError(f"--backend {backend} runs on a GPU, found --device cpu")

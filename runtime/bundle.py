@@ -24,6 +24,11 @@ TEXT_ENCODER = "text_encoder"
 TRANSFORMER = "transformer"
 APPEND = "transformer_append"
 """The transformer with a cache that only grows at its end, for backends that own their memory."""
+INT8 = "int8"
+"""Precision of bundles whose large products run in 8-bit integers, which only the CPU does."""
+INT8_GRAPHS = frozenset({"transformer", "sample", "residual_condition", "residual_step"})
+"""Their graphs with such products. Text encoder and decoder stay in float32: one is known for outliers,
+the other is made of convolutions."""
 PAST, NEW = "past_", "new_"
 """Prefixes of its cache inputs (tokens so far, first axis) and outputs (the tokens it adds)."""
 GRAPHS = (

@@ -10,6 +10,7 @@ import click
 
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
+from runtime.bundle import INT8
 from runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def main(
         workspace=workspace,
     )
     bundle = open_bundle(engine)
+    if bundle.manifest.precision == INT8:
+        raise InputError(
+            f"{engine}: is an {INT8} bundle, which only the CPU runs; "
+            "export with --precision fp16 for engines"
+        )
     package = choose_package(backend)
     if package is None:
         raise InputError(
