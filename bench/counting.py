@@ -21,6 +21,8 @@ from runtime.bundle import Manifest
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Bytes of a weight of a matrix product, and of a cached key, by bundle precision."""
+FLOAT_IN_INT8 = {**WEIGHT_BYTES, "int8": 4}
+"""The same for the graphs that stay in float32 in int8 bundles."""
 CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}
 FLOAT = 4
 """Bytes of everything that passes between graphs: float32 at any precision."""
@@ -54,7 +56,8 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
 
     if manifest.checkpoint.get("text_encoder"):
         text = config_from_dict(TextEncoderConfig, manifest.checkpoint["text_encoder"], "manifest")
-        read = text_encoder_weights(text) * weight + batch * tokens * text.hidden_size * weight
+        unchanged = FLOAT_IN_INT8[manifest.precision]
+        read = (text_encoder_weights(text) + batch * tokens * text.hidden_size) * unchanged
         features = batch * tokens * text.hidden_size * FLOAT
         work[stages.TEXT_ENCODER] = Work(text_encoder_operations(text, batch, tokens), read + features)
 
@@ -88,7 +91,9 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
             work[stages.residual_stage(number)] = step
     pixels = batch * 3 * manifest.model.image_size**2 * FLOAT
     operations, parameters = decoder_counts(image, last)
-    work[stages.DECODER] = Work(batch * operations, parameters * weight + 2 * latent + pixels)
+    work[stages.DECODER] = Work(
+        batch * operations, parameters * FLOAT_IN_INT8[manifest.precision] + 2 * latent + pixels
+    )
     return work
 
 
