@@ -38,7 +38,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
         raise InputError(f"{source}: names a revision already, found --revision {revision} beside it")
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if not sys.stderr.isatty():
         disable_progress_bars()

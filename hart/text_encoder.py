@@ -122,6 +122,7 @@ class TextEncoder(nn.Module):
         rotation = self._rotation(positions)
         x = self.embed_tokens(torch.tensor([list(tokens)], device=device)).float()
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             exact = copy.deepcopy(layer).float()  # one at a time: the encoder may be large
             exact.self_attn.prefix_key = exact.self_attn.prefix_value = None
             dtype = layer.self_attn.k_proj.weight.dtype

@@ -155,10 +155,16 @@ def test_the_prefix_of_a_half_precision_encoder_is_computed_in_float32(tmp_path:
     half = load_text_encoder(folder, torch.float16, tokens)
     rounded = load_text_encoder(folder, torch.float16).float()
     rounded.set_prefix(tokens)
-    for ours, exact in zip(half.layers, rounded.layers, strict=True):
-        assert ours.self_attn.prefix_key.dtype == torch.float16
-        assert torch.equal(ours.self_attn.prefix_key, exact.self_attn.prefix_key.half())
-        assert torch.equal(ours.self_attn.prefix_value, exact.self_attn.prefix_value.half())
+    for ours, exact in zip(prefixes(half), prefixes(rounded), strict=True):
+        assert ours.dtype == torch.float16
+        assert torch.equal(ours, exact.half())
+
+
+def prefixes(encoder: TextEncoder) -> list[torch.Tensor]:
+    """Keys and values of the system prompt in every layer."""
+    buffers = [tensor for name, tensor in encoder.named_buffers() if "prefix" in name]
+    assert len(buffers) == 2 * encoder.config.num_hidden_layers
+    return buffers
 
 
 def test_from_the_command_to_the_context(tmp_path: Path) -> None:
