@@ -57,7 +57,7 @@ def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.bfloat16, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--safety-model {source}: cannot be loaded ({reason})") from None

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,8 +16,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from compare.capture import Checkpoint
 from compare.reference import check_fits
@@ -28,84 +25,15 @@ from export.graphs import text_encoder_graph
 from export.system_prompt import read_system_prompt
 from export.vocabulary import read_vocabulary
 from export.writer import WeightFile, write_graph
-from hart.checkpoint import load_text_encoder, read_text_config
+from hart.checkpoint import load_text_encoder
 from hart.errors import InputError
 from hart.text_encoder import TextEncoder
 from hart.text_tokenizer import PromptTokenizer
 from runtime import Pipeline
 from tests.golden_runs import HERE
-
-Array = NDArray[Any]
+from tests.qwen2 import PROMPTS, TEXT, TOKENS, Array, published_context, write_qwen2
 
 transformers = pytest.importorskip("transformers", reason="part of the dev extra")
-
-PAD = "<|endoftext|>"
-TEXT = "Draw what the user describes: colours, shapes, light. It's 1024 by 1024 pixels.\n\nUser:\n"
-TOKENS = 300
-PROMPTS = [
-    "a red circle",
-    "!",
-    "  Two\tcats, it's 1987;\r\n\n  naïve e\u0301clair 東京 ½ 🎨 they'LL see   ",
-    f"before {PAD} after",
-    "a long story of circles and squares " * 60,
-]
-
-
-def write_qwen2(folder: Path, side: str, width: int) -> Path:
-    """A random Qwen2 with a tokenizer of its own, in the files of a published folder."""
-    torch.manual_seed(1)
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    trained.train_from_iterator([TEXT, *PROMPTS], trainer)
-    folder.mkdir()
-    trained.model.save(str(folder))
-    number = trained.get_vocab_size()
-    added = {"content": PAD, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "pad_token": PAD,
-        "padding_side": side,
-        "added_tokens_decoder": {str(number): added | {"single_word": False}},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    config = transformers.Qwen2Config(
-        vocab_size=number + 1,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rope_theta=1_000_000.0,
-        tie_word_embeddings=True,
-    )
-    model = transformers.Qwen2ForCausalLM(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder, max_shard_size="60KB")
-    assert (folder / "model.safetensors.index.json").is_file()
-    return folder
-
-
-def published_context(folder: Path, text: str | None) -> dict[str, Array]:
-    """What the published sampler makes of PROMPTS, with transformers."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    ids = tokenizer(
-        PROMPTS, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
-    mask = ids != tokenizer.pad_token_id
-    system = tokenizer([text], return_tensors="pt").input_ids if text else ids[:1, :0]
-    rows = torch.cat([system.expand(len(ids), -1), ids], dim=1)
-    seen = torch.cat([torch.ones(len(ids), system.shape[1], dtype=torch.bool), mask], dim=1)
-    with torch.no_grad():
-        hidden = model(rows, attention_mask=seen, output_hidden_states=True).hidden_states[-1]
-    return {
-        "ids": ids.numpy(),
-        "mask": mask.numpy(),
-        "positions": (mask.cumsum(1) - 1).numpy(),
-        "features": hidden[:, system.shape[1] :].numpy(),
-    }
 
 
 def run_exported(encoder: TextEncoder, folder: Path, ids: Array, mask: Array) -> Array:
@@ -205,63 +133,6 @@ def test_from_the_command_to_the_context(tmp_path: Path) -> None:
     assert np.abs(again - expected["features"]).max() < 1e-4
     with pytest.raises(InputError, match="system_prompt"):
         check_fits(source.weights | {"system_prompt": {}}, manifest, "--reference")
-
-
-@pytest.mark.parametrize("name", ["whole", "pairs"])
-def test_vocabularies_in_either_form(tmp_path: Path, name: str) -> None:
-    """vocab.json and merges.txt give the tokens that transformers' tokenizer.json gives."""
-    folder = write_qwen2(tmp_path / "qwen2", "left", width=32)
-    expected = transformers.AutoTokenizer.from_pretrained(folder)
-    if name == "whole":
-        expected.save_pretrained(folder)
-        (folder / "vocab.json").unlink()
-        (folder / "merges.txt").unlink()
-    found = read_vocabulary(folder)
-    assert found.padding["direction"] == "left"
-    for prompt in (*PROMPTS, TEXT):
-        assert found.encode(prompt).ids == expected(prompt).input_ids
-
-
-def test_vocabularies_that_cannot_be_used(tmp_path: Path) -> None:
-    folder = write_qwen2(tmp_path / "qwen2", "right", width=32)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    for change, words in (
-        ({"padding_side": "middle"}, "padding_side"),
-        ({"pad_token": "<none>"}, "pad_token"),
-        ({"added_tokens_decoder": {"7": {"content": PAD}}}, "number 7"),
-    ):
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
-        with pytest.raises(InputError, match=words):
-            read_vocabulary(folder)
-    (folder / "vocab.json").unlink()
-    with pytest.raises(InputError, match=r"expected tokenizer\.json"):
-        read_vocabulary(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"model_type": "llama"}, "model_type"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type"),
-        ({"rope_theta": None}, "rope_theta"),
-    ],
-)
-def test_text_encoders_that_would_be_computed_wrongly(
-    tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
-    values = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    values |= {"num_attention_heads": 2, "num_key_value_heads": 1}
-    published = {"model_type": "qwen2_vl", "rope_theta": 5.0, "rope_scaling": {"mrope_section": [1, 1, 1]}}
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(values | published))
-    assert read_text_config(tmp_path).use_llm_system_prompt
-    file.write_text(json.dumps(values | {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}))
-    assert read_text_config(tmp_path).rope_theta == 5.0
-    file.write_text(json.dumps(values | published | change))
-    with pytest.raises(InputError, match=words):
-        read_text_config(tmp_path)
 
 
 CODE = f'import os\nllm_system_prompt = """{TEXT}"""\nraise SystemExit("ran")\n'
