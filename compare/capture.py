@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compare.reference import Array, Reference, Tensors
+from compare.reference import Array, Reference, Tensors, system_prompt_identity
 from hart.checkpoint import (
     TEXT_ENCODER_FOLDER,
     find_folders,
@@ -48,16 +48,20 @@ class Checkpoint:
         own = llm.absolute().parent / TEXT_ENCODER_FOLDER
         wanted = recorded["text_encoder"] and (text_encoder or own.is_dir())
         self.text_folder = (text_encoder or own) if wanted else None
+        prompt = manifest.checkpoint.get("system_prompt")
+        self.system_prompt: list[int] = prompt["tokens"] if prompt else []
         files = {
             "llm": llm_weight_files(llm, self.ema),
             "tokenizer": weight_files(tokenizer),
             "text_encoder": weight_files(self.text_folder) if self.text_folder else [],
         }
         self.weights = {network: {f.name: sha256_of(f) for f in paths} for network, paths in files.items()}
+        self.weights["system_prompt"] = system_prompt_identity(manifest)
 
     def load(self, dtype: torch.dtype, device: str) -> tuple[Hart, TextEncoder | None]:
         model = load_hart(self.root, dtype, self.ema)
-        text = load_text_encoder(self.text_folder, dtype) if self.text_folder else None
+        folder = self.text_folder
+        text = load_text_encoder(folder, dtype, self.system_prompt) if folder else None
         on_device = Hart(model.transformer.to(device), model.tokenizer.to(device))
         return on_device, text.to(device) if text else None
 

@@ -137,9 +137,16 @@ def load_reference(folder: Path) -> Reference:
         ) from None
 
 
+def system_prompt_identity(manifest: Manifest) -> dict[str, str]:
+    """The bundle's system prompt as if it were a weight file: features depend on it as much."""
+    prompt = manifest.checkpoint.get("system_prompt")  # not in bundles of before there were any
+    return {"text": prompt["sha256"]} if prompt else {}
+
+
 def check_fits(weights: Mapping[str, Mapping[str, str]], manifest: Manifest, source: str) -> None:
     """Refuse other weights than the engine's; both are sha256 by file name and network."""
-    for network, files in manifest.checkpoint["weights"].items():
+    prompt = system_prompt_identity(manifest)
+    for network, files in (manifest.checkpoint["weights"] | {"system_prompt": prompt}).items():
         found = weights.get(network, {})
         if found != files:
             raise InputError(

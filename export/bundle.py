@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from export.graphs import build_graphs
+from export.hub import name_of
+from export.system_prompt import read_system_prompt, sha256_of_text
+from export.vocabulary import read_vocabulary
 from export.writer import WeightFile, write_append, write_graph
 from hart.checkpoint import (
     SAMPLING_FILE,
@@ -20,6 +22,7 @@ from hart.checkpoint import (
     llm_weight_files,
     load_hart,
     load_text_encoder,
+    read_text_config,
     weight_files,
 )
 from hart.config import config_to_dict, read_json
@@ -28,6 +31,7 @@ from hart.files import whole_folder
 from hart.model import Hart
 from hart.schedule import SamplingSettings
 from hart.text_encoder import TextEncoder
+from hart.text_tokenizer import PromptTokenizer
 from runtime.bundle import (
     APPEND,
     MANIFEST,
@@ -52,6 +56,7 @@ def export_bundle(
     output: Path,
     precision: str,
     text_encoder: Path | None = None,
+    system_prompt: str | None = None,
     max_batch: int = DEFAULT_MAX_BATCH,
     force: bool = False,
     patch_nums: tuple[int, ...] | None = None,
@@ -66,6 +71,8 @@ def export_bundle(
             only those of :data:`runtime.bundle.INT8_GRAPHS`).
         text_encoder: Qwen2 folder; by default ``text_encoder/`` inside the checkpoint. Without
             one, the bundle draws from text features only.
+        system_prompt: what stands before every prompt: a file, "none", or None for what the text
+            encoder's ``config.json`` says, see :func:`export.system_prompt.read_system_prompt`.
         patch_nums: another pyramid than the checkpoint's, for models whose weights do not
             depend on it (rotary attention with timestep level embeddings).
         ema: prefer the averaged weights, as the published sampler does.
@@ -75,18 +82,24 @@ def export_bundle(
             written. Nothing is left behind in either case.
     """
     _check_output(output, force)
+    text_folder = text_encoder or _own_text_encoder(checkpoint)
+    words = _read_words(text_folder, system_prompt)  # may ask the network: before the weights
     model = load_hart(checkpoint, PRECISIONS[precision], ema)
     patch_nums = _pyramid(model, patch_nums)
-    text_folder = text_encoder or _own_text_encoder(checkpoint)
-    text = load_text_encoder(text_folder, PRECISIONS[precision]) if text_folder else None
     config = model.transformer.config
+    vocabulary = read_vocabulary(text_folder) if text_folder else None
+    tokens: list[int] = []
+    if vocabulary is not None and words is not None:
+        tokens = PromptTokenizer(vocabulary, config.context_token).system_prompt(words)
+    text = load_text_encoder(text_folder, PRECISIONS[precision], tokens) if text_folder else None
     if text is not None and text.config.hidden_size != config.context_dim:
         raise InputError(
             f"{text_folder}: features are {text.config.hidden_size} wide, "
             f"the transformer expects {config.context_dim}"
         )
-    vocabulary = read_vocabulary(text_folder) if text_folder else None
 
+    # The graph holds its keys and values; the tokens are for whoever runs the reference beside it.
+    described = {"sha256": sha256_of_text(words), "tokens": tokens} if words is not None else None
     with whole_folder(output, replace=True) as partial:
         builders = build_graphs(model, text, patch_nums)
         graphs = {}
@@ -109,40 +122,12 @@ def export_bundle(
             sampling=_sampling_defaults(checkpoint, model),
             graphs=graphs,
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, text_folder, model, text, ema),
+            checkpoint=_identity(checkpoint, text_folder, model, text, ema) | {"system_prompt": described},
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         write_manifest(manifest, partial)
         _check_output(output, force)  # again: it may have appeared meanwhile
     return manifest
-
-
-def read_vocabulary(folder: Path) -> Tokenizer:
-    """The text tokenizer of a Qwen2 folder, with its padding written into it.
-
-    Published ``tokenizer.json`` files leave padding to ``tokenizer_config.json``; the bundle
-    keeps one file.
-    """
-    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: expected tokenizer.json beside the text encoder's weights")
-    try:
-        vocabulary = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{file}: not a tokenizer file ({error})") from None
-    if vocabulary.padding is None:
-        values = read_json(settings) if settings.is_file() else {}
-        token = values.get("pad_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        number = vocabulary.token_to_id(token) if isinstance(token, str) else None
-        if number is None:
-            raise InputError(
-                f"{file}: names no padding; expected a pad_token of its vocabulary in "
-                f"{settings}, found {token!r}"
-            )
-        side = values.get("padding_side", "right")
-        vocabulary.enable_padding(direction=side, pad_id=number, pad_token=token)
-    return vocabulary
 
 
 def _check_output(output: Path, force: bool) -> None:
@@ -166,6 +151,15 @@ def _own_text_encoder(checkpoint: Path) -> Path | None:
     llm, _ = find_folders(checkpoint)
     folder = llm.absolute().parent / TEXT_ENCODER_FOLDER
     return folder if folder.is_dir() else None
+
+
+def _read_words(text_folder: Path | None, given: str | None) -> str | None:
+    """The system prompt; only a text encoder can have one."""
+    if text_folder is None:
+        if given is not None:
+            raise InputError(f"--system-prompt {given}: there is no text encoder; give --text-encoder too")
+        return None
+    return read_system_prompt(given, read_text_config(text_folder).use_llm_system_prompt)
 
 
 def _describe_model(model: Hart, patch_nums: tuple[int, ...]) -> ModelSpec:
@@ -201,7 +195,7 @@ def _identity(
 ) -> dict[str, Any]:
     llm, tokenizer = find_folders(checkpoint)
     return {
-        "source": checkpoint.resolve().name,
+        "source": name_of(llm.absolute().parent),
         "llm": config_to_dict(model.transformer.config),
         "tokenizer": config_to_dict(model.tokenizer.config),
         "text_encoder": config_to_dict(text.config) if text else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +28,15 @@ from runtime.tensorrt.package import MODULES
     metavar="PATH|ID",
     help="Qwen2 text encoder, a folder or a hub id. [default: text_encoder/ inside the checkpoint]",
 )
+@click.option(
+    "--system-prompt",
+    metavar="FILE|none",
+    help="What the model was trained to see before every prompt: a text file, or Python source that sets "
+    "llm_system_prompt. [default: the published one, unless the text encoder's config.json declines]",
+)
+@click.option(
+    "--revision", help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Bundle folder. [default: engines/NAME]")
 @click.option(
     "--max-batch", type=click.IntRange(1, 64), default=8, show_default=True, help="Most images drawn at once."
@@ -47,6 +57,8 @@ def main(
     checkpoint: str | None,
     precision: str,
     text_encoder: str | None,
+    system_prompt: str | None,
+    revision: str | None,
     output: Path | None,
     max_batch: int,
     ema: bool,
@@ -64,7 +76,9 @@ def main(
     from hart.demo import DEMO_CHECKPOINT
     from runtime.tensorrt.package import import_package
 
-    source = resolve(checkpoint) if checkpoint else DEMO_CHECKPOINT
+    if revision is not None and checkpoint is None:
+        raise InputError(f"--revision {revision}: the demo checkpoint has none; name a CHECKPOINT")
+    source = resolve(checkpoint, revision) if checkpoint else DEMO_CHECKPOINT
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
     if backend in MODULES:
         if precision == INT8:
@@ -88,6 +102,7 @@ def main(
             target,
             precision,
             text_encoder=resolve(text_encoder) if text_encoder else None,
+            system_prompt=system_prompt,
             max_batch=max_batch,
             ema=ema,
             force=force,
@@ -106,8 +121,27 @@ def main(
             "give --text-encoder to draw from prompts",
             err=True,
         )
+    else:
+        _tell_system_prompt(manifest.checkpoint["system_prompt"])
     if precision != INT8:
         _build(target, backend)
+
+
+def _tell_system_prompt(found: dict[str, Any] | None) -> None:
+    """Which system prompt is inside: another than the model's own spoils pictures silently."""
+    from export.system_prompt import SHA256
+
+    if found is None:
+        click.echo("system prompt: none")
+        return
+    published = found["sha256"] == SHA256
+    kind = "the published one" if published else f"sha256 {found['sha256']}"
+    click.echo(f"system prompt: {kind}, {len(found['tokens'])} tokens")
+    if not published:
+        click.echo(
+            f"warning: the published system prompt has sha256 {SHA256}; the published weights need that one",
+            err=True,
+        )
 
 
 def _build(target: Path, backend: str) -> None:
@@ -132,5 +166,8 @@ def _build(target: Path, backend: str) -> None:
 
 def _name(checkpoint: str) -> str:
     """engines/NAME for a folder or hub id; ``x/llm`` is named after ``x``."""
+    from export.hub import name_of
+
     path = Path(checkpoint.rstrip("/"))
-    return path.resolve().parent.name if path.name == "llm" else path.resolve().name
+    folder = path.resolve().parent if path.name == "llm" else path
+    return name_of(folder).rpartition("/")[2].partition("@")[0]

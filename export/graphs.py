@@ -56,6 +56,20 @@ class Graph:
     opset: int = OPSET
 
 
+def text_encoder_graph(text: TextEncoder, tokens: int) -> Graph:
+    """Prompts padded to ``tokens`` ids; a system prompt is among the weights."""
+    b = 2  # example batch
+    return Graph(
+        "text_encoder",
+        TextEncoderGraph(text),
+        {
+            "input_ids": (torch.zeros(b, tokens, dtype=torch.long), {0: BATCH}),
+            "mask": (torch.ones(b, tokens, dtype=torch.bool), {0: BATCH}),
+        },
+        ("features",),
+    )
+
+
 def build_graphs(
     model: Hart,
     text: TextEncoder | None,
@@ -75,15 +89,7 @@ def build_graphs(
 
     def text_encoder() -> Graph:
         assert text is not None
-        return Graph(
-            "text_encoder",
-            TextEncoderGraph(text),
-            {
-                "input_ids": (torch.zeros(b, tokens, dtype=torch.long), {0: BATCH}),
-                "mask": (torch.ones(b, tokens, dtype=torch.bool), {0: BATCH}),
-            },
-            ("features",),
-        )
+        return text_encoder_graph(text, tokens)
 
     def context() -> Graph:
         outputs: tuple[str, ...] = ("x", "angles", "offset", "head_condition")

@@ -3,34 +3,63 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from hart.errors import InputError
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+"""owner/name, or owner/name@revision: a branch, a tag or a commit."""
 WANTED = ["*.json", "*.safetensors", "*.bin", "*.txt"]
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str, revision: str | None = None) -> Path:
     """A local folder for ``source``; a hub id is downloaded, with the hub's own progress bars.
 
     ``HF_HUB_OFFLINE=1`` uses only what the local cache holds.
+
+    Args:
+        source: a folder, ``owner/name`` or ``owner/name@revision``.
+        revision: the revision of a hub id that names none.
 
     Raises:
         InputError: neither a folder nor a model the hub can deliver.
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise InputError(f"--revision {revision}: only hub ids have revisions, {source} is a folder")
         return path
-    if not HUB_ID.fullmatch(source) or source.startswith(".") or path.exists():
+    found = HUB_ID.fullmatch(source)
+    if found is None or source.startswith(".") or path.exists():
         raise InputError(f"{source}: no such folder, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
+    name, own = found.groups()
+    if own and revision:
+        raise InputError(f"{source}: names a revision already, found --revision {revision} beside it")
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
-        return Path(snapshot_download(source, allow_patterns=WANTED))
+        return Path(snapshot_download(name, revision=own or revision, allow_patterns=WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(
+                f"{source}: no such folder here, and the hub's cache in {constants.HF_HUB_CACHE} does not "
+                f"hold that model and revision; download it, or unset HF_HUB_OFFLINE"
+            ) from None
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"{source}: no such folder here, and the hub did not deliver it ({reason})"
         ) from None
+
+
+def name_of(folder: Path) -> str:
+    """What to call a checkpoint: its folder's name, or owner/name@commit for one from the hub."""
+    folder = folder.resolve()
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return f"{cached.removeprefix('models--').replace('--', '/')}@{folder.name}"
+    return folder.name

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -81,18 +81,59 @@ def load_hart(root: Path, dtype: torch.dtype = torch.float32, ema: bool = True) 
     return Hart(transformer.eval(), image_tokenizer.eval())
 
 
-def load_text_encoder(folder: Path, dtype: torch.dtype = torch.float32) -> TextEncoder:
-    """Load a Qwen2 text model (the language part of a Qwen2-VL checkpoint works too)."""
-    source = folder / "config.json"
-    values = read_json(source)
-    config = config_from_dict(TextEncoderConfig, {**values, **(values.get("text_config") or {})}, str(source))
+def load_text_encoder(
+    folder: Path, dtype: torch.dtype = torch.float32, system_prompt: Sequence[int] = ()
+) -> TextEncoder:
+    """Load a Qwen2 text model (the language part of a Qwen2-VL checkpoint works too).
+
+    Args:
+        system_prompt: tokens that precede every prompt, see
+            :meth:`hart.text_tokenizer.PromptTokenizer.system_prompt`.
+    """
     with torch.device("meta"):
-        encoder = TextEncoder(config)
+        encoder = TextEncoder(read_text_config(folder))
     prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
     _fill(
         encoder, weight_files(folder), dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1)
     )
+    if system_prompt:
+        encoder.set_prefix(system_prompt)
     return encoder.eval()
+
+
+def read_text_config(folder: Path) -> TextEncoderConfig:
+    """The ``config.json`` of a text encoder, also where Qwen2-VL nests the text model's part.
+
+    Raises:
+        InputError: it is missing, or asks for what :class:`TextEncoder` does not compute.
+    """
+    source = folder / "config.json"
+    values = read_json(source)
+    values = {**values, **(values.get("text_config") or {})}
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # newer files, older files
+    found = {
+        "model_type": str(values.get("model_type", "qwen2")).removesuffix("_text"),
+        "hidden_act": values.get("hidden_act", "silu"),
+        "use_sliding_window": values.get("use_sliding_window") or False,
+        # Sections split positions between text, rows and columns; for text they are all equal.
+        "rope_type": "default"
+        if "mrope_section" in rope
+        else rope.get("rope_type", rope.get("type", "default")),
+    }
+    known = {
+        "model_type": ("qwen2", "qwen2_vl"),
+        "hidden_act": ("silu",),
+        "use_sliding_window": (False,),
+        "rope_type": ("default",),
+    }
+    for name, value in found.items():
+        if value not in known[name]:
+            expected = " or ".join(map(repr, known[name]))
+            raise InputError(f"{source}: {name}: expected {expected}, found {value!r}")
+    theta = values.get("rope_theta", rope.get("rope_theta"))
+    if theta is None:
+        raise InputError(f"{source}: missing rope_theta")
+    return config_from_dict(TextEncoderConfig, {**values, "rope_theta": theta}, str(source))
 
 
 def find_folders(root: Path) -> tuple[Path, Path]:

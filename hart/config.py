@@ -137,6 +137,9 @@ class TextEncoderConfig:
     num_key_value_heads: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
+    use_llm_system_prompt: bool = True
+    """Whether the transformer was trained with a system prompt in front of the user's. Ours: a
+    Qwen2 file does not say, and the published sampler's default is yes."""
 
     def __post_init__(self) -> None:
         heads, groups = self.num_attention_heads, self.num_key_value_heads

@@ -84,6 +84,7 @@ def small_text_encoder(hidden_size: int, vocab_size: int) -> TextEncoderConfig:
         num_hidden_layers=2,
         num_attention_heads=heads,
         num_key_value_heads=math.gcd(heads, 2),
+        use_llm_system_prompt=False,
     )
 
 

@@ -40,6 +40,17 @@ class PromptTokenizer:
                 row[: len(tokens)] = tokens
         return ids, ids != self.pad_id
 
+    def system_prompt(self, text: str) -> list[int]:
+        """Token ids of what goes in front of every padded prompt, tokenized on its own.
+
+        Raises:
+            InputError: it is over the limit, at which the published sampler would cut it, or empty.
+        """
+        tokens: list[int] = self.tokenizer.encode(text).ids
+        if not 0 < len(tokens) <= self.max_tokens:
+            raise InputError(f"--system-prompt: expected 1 to {self.max_tokens} tokens, found {len(tokens)}")
+        return tokens
+
     def cut_off(self, prompt: str) -> str:
         """The end of the prompt that does not fit, "" when all of it does."""
         tokens = self.tokenizer.encode(prompt).ids

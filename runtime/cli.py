@@ -55,6 +55,11 @@ BUNDLE = "[default: the bundle's]"
 @click.option(
     "--strict", is_flag=True, help="Refuse graphs of which ONNX Runtime CUDA leaves work to the CPU."
 )
+@click.option(
+    "--safety-model",
+    metavar="PATH|ID",
+    help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @ends_with_a_sentence
@@ -67,6 +72,7 @@ def main(
     device: str,
     backend: str,
     strict: bool,
+    safety_model: str | None,
     threads: int | None,
     as_json: bool,
     **options: Any,
@@ -96,6 +102,8 @@ def main(
         check_writable(path)
     if origin is not None:
         _refuse_other_bundle(origin, pipeline, from_image)
+    if safety_model is not None:
+        _screen(texts, safety_model)
     for text in texts:
         if lost := pipeline.cut_off(text):
             limit = pipeline.bundle.manifest.model.context_token
@@ -115,6 +123,15 @@ def main(
             click.echo("  (the GPU works while the host goes on: a stage's time is what the host waited)")
         for path in paths:
             click.echo(path)
+
+
+def _screen(texts: list[str], safety_model: str) -> None:
+    from rich.console import Console
+
+    from hart.safety import refuse_unsafe
+
+    with Console(stderr=True).status("asking the safety model"):
+        refuse_unsafe(texts, safety_model)
 
 
 def _with_progress(pipeline: Pipeline, texts: list[str], options: dict[str, Any]) -> Result:

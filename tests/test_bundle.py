@@ -196,4 +196,5 @@ def test_export_does_not_overwrite(copy: Path, tmp_path: Path) -> None:
 
 def test_bundle_names() -> None:
     assert _name("mit-han-lab/hart-0.7b-1024px") == "hart-0.7b-1024px"
+    assert _name("mit-han-lab/hart-0.7b-1024px@main") == "hart-0.7b-1024px"
     assert _name("/models/hart/llm/") == "hart"

@@ -172,3 +172,43 @@ def test_hub_ids_are_looked_up_offline(tmp_path: Path, monkeypatch: pytest.Monke
     (repository / "refs" / "main").write_text("a" * 40)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert (hub.resolve("somebody/hart") / "llm" / "config.json").is_file()
+
+
+def test_revisions_and_the_hubs_cache(tmp_path: Path) -> None:
+    """In a process of its own, since huggingface_hub reads its environment once."""
+    repository = tmp_path / "models--somebody--hart"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for branch, commit in (("main", "a" * 40), ("older", "b" * 40)):
+        (repository / "refs" / branch).write_text(commit)
+        (repository / "blobs" / commit).write_text("{}")
+        for part in ("llm", "tokenizer"):
+            folder = repository / "snapshots" / commit / part
+            folder.mkdir(parents=True)
+            (folder / "config.json").symlink_to(repository / "blobs" / commit)
+    script = (
+        "import sys; from export.hub import name_of, resolve; from hart.checkpoint import find_folders\n"
+        "for given in [('somebody/hart',), ('somebody/hart', 'older'), ('somebody/hart@older',)]:\n"
+        "    llm, tokenizer = find_folders(resolve(*given) / 'llm')\n"
+        "    print(name_of(llm.parent), tokenizer.name)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    older = f"somebody/hart@{'b' * 40} tokenizer"
+    assert done.stdout.splitlines() == [f"somebody/hart@{'a' * 40} tokenizer", older, older]
+
+
+def test_what_a_revision_can_be_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    def export(*arguments: object) -> Result:
+        return CliRunner().invoke(export_main, [str(a) for a in arguments])
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refused(export("--revision", "main"), "demo checkpoint")
+    refused(export(tmp_path, "--revision", "main"), "--revision main", "is a folder")
+    refused(export("some/body@main", "--revision", "v2"), "names a revision already")
+    refused(export("some/body", "--revision", "v2"), "HF_HUB_OFFLINE", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

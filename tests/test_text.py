@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from hart.checkpoint import TEXT_ENCODER_FOLDER, load_text_encoder
+from export.vocabulary import read_vocabulary
+from hart.checkpoint import TEXT_ENCODER_FOLDER, load_text_encoder, read_text_config
 from hart.demo import DEMO_CHECKPOINT
+from hart.errors import InputError
 from hart.text_tokenizer import PromptTokenizer
+from tests.qwen2 import PAD, PROMPTS, TEXT, transformers, write_qwen2
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_hidden_states_are_those_of_transformers(tmp_path: Path, kv_heads: int) -> None:
     """A random Qwen2, saved by transformers and read here; prompts of different lengths."""
-    transformers = pytest.importorskip("transformers", reason="part of the dev extra")
     torch.manual_seed(kv_heads)
     config = transformers.Qwen2Config(
         vocab_size=97,
@@ -76,3 +79,60 @@ def test_left_padding_follows_the_tokenizer_file(tmp_path: Path) -> None:
     left = PromptTokenizer(Tokenizer.from_str(json.dumps(values)), 6)
     _, mask = left(["a red circle"])
     assert mask[0].tolist() == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("name", ["whole", "pairs"])
+def test_vocabularies_in_either_form(tmp_path: Path, name: str) -> None:
+    """vocab.json and merges.txt give the tokens that transformers' tokenizer.json gives."""
+    folder = write_qwen2(tmp_path / "qwen2", "left", width=32)
+    expected = transformers.AutoTokenizer.from_pretrained(folder)
+    if name == "whole":
+        expected.save_pretrained(folder)
+        (folder / "vocab.json").unlink()
+        (folder / "merges.txt").unlink()
+    found = read_vocabulary(folder)
+    assert found.padding["direction"] == "left"
+    for prompt in (*PROMPTS, TEXT):
+        assert found.encode(prompt).ids == expected(prompt).input_ids
+
+
+def test_vocabularies_that_cannot_be_used(tmp_path: Path) -> None:
+    folder = write_qwen2(tmp_path / "qwen2", "right", width=32)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for change, words in (
+        ({"padding_side": "middle"}, "padding_side"),
+        ({"pad_token": "<none>"}, "pad_token"),
+        ({"added_tokens_decoder": {"7": {"content": PAD}}}, "number 7"),
+    ):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(InputError, match=words):
+            read_vocabulary(folder)
+    (folder / "vocab.json").unlink()
+    with pytest.raises(InputError, match=r"expected tokenizer\.json"):
+        read_vocabulary(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type"),
+        ({"rope_theta": None}, "rope_theta"),
+    ],
+)
+def test_text_encoders_that_would_be_computed_wrongly(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    values = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    values |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    published = {"model_type": "qwen2_vl", "rope_theta": 5.0, "rope_scaling": {"mrope_section": [1, 1, 1]}}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values | published))
+    assert read_text_config(tmp_path).use_llm_system_prompt
+    file.write_text(json.dumps(values | {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}))
+    assert read_text_config(tmp_path).rope_theta == 5.0
+    file.write_text(json.dumps(values | published | change))
+    with pytest.raises(InputError, match=words):
+        read_text_config(tmp_path)

@@ -385,6 +385,7 @@ def _text_config(vocabulary: Tokenizer) -> TextEncoderConfig:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        use_llm_system_prompt=False,
     )
 
 

@@ -1,0 +1,93 @@
+"""Asks ShieldGemma about prompts before they are drawn (needs torch and transformers).
+
+ShieldGemma (arXiv 2407.21772) is a language model trained to answer Yes or No to the question
+whether a text breaks a guideline. The question's form is the chat template that comes with the
+model; the guideline here is our wording of what the published sampler screens for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hart.errors import InputError, RunError
+
+GUIDELINE = (
+    '"No Harmful Pictures": A prompt must not ask for a picture that encourages violence, self-harm or '
+    "crime, that threatens, bullies or demeans a person, that spreads hatred of people for what they are, "
+    "or that is sexually explicit."
+)
+THRESHOLD = 0.5
+"""Probability of Yes from which a prompt is refused; the published sampler's."""
+ANSWERS = ("Yes", "No")
+
+
+def refuse_unsafe(prompts: Sequence[str], source: str) -> None:
+    """Ask the safety model about each prompt.
+
+    Args:
+        source: ShieldGemma's folder or hub id, read as transformers does (``HF_HUB_OFFLINE``
+            honoured), from safetensors only.
+
+    Raises:
+        InputError: prompts break the guideline, by number; or the model is not there, or is not
+            one that answers such questions.
+        RunError: the model answered with NaN.
+    """
+    scores = violation_scores(prompts, source)
+    found = {number: score for number, score in enumerate(scores, start=1) if score > THRESHOLD}
+    if found:
+        listed = ", ".join(f"prompt {number} ({score:.2f})" for number, score in found.items())
+        raise InputError(
+            f"{listed} refused by --safety-model {source}: the probability that it breaks the guideline "
+            f"may be {THRESHOLD} at most; change what is asked for"
+        )
+
+
+def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
+    """The probability of Yes against No for each prompt; raises as :func:`refuse_unsafe`."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--safety-model needs {error.name}; install it with: pip install 'hart-runtime[safety]'"
+        ) from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--safety-model {source}: cannot be loaded ({reason})") from None
+    answers = _answers(tokenizer, source)
+    model = model.to(device).eval()
+    scores = []
+    for number, prompt in enumerate(prompts, start=1):
+        inputs = tokenizer.apply_chat_template(
+            _chat(prompt), guideline=GUIDELINE, return_tensors="pt", return_dict=True
+        )
+        with torch.inference_mode():
+            logits = model(**inputs.to(device)).logits[0, -1, answers].float()
+        score = float(logits.softmax(-1)[0])
+        if not math.isfinite(score):
+            raise RunError(f"--safety-model {source}: answered prompt {number} with NaN, nothing was drawn")
+        scores.append(score)
+    return scores
+
+
+def _chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt.strip()}]
+
+
+def _answers(tokenizer: Any, source: str) -> list[int]:
+    """Numbers of the tokens Yes and No, of a model that is asked about guidelines."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [answer for answer in ANSWERS if answer not in vocabulary]
+    template = tokenizer.chat_template
+    asked = template and tokenizer.apply_chat_template(_chat("x"), guideline=GUIDELINE, tokenize=False)
+    if missing or not asked or GUIDELINE not in asked:
+        lacks = f"token {missing[0]}" if missing else "chat template that takes a guideline"
+        raise InputError(f"--safety-model {source}: expected a ShieldGemma, found no {lacks}")
+    return [vocabulary[answer] for answer in ANSWERS]
