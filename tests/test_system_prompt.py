@@ -39,7 +39,7 @@ transformers = pytest.importorskip("transformers", reason="part of the dev extra
 def run_exported(encoder: TextEncoder, folder: Path, ids: Array, mask: Array) -> Array:
     """Features from the exported graph alone, on ONNX Runtime."""
     with WeightFile(folder) as weights:
-        write_graph(text_encoder_graph(encoder, TOKENS), folder, weights)
+        write_graph(text_encoder_graph(encoder, TOKENS), folder, weights, "fp32")
     session = onnxruntime.InferenceSession(folder / "text_encoder.onnx")
     (features,) = session.run(None, {"input_ids": ids, "mask": mask})
     return features
