@@ -104,10 +104,6 @@ def main(
         _refuse_other_bundle(origin, pipeline, from_image)
     if safety_model is not None:
         _screen(texts, safety_model)
-    for text in texts:
-        if lost := pipeline.cut_off(text):
-            limit = pipeline.bundle.manifest.model.context_token
-            click.echo(f"warning: the prompt is over {limit} tokens, cut off: {lost!r}", err=True)
     loaded = time.perf_counter() - start
     result = _with_progress(pipeline, texts, options)
     for image, path, prompt, seed in zip(result.images, paths, result.prompts, result.seeds, strict=True):

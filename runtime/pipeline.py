@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from hart.text_tokenizer import PromptTokenizer
 from runtime.backend import Backend, open_backend
 from runtime.bundle import TEXT_TOKENIZER, Bundle, open_bundle
 from runtime.loop import Advance, Array, draw
+
+log = logging.getLogger(__name__)
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
@@ -116,6 +119,10 @@ class Pipeline:
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = self.check(texts, seed, num_images, batch, guidance, top_k, top_p, smooth, residual, steps)
+        for text in dict.fromkeys(texts):
+            if lost := self.cut_off(text):
+                limit = self.bundle.manifest.model.context_token
+                log.warning("the prompt is over %d tokens, cut off: %r", limit, lost)
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch or min(len(jobs), self.bundle.manifest.max_batch)
         images: list[Image.Image] = []

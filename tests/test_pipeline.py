@@ -136,3 +136,10 @@ print(len(Pipeline.load({str(demo_bundle)!r}, device="cpu")({PROMPT!r})))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "1", done.stderr
+
+
+def test_a_prompt_that_is_too_long_is_told_of(demo: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    demo([PROMPT, f"{PROMPT} " * 20 + "at last"])
+    assert len(caplog.messages) == 1
+    assert "over 16 tokens, cut off: " in caplog.messages[0]
+    assert "at last" in caplog.messages[0]
