@@ -41,6 +41,7 @@ from runtime.tensorrt.package import MODULES
     help="Engines to build after the graphs; onnx: none; auto: what is installed. More with hart-build.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be made and what does not fit here.")
 @ends_with_a_sentence
 def main(
     checkpoint: str | None,
@@ -51,6 +52,7 @@ def main(
     ema: bool,
     backend: str,
     force: bool,
+    dry_run: bool,
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
 
@@ -59,12 +61,20 @@ def main(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from export.hub import resolve
+    from export.hub import CONFIGURATIONS, WANTED, resolve
     from hart.demo import DEMO_CHECKPOINT
     from runtime.tensorrt.package import import_package
 
-    source = resolve(checkpoint) if checkpoint else DEMO_CHECKPOINT
+    patterns = CONFIGURATIONS if dry_run else WANTED
+    source = resolve(checkpoint, patterns) if checkpoint else DEMO_CHECKPOINT
+    encoder = resolve(text_encoder, patterns) if text_encoder else None
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
+    if dry_run:
+        _need_torch()
+        from export.dry_run import forecast, show
+
+        show(forecast(source, encoder, max_batch, ema), precision, target)
+        return
     if backend in MODULES:
         import_package(backend)  # missing packages are told of before the work, not after
     start = time.monotonic()
@@ -72,19 +82,14 @@ def main(
     columns = (TextColumn("exporting {task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("checkpoint", total=None)
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
-            raise InputError(
-                "hart-export needs torch; install it with: pip install 'hart-runtime[export]'"
-            ) from None
+        _need_torch()
         from export.bundle import export_bundle
 
         manifest = export_bundle(
             source,
             target,
             precision,
-            text_encoder=resolve(text_encoder) if text_encoder else None,
+            text_encoder=encoder,
             max_batch=max_batch,
             ema=ema,
             force=force,
@@ -104,6 +109,15 @@ def main(
             err=True,
         )
     _build(target, backend)
+
+
+def _need_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(
+            "hart-export needs torch; install it with: pip install 'hart-runtime[export]'"
+        ) from None
 
 
 def _build(target: Path, backend: str) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from hart.errors import InputError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WANTED = ["*.json", "*.safetensors", "*.bin", "*.txt"]
+CONFIGURATIONS = ["*.json"]
+WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.txt"]
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str, patterns: list[str] = WANTED) -> Path:
     """A local folder for ``source``; a hub id is downloaded, with the hub's own progress bars.
 
-    ``HF_HUB_OFFLINE=1`` uses only what the local cache holds.
+    ``patterns`` says which files are downloaded. ``HF_HUB_OFFLINE=1`` uses only what the local cache holds.
 
     Raises:
         InputError: neither a folder nor a model the hub can deliver.
@@ -28,7 +29,7 @@ def resolve(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=WANTED))
+        return Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
