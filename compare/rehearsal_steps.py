@@ -60,8 +60,11 @@ class Capture(Backend):
         outputs = self.backend.run(graph, inputs)
         if fed:
             caches = {k for k in outputs if PAST + k in inputs}
-            found = {f"out.{k}": self.to_host(v) for k, v in outputs.items() if k not in caches}
-            np.savez(self.folder / f"{self._number:03}-{graph}-{self._scale}.npz", **fed, **found)
+            kept: dict[str, Any] = {
+                **fed,
+                **{f"out.{k}": self.to_host(v) for k, v in outputs.items() if k not in caches},
+            }
+            np.savez(self.folder / f"{self._number:03}-{graph}-{self._scale}.npz", **kept)
             self._number += 1
             for name in caches if self._scale == self._last else ():
                 np.save(self.folder / CACHE / f"{name}.npy", self.to_host(outputs[name]))

@@ -30,9 +30,9 @@ from runtime.plan import make_plan
 
 BATCHES = (1, 2, 4, 8)
 WEIGHT_FILES = ("*.safetensors", "*.bin")
-SECONDS_PER_BLOCK, SECONDS_PER_GB = 1.0, 8.0
-"""What one core of a server took for tracing a block of a network, and for reading, writing and
-hashing weights."""
+SECONDS, SECONDS_PER_BLOCK, SECONDS_PER_GB = 45.0, 1.0, 4.0
+"""What an export took on one core of a server: tracing what every model has, each block of a
+transformer, and reading, writing and hashing weights."""
 LIBRARIES = 0.6e9
 """Bytes that an exporting process holds beside weights."""
 
@@ -74,7 +74,7 @@ class Forecast:
     def seconds(self, precision: str) -> float:
         """Estimated time of the export."""
         size = self.read + self.weights[precision].nbytes
-        return self.blocks * SECONDS_PER_BLOCK + size / 1e9 * SECONDS_PER_GB
+        return SECONDS + self.blocks * SECONDS_PER_BLOCK + size / 1e9 * SECONDS_PER_GB
 
     def export_memory(self, precision: str) -> float:
         """Estimated peak: the weights as they are exported, and the largest files they come from."""
@@ -200,10 +200,10 @@ def show(found: Forecast, precision: str, output: Path) -> None:
     console.print(f"would write {output} in {precision}; from {source}", highlight=False, soft_wrap=True)
     console.print(_graph_table(found, style))
     console.print(_memory_table(found, style))
-    rates = f"{SECONDS_PER_BLOCK:g} s per transformer block and {SECONDS_PER_GB:g} s per GB read and written"
+    rates = f"{SECONDS:g} s, {SECONDS_PER_BLOCK:g} s a block, {SECONDS_PER_GB:g} s a GB read or written"
     lines = [
         f"one picture: {found.operations / 1e12:.3g} TFLOP",
-        f"time of the export: about {found.seconds(precision):.0f} s on one core, counted as {rates}",
+        f"time of the export: about {found.seconds(precision):.0f} s on one core ({rates})",
         f"memory of the export: about {_gb(found.export_memory(precision))}",
     ]
     problems = what_does_not_fit(found, precision, output)

@@ -18,7 +18,7 @@ from hart.autoencoder import Decoder, GroupNorm, Level, ResnetBlock, Upsample
 
 STRIPS = 4
 """More strips need less memory and make a larger graph, whose export takes longer."""
-LARGE = 1 << 27
+LARGE = 1 << 26
 """Elements of one picture's feature map from which on it is cut."""
 
 Strips = list[Tensor]

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from compare import rehearsal
 from compare.rehearsal import CAPTURED, LARGEST, SHAPE, main, rehearse, steps
@@ -67,7 +69,7 @@ def test_done_steps_are_not_done_again(rehearsed: tuple[Path, list[str]]) -> Non
     assert all("there already" in line for line in said)
 
 
-def change(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def change(array: NDArray[Any]) -> NDArray[Any]:
     changed = array.copy()
     changed.flat[0] += 0.01 * np.abs(array).max()
     return changed
@@ -76,7 +78,7 @@ def change(array: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
 def change_hidden(folder: Path) -> None:
     file = next((folder / CAPTURED).glob("*-transformer-*.npz"))
     with np.load(file) as opened:
-        arrays = {name: opened[name] for name in opened.files}
+        arrays: dict[str, Any] = {name: opened[name] for name in opened.files}
     np.savez(file, **{**arrays, "out.hidden": change(arrays["out.hidden"])})
 
 
