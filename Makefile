@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUTPUT ?= out.png
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test test-gpu bench clean
+.PHONY: demo test test-gpu bench rehearsal clean
 
 demo: .venv/export.done
 	@if [ -f engines/demo/manifest.json ]; then echo "engines/demo is there already (make clean exports it again)"; \
@@ -27,6 +27,10 @@ bench: engines/demo-fp32/manifest.json engines/mid-256px/manifest.json
 	"$(BIN)/hart-bench" --engine engines/mid-256px --batch 1,4 --iterations 5 --warmup 1 --against torch-eager \
 	--checkpoint checkpoints/mid-256px
 
+# The published model's sizes with random weights: about an hour, 24 GB of memory, 40 GB of disk.
+rehearsal: .venv/dev.done
+	"$(BIN)/python" -m compare.rehearsal --folder rehearsal
+
 engines/demo-fp32/manifest.json: .venv/bench.done
 	"$(BIN)/hart-export" --backend onnx --precision fp32 --output engines/demo-fp32 --force
 
@@ -38,7 +42,7 @@ checkpoints/mid-256px/sampling.json: .venv/bench.done
 	"$(BIN)/python" -m hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
 
 clean:
-	rm -rf engines/demo engines/demo-fp32 engines/mid-256px checkpoints .venv
+	rm -rf engines/demo engines/demo-fp32 engines/mid-256px checkpoints rehearsal .venv
 
 .venv/pip.done:
 	"$(PYTHON)" -m venv .venv

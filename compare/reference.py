@@ -273,7 +273,7 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
                     "noise": tensors[f"{name}.noise"].reshape(residual.shape),
                 },
                 {"x_out": after},
-                {"x_out": _step_slack(x, eps, coefficients)},
+                {"x_out": step_slack(x, eps, coefficients)},
             )
         residual = after
     latent = tensors["final.f_hat"]
@@ -283,7 +283,7 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
         yield Call("decoder", f"image{i}", {"f_hat": latent[i : i + 1]}, {"image": image})
 
 
-def _step_slack(x: Array, eps: Array, coefficients: Array) -> Array:
+def step_slack(x: Array, eps: Array, coefficients: Array) -> Array:
     """How far one denoising step moves if the predicted noise is off by ``EPS_ROUNDING``.
 
     The noisiest step multiplies x - eps by 2e4 before it clamps to [-1, 1]: next to zero,

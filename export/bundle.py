@@ -82,7 +82,7 @@ def export_bundle(
             written. Nothing is left behind in either case.
     """
     _check_output(output, force)
-    text_folder = text_encoder or _own_text_encoder(checkpoint)
+    text_folder = text_encoder or own_text_encoder(checkpoint)
     words = _read_words(text_folder, system_prompt)  # may ask the network: before the weights
     model = load_hart(checkpoint, PRECISIONS[precision], ema)
     patch_nums = _pyramid(model, patch_nums)
@@ -118,8 +118,8 @@ def export_bundle(
             name=output.name,
             precision=precision,
             max_batch=max_batch,
-            model=_describe_model(model, patch_nums),
-            sampling=_sampling_defaults(checkpoint, model),
+            model=describe_model(model, patch_nums),
+            sampling=sampling_defaults(checkpoint, model),
             graphs=graphs,
             files=describe_files(partial, names),
             checkpoint=_identity(checkpoint, text_folder, model, text, ema) | {"system_prompt": described},
@@ -147,7 +147,8 @@ def _pyramid(model: Hart, patch_nums: tuple[int, ...] | None) -> tuple[int, ...]
     return patch_nums
 
 
-def _own_text_encoder(checkpoint: Path) -> Path | None:
+def own_text_encoder(checkpoint: Path) -> Path | None:
+    """The text encoder that lies beside a checkpoint's other folders."""
     llm, _ = find_folders(checkpoint)
     folder = llm.absolute().parent / TEXT_ENCODER_FOLDER
     return folder if folder.is_dir() else None
@@ -162,7 +163,8 @@ def _read_words(text_folder: Path | None, given: str | None) -> str | None:
     return read_system_prompt(given, read_text_config(text_folder).use_llm_system_prompt)
 
 
-def _describe_model(model: Hart, patch_nums: tuple[int, ...]) -> ModelSpec:
+def describe_model(model: Hart, patch_nums: tuple[int, ...]) -> ModelSpec:
+    """What the loop has to know about a model."""
     config, tokenizer = model.transformer.config, model.tokenizer.config
     return ModelSpec(
         patch_nums=patch_nums,
@@ -177,7 +179,7 @@ def _describe_model(model: Hart, patch_nums: tuple[int, ...]) -> ModelSpec:
     )
 
 
-def _sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:
+def sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:
     """The published defaults, overridden by the checkpoint's own ``sampling.json``."""
     llm, _ = find_folders(checkpoint)
     steps = model.transformer.config.num_sampling_steps
@@ -196,14 +198,21 @@ def _identity(
     llm, tokenizer = find_folders(checkpoint)
     return {
         "source": name_of(llm.absolute().parent),
-        "llm": config_to_dict(model.transformer.config),
-        "tokenizer": config_to_dict(model.tokenizer.config),
-        "text_encoder": config_to_dict(text.config) if text else None,
+        **describe_configuration(model, text),
         "weights": {
             "llm": _hashes(llm_weight_files(llm, ema)),
             "tokenizer": _hashes(weight_files(tokenizer)),
             "text_encoder": _hashes(weight_files(text_folder)) if text_folder else {},
         },
+    }
+
+
+def describe_configuration(model: Hart, text: TextEncoder | None) -> dict[str, Any]:
+    """The configurations of all networks, as a manifest keeps them."""
+    return {
+        "llm": config_to_dict(model.transformer.config),
+        "tokenizer": config_to_dict(model.tokenizer.config),
+        "text_encoder": config_to_dict(text.config) if text else None,
     }
 
 

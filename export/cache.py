@@ -29,7 +29,7 @@ def append_only(model: ir.Model) -> ir.Model:
         fresh = concat.inputs[1]
         assert fresh is not None
         assert past.shape is not None
-        graph.outputs[place].name = f"grown_{name}"
+        graph.outputs[place].name = f"{name}.removed"
         both, tokens, width = past.shape
         past.shape = ir.Shape([tokens, both, width])
         # The old tokens are touched only together with the new ones: work on them alone could run
@@ -41,6 +41,7 @@ def append_only(model: ir.Model) -> ir.Model:
         graph.insert_before(concat, [fresh_first, grown_first])
         both_first = ir.node("Transpose", [grown_first.outputs[0]], {"perm": [1, 0, 2]}, name=concat.name)
         graph.insert_before(concat, both_first)
+        both_first.outputs[0].name = f"grown_{name}"
         new = fresh_first.outputs[0]
         new.name, new.dtype = f"{NEW}{name}", past.dtype
         new.shape = ir.Shape(["length", both, width])

@@ -52,6 +52,7 @@ from runtime.tensorrt.package import MODULES
     help="Engines to build after the graphs; onnx: none; auto: what is installed. More with hart-build.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be made and what does not fit here.")
 @ends_with_a_sentence
 def main(
     checkpoint: str | None,
@@ -64,6 +65,7 @@ def main(
     ema: bool,
     backend: str,
     force: bool,
+    dry_run: bool,
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
 
@@ -72,14 +74,22 @@ def main(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from export.hub import resolve
+    from export.hub import CONFIGURATIONS, WANTED, resolve
     from hart.demo import DEMO_CHECKPOINT
     from runtime.tensorrt.package import import_package
 
     if revision is not None and checkpoint is None:
         raise InputError(f"--revision {revision}: the demo checkpoint has none; name a CHECKPOINT")
-    source = resolve(checkpoint, revision) if checkpoint else DEMO_CHECKPOINT
+    patterns = CONFIGURATIONS if dry_run else WANTED
+    source = resolve(checkpoint, revision, patterns) if checkpoint else DEMO_CHECKPOINT
+    encoder = resolve(text_encoder, patterns=patterns) if text_encoder else None
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
+    if dry_run:
+        _need_torch()
+        from export.dry_run import forecast, show
+
+        show(forecast(source, encoder, max_batch, ema), precision, target)
+        return
     if backend in MODULES:
         if precision == INT8:
             raise InputError(f"--backend {backend}: engines are fp16 or fp32, found --precision {INT8}")
@@ -89,19 +99,14 @@ def main(
     columns = (TextColumn("exporting {task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("checkpoint", total=None)
-        try:
-            import torch  # noqa: F401
-        except ModuleNotFoundError:
-            raise InputError(
-                "hart-export needs torch; install it with: pip install 'hart-runtime[export]'"
-            ) from None
+        _need_torch()
         from export.bundle import export_bundle
 
         manifest = export_bundle(
             source,
             target,
             precision,
-            text_encoder=resolve(text_encoder) if text_encoder else None,
+            text_encoder=encoder,
             system_prompt=system_prompt,
             max_batch=max_batch,
             ema=ema,
@@ -142,6 +147,15 @@ def _tell_system_prompt(found: dict[str, Any] | None) -> None:
             f"warning: the published system prompt has sha256 {SHA256}; the published weights need that one",
             err=True,
         )
+
+
+def _need_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(
+            "hart-export needs torch; install it with: pip install 'hart-runtime[export]'"
+        ) from None
 
 
 def _build(target: Path, backend: str) -> None:

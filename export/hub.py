@@ -10,10 +10,11 @@ from hart.errors import InputError
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision: a branch, a tag or a commit."""
-WANTED = ["*.json", "*.safetensors", "*.bin", "*.txt"]
+CONFIGURATIONS = ["*.json"]
+WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.txt"]
 
 
-def resolve(source: str, revision: str | None = None) -> Path:
+def resolve(source: str, revision: str | None = None, patterns: list[str] = WANTED) -> Path:
     """A local folder for ``source``; a hub id is downloaded, with the hub's own progress bars.
 
     ``HF_HUB_OFFLINE=1`` uses only what the local cache holds.
@@ -21,6 +22,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     Args:
         source: a folder, ``owner/name`` or ``owner/name@revision``.
         revision: the revision of a hub id that names none.
+        patterns: which files are downloaded.
 
     Raises:
         InputError: neither a folder nor a model the hub can deliver.
@@ -43,7 +45,7 @@ def resolve(source: str, revision: str | None = None) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(snapshot_download(name, revision=own or revision, allow_patterns=WANTED))
+        return Path(snapshot_download(name, revision=own or revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if constants.HF_HUB_OFFLINE:
             raise InputError(

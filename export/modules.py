@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export import strips
 from hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart.model import Hart
 from hart.quantizer import Phi
@@ -266,7 +267,8 @@ class DecoderGraph(nn.Module):
         self.tokenizer = model.tokenizer
 
     def forward(self, f_hat: Tensor) -> Tensor:
-        return (self.tokenizer.decode(f_hat) + 1) / 2
+        z = self.tokenizer.post_quant_conv(f_hat.to(self.tokenizer.post_quant_conv.weight.dtype))
+        return (strips.decode(self.tokenizer.decoder, z).float().clamp(-1, 1) + 1) / 2
 
 
 class TextEncoderGraph(nn.Module):

@@ -63,22 +63,40 @@ def load_hart(root: Path, dtype: torch.dtype = torch.float32, ema: bool = True) 
         InputError: a file is missing or broken, or keys are missing, unexpected or of
             another shape; the message lists them.
     """
+    model = empty_hart(root)
+    _fill_hart(model, root, dtype, ema)
+    return Hart(model.transformer.eval(), model.tokenizer.eval())
+
+
+def empty_hart(root: Path) -> Hart:
+    """Both networks as the configuration files describe them, on the meta device: without numbers."""
     llm, tokenizer = find_folders(root)
-    tokenizer_config = config_from_dict(
-        TokenizerConfig, read_json(tokenizer / "config.json"), str(tokenizer / "config.json")
-    )
-    llm_config = config_from_dict(TransformerConfig, read_json(llm / "config.json"), str(llm / "config.json"))
-    ignored = [UNUSED_TOKENIZER]
-    if tokenizer_config.double_decoder:  # the published sampler never decodes with the second
-        ignored.append(UNUSED_SECOND_DECODER)
+    llm_file, tokenizer_file = llm / "config.json", tokenizer / "config.json"
+    tokenizer_config = config_from_dict(TokenizerConfig, read_json(tokenizer_file), str(tokenizer_file))
+    config = config_from_dict(TransformerConfig, read_json(llm_file), str(llm_file))
     with torch.device("meta"):
         image_tokenizer = ImageTokenizer(tokenizer_config)
-        transformer = ScaleTransformer(llm_config, tokenizer_config.vocab_size, tokenizer_config.z_channels)
-    _fill(
-        image_tokenizer, weight_files(tokenizer), dtype, ignored, rename=lambda key: key.removeprefix("vae.")
-    )
-    _fill(transformer, llm_weight_files(llm, ema), dtype, [UNUSED_LLM])
-    return Hart(transformer.eval(), image_tokenizer.eval())
+        transformer = ScaleTransformer(config, tokenizer_config.vocab_size, tokenizer_config.z_channels)
+    return Hart(transformer, image_tokenizer)
+
+
+def check_hart(root: Path, ema: bool = True) -> None:
+    """Compare names and shapes in the weight files with the configuration, without reading weights.
+
+    Raises:
+        InputError: as :func:`load_hart`.
+    """
+    _fill_hart(empty_hart(root), root, None, ema)
+
+
+def _fill_hart(model: Hart, root: Path, dtype: torch.dtype | None, ema: bool) -> None:
+    llm, tokenizer = find_folders(root)
+    ignored = [UNUSED_TOKENIZER]
+    if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
+        ignored.append(UNUSED_SECOND_DECODER)
+    files = weight_files(tokenizer)
+    _fill(model.tokenizer, files, dtype, ignored, rename=lambda key: key.removeprefix("vae."))
+    _fill(model.transformer, llm_weight_files(llm, ema), dtype, [UNUSED_LLM])
 
 
 def load_text_encoder(
@@ -90,15 +108,28 @@ def load_text_encoder(
         system_prompt: tokens that precede every prompt, see
             :meth:`hart.text_tokenizer.PromptTokenizer.system_prompt`.
     """
-    with torch.device("meta"):
-        encoder = TextEncoder(read_text_config(folder))
-    prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
-    _fill(
-        encoder, weight_files(folder), dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1)
-    )
+    encoder = empty_text_encoder(folder)
+    _fill_text_encoder(encoder, folder, dtype)
     if system_prompt:
         encoder.set_prefix(system_prompt)
     return encoder.eval()
+
+
+def empty_text_encoder(folder: Path) -> TextEncoder:
+    """The text model as its configuration file describes it, on the meta device."""
+    with torch.device("meta"):
+        return TextEncoder(read_text_config(folder))
+
+
+def check_text_encoder(folder: Path) -> None:
+    """As :func:`check_hart`."""
+    _fill_text_encoder(empty_text_encoder(folder), folder, None)
+
+
+def _fill_text_encoder(encoder: TextEncoder, folder: Path, dtype: torch.dtype | None) -> None:
+    prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
+    files = weight_files(folder)
+    _fill(encoder, files, dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1))
 
 
 def read_text_config(folder: Path) -> TextEncoderConfig:
@@ -206,29 +237,31 @@ def matrix_parameters(module: nn.Module) -> set[str]:
 def _fill(
     model: nn.Module,
     files: list[Path],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     ignored: Iterable[re.Pattern[str]],
     rename: Callable[[str], str] = str,
 ) -> None:
-    """Load weights strictly into a model built on the meta device, tensor by tensor."""
+    """Load weights strictly into a model built on the meta device, tensor by tensor.
+
+    Without a ``dtype``, names and shapes are compared and nothing is read.
+    """
     expected = {name: p.shape for name, p in model.named_parameters()}
     low = matrix_parameters(model)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor | None] = {}
     unexpected, wrong = [], []
     patterns = tuple(ignored)
     for file in files:
-        for key, read in _tensors(file):
+        for key, shape, read in _tensors(file):
             if any(pattern.fullmatch(key) for pattern in patterns):
                 continue
             name = rename(key)
             if name not in expected:
                 unexpected.append(key)
                 continue
-            value = read()
-            if value.shape != expected[name]:
-                wrong.append(f"{key} {list(value.shape)} instead of {list(expected[name])}")
+            if shape != list(expected[name]):
+                wrong.append(f"{key} {shape} instead of {list(expected[name])}")
                 continue
-            state[name] = value.to(dtype if name in low else torch.float32)
+            state[name] = None if dtype is None else read().to(dtype if name in low else torch.float32)
     missing = sorted(expected.keys() - state.keys())
     problems = [
         f"{kind}: {', '.join(keys)}"
@@ -238,16 +271,19 @@ def _fill(
     if problems:
         names = ", ".join(str(file) for file in files)
         raise InputError(f"{names}: does not fit the model ({'; '.join(problems)})")
+    if dtype is None:
+        return
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Keys of a weight file, each with a function that reads the tensor."""
+def _tensors(file: Path) -> Iterator[tuple[str, list[int], Callable[[], Tensor]]]:
+    """Keys of a weight file, each with its shape and a function that reads the tensor."""
     if file.suffix == ".safetensors":
         with _reading(file), safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - not a dict
-                yield key, functools.partial(opened.get_tensor, key)
+                shape = list(opened.get_slice(key).get_shape())
+                yield key, shape, functools.partial(opened.get_tensor, key)
         return
     with _reading(file):
         with file.open("rb") as start:
@@ -256,7 +292,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{file}: expected a dictionary of tensors")
     for key, value in state.items():
-        yield str(key), functools.partial(lambda tensor: tensor, value)
+        yield str(key), list(value.shape), functools.partial(lambda tensor: tensor, value)
 
 
 @contextlib.contextmanager

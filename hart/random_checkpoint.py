@@ -2,19 +2,21 @@
 
 ``python -m hart.random_checkpoint --shape mid-256px --output DIR``. Weights have the size of
 trained ones (activations keep their scale through every layer), so that no stage computes with
-NaN, infinity or denormals. A small random text encoder with the demo's vocabulary comes along.
+NaN, infinity or denormals. A random text encoder with the demo's vocabulary comes along, small or of
+the size of the published one. ``--published`` writes everything that published files hold.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from hart.config import (
     TextEncoderConfig,
@@ -31,6 +33,8 @@ from hart.files import whole_folder
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from hart.published import Makers
 
 Config = TransformerConfig | TokenizerConfig | TextEncoderConfig
 
@@ -88,18 +92,35 @@ def small_text_encoder(hidden_size: int, vocab_size: int) -> TextEncoderConfig:
     )
 
 
+QWEN2_1_5B = TextEncoderConfig(
+    vocab_size=151936,
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+)
+"""Qwen2-1.5B (arXiv 2407.10671, table 1), whose embedding table is its output layer too."""
+TEXT_ENCODERS = ("small", "qwen2-1.5b")
+
+
 def write_random_checkpoint(
     shape: ModelShape,
     output: Path,
     dtype: str = "fp32",
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda *_: None,
+    text_encoder: str = "small",
+    published: bool = False,
 ) -> int:
     """Write a checkpoint folder that ``hart-export`` and ``load_hart`` read.
 
     Args:
         dtype: "fp32" or "fp16", how weights are stored.
-        progress: told the number of weights written and to be written.
+        progress: told the number of tensors made and to be made.
+        text_encoder: "small" or "qwen2-1.5b".
+        published: also write averaged weights of their own, pickled as ``ema_model.bin``, and
+            what :mod:`hart.published` knows of.
 
     Returns:
         How many weights it holds.
@@ -112,63 +133,109 @@ def write_random_checkpoint(
 
     from hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER
     from hart.demo import DEMO_CHECKPOINT
+    from hart.published import llm_buffers, tokenizer_extras
     from hart.text_encoder import TextEncoder
     from hart.tokenizer import ImageTokenizer
     from hart.transformer import ScaleTransformer
 
     vocabulary = Tokenizer.from_file(str(DEMO_CHECKPOINT / TEXT_ENCODER_FOLDER / "tokenizer.json"))
-    text = small_text_encoder(shape.llm.context_dim, vocabulary.get_vocab_size())
+    text = QWEN2_1_5B
+    if text_encoder == "small":
+        text = small_text_encoder(shape.llm.context_dim, vocabulary.get_vocab_size())
+    if text.hidden_size != shape.llm.context_dim:
+        raise InputError(
+            f"--text-encoder {text_encoder}: its features are {text.hidden_size} wide, "
+            f"this shape's transformer expects {shape.llm.context_dim}"
+        )
     with torch.device("meta"):
         vocab_size, channels = shape.tokenizer.vocab_size, shape.tokenizer.z_channels
-        parts: dict[str, tuple[Config, nn.Module]] = {
-            "llm": (shape.llm, ScaleTransformer(shape.llm, vocab_size, channels)),
-            "tokenizer": (shape.tokenizer, ImageTokenizer(shape.tokenizer)),
-            TEXT_ENCODER_FOLDER: (text, TextEncoder(text)),
+        parts: dict[str, tuple[Config, nn.Module, str]] = {
+            "llm": (shape.llm, ScaleTransformer(shape.llm, vocab_size, channels), ""),
+            "tokenizer": (shape.tokenizer, ImageTokenizer(shape.tokenizer), "vae."),
+            TEXT_ENCODER_FOLDER: (text, TextEncoder(text), "model."),
         }
-    total = sum(p.numel() for _, model in parts.values() for p in model.parameters())
+    extras: dict[str, Makers] = {}
+    if published:
+        extras = {"llm": llm_buffers(shape.llm), "tokenizer": tokenizer_extras(shape.tokenizer)}
     generator = torch.Generator().manual_seed(seed)
+    makers = {
+        name: _makers(model, prefix, dtype, generator) | extras.get(name, {})
+        for name, (_, model, prefix) in parts.items()
+    }
+    total = sum(len(tensors) for tensors in makers.values()) + (len(makers["llm"]) if published else 0)
     done = 0
+
+    def made() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
     with whole_folder(output) as folder:
-        for name, (config, model) in parts.items():
-            prefix = "vae." if name == "tokenizer" else ""
+        for name, (config, _, _) in parts.items():
             (folder / name).mkdir()
-            for count in _write_weights(model, folder / name, prefix, dtype, generator):
-                done += count
-                progress(done, total)
+            _write_weights(makers[name], folder / name, made)
             _write_json(folder / name / "config.json", config_to_dict(config))
+        if published:
+            _write_pickle(makers["llm"], folder / "llm" / "ema_model.bin", made)
         vocabulary.save(str(folder / TEXT_ENCODER_FOLDER / "tokenizer.json"))
         _write_json(folder / SAMPLING_FILE, shape.sampling)
-    return done
+    return sum(p.numel() for _, model, _ in parts.values() for p in model.parameters())
 
 
-def _write_weights(
-    model: nn.Module, folder: Path, prefix: str, dtype: str, generator: torch.Generator
-) -> Iterator[int]:
-    """Write shards and their index; yields the number of weights in each shard."""
+def _makers(model: nn.Module, prefix: str, dtype: str, generator: torch.Generator) -> Makers:
+    """What makes each weight of a model; another call makes other numbers."""
     import torch
-    from safetensors.torch import save_file
 
     stored = {"fp32": torch.float32, "fp16": torch.float16}[dtype]
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, parameter in model.named_parameters():
-        if size > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += parameter.numel() * stored.itemsize
-    places: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        tensors = {
-            prefix + name: random_weight(name, model.get_parameter(name).shape, generator).to(stored)
-            for name in names
-        }
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if shards[1:] else "model.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, file)
-        yield sum(tensor.numel() for tensor in tensors.values())
-    if shards[1:]:
-        _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+
+    def maker(name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        return lambda: random_weight(name, shape, generator).to(stored)
+
+    return {prefix + name: maker(name, p.shape) for name, p in model.named_parameters()}
+
+
+def _write_weights(makers: Makers, folder: Path, made: Callable[[], None]) -> None:
+    """Write shards, and their index if there are several."""
+    from safetensors.torch import save_file
+
+    files: list[Path] = []
+    places: dict[str, int] = {}
+    shard: dict[str, torch.Tensor] = {}
+    for number, (name, make) in enumerate(makers.items(), start=1):
+        shard[name], places[name] = make(), len(files)
+        made()
+        if number == len(makers) or sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
+            files.append(folder / f"shard-{len(files)}")
+            save_file(shard, files[-1], metadata={"format": "pt"})
+            shard = {}
+    if len(files) == 1:
+        files[0].rename(folder / "model.safetensors")
+        return
+    names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
+    for file, new in zip(files, names, strict=True):
+        file.rename(folder / new)
+    weight_map = {name: names[place] for name, place in places.items()}
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _write_pickle(makers: Makers, file: Path, made: Callable[[], None]) -> None:
+    """A pickled state dict, made of tensors that lie in a file of their own and not in memory."""
+    import torch
+
+    scratch = file.with_suffix(".raw")
+    state = {}
+    for name, make in makers.items():
+        value = make()
+        start = scratch.stat().st_size if scratch.exists() else 0
+        with scratch.open("ab") as raw:
+            value.numpy().tofile(raw)
+        if value.ndim:
+            mapped = np.memmap(scratch, np.uint8, "c", start, value.nbytes)
+            value = torch.from_numpy(mapped).view(value.dtype).view(value.shape)
+        state[name] = value
+        made()
+    torch.save(state, file)
+    scratch.unlink()
 
 
 def random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -198,8 +265,12 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to make.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--text-encoder", type=click.Choice(TEXT_ENCODERS), default="small", show_default=True)
+@click.option(
+    "--published", is_flag=True, help="Write all that published files hold: ema_model.bin, unused buffers."
+)
 @ends_with_a_sentence
-def main(shape: str, output: Path, dtype: str, seed: int) -> None:
+def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, published: bool) -> None:
     """Make a checkpoint of random numbers in the published layout."""
     from rich.console import Console
     from rich.progress import Progress
@@ -214,6 +285,8 @@ def main(shape: str, output: Path, dtype: str, seed: int) -> None:
             dtype,
             seed,
             lambda done, total: progress.update(task, completed=done, total=total),
+            text_encoder,
+            published,
         )
     click.echo(f"{output}: {count / 1e6:.1f} M random weights, {dtype}")
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from export.bundle import export_bundle
 from hart import random_checkpoint
 from hart.checkpoint import load_hart, load_text_encoder
-from hart.random_checkpoint import main, read_shape, write_random_checkpoint
+from hart.published import llm_buffers, tokenizer_extras
+from hart.random_checkpoint import QWEN2_1_5B, main, read_shape, write_random_checkpoint
+from hart.text_encoder import TextEncoder
 from hart.tokenizer import ImageTokenizer
 from hart.transformer import ScaleTransformer
 from runtime import Pipeline
+from tests.golden_runs import HERE
 
 SHAPE = {
     "llm": {
@@ -94,6 +100,79 @@ def test_another_seed_is_another_model(shape: Path, tmp_path: Path) -> None:
         heads.append(load_hart(root).transformer.head.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def published_keys() -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """Folder -> key -> type and shape, from the list of what the published model is stored as."""
+    found: dict[str, dict[str, tuple[str, list[int]]]] = {"llm": {}, "tokenizer": {}}
+    for line in (HERE / "published_keys.txt").read_text().splitlines():
+        folder, pattern, dtype, shape = line.split()
+        parts = [_numbers(part) for part in pattern.split(".")]
+        for names in itertools.product(*parts):
+            found[folder][".".join(names)] = dtype, [int(n) for n in shape.split("x")] if shape != "-" else []
+    return found
+
+
+def _numbers(part: str) -> list[str]:
+    """``block_1-2`` stands for block_1 and block_2, ``0,2`` for 0 and 2."""
+    found = re.fullmatch(r"(\D*)(\d+)([-,])([\d,]+)", part)
+    if found is None:
+        return [part]
+    name, first, kind, rest = found.groups()
+    several = range(int(first), int(rest) + 1) if kind == "-" else [first, *rest.split(",")]
+    return [f"{name}{number}" for number in several]
+
+
+def test_the_published_keys_and_shapes() -> None:
+    shape = read_shape("hart-0.7b-1024px")
+    expected = published_keys()
+    assert len(expected["llm"]) == 317
+    assert len(expected["tokenizer"]) == 346
+    with torch.device("meta"):
+        llm = ScaleTransformer(shape.llm, shape.tokenizer.vocab_size, shape.tokenizer.z_channels)
+        image = ImageTokenizer(shape.tokenizer)
+        extras = {"llm": llm_buffers(shape.llm), "tokenizer": tokenizer_extras(shape.tokenizer)}
+        found = {
+            "llm": dict(llm.named_parameters()) | {k: make() for k, make in extras["llm"].items()},
+            "tokenizer": {f"vae.{k}": p for k, p in image.named_parameters()}
+            | {k: make() for k, make in extras["tokenizer"].items()},
+        }
+    for folder, tensors in found.items():
+        described = {k: (str(t.dtype).removeprefix("torch."), list(t.shape)) for k, t in tensors.items()}
+        assert described == expected[folder]
+
+
+def test_everything_that_is_published(shape: Path, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoint"
+    done = CliRunner().invoke(main, ["--shape", str(shape), "--output", str(root), "--published"])
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in (root / "llm").iterdir()) == [
+        "config.json",
+        "ema_model.bin",
+        "model.safetensors",
+    ]
+    plain = load_file(root / "llm" / "model.safetensors")
+    averaged = torch.load(root / "llm" / "ema_model.bin", weights_only=True)
+    assert plain.keys() == averaged.keys()
+    levels, mask = plain["lvl_1L"], plain["attn_bias_for_masking"]
+    assert levels.tolist() == [[0] * 8 + [1] * 4 + [2] * 16]
+    assert mask.shape == (1, 1, 28, 28)
+    assert mask[0, 0, 8].tolist() == [0.0] * 12 + [-torch.inf] * 16  # level 1 sees the context and itself
+    head = load_hart(root).transformer.head.weight
+    assert torch.equal(head, averaged["head.weight"])
+    assert not torch.equal(head, plain["head.weight"])
+    assert "disc.main.11.weight" in load_file(root / "tokenizer" / "model.safetensors")
+
+
+def test_the_text_encoder_of_the_published_model(shape: Path, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        encoder = TextEncoder(QWEN2_1_5B)
+    assert sum(p.numel() for p in encoder.parameters()) == 1_543_714_304
+    arguments = ["--shape", str(shape), "--output", str(tmp_path / "x"), "--text-encoder", "qwen2-1.5b"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "1536 wide" in done.stderr
+    assert "96" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "millions"), [("mid-256px", 95.9), ("hart-0.7b-1024px", 732.4)])

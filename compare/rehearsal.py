@@ -1,0 +1,196 @@
+"""The whole way of a published checkpoint, with random numbers in its place.
+
+``python -m compare.rehearsal --folder DIR`` writes a random checkpoint of the full published shape,
+exports it in both precisions, draws one picture and compares it with the reference, and builds
+engines. Every step is a process of its own, whose time and peak memory are printed. Steps that are
+done already (their folder is there) are not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from hart.console import ends_with_a_sentence
+from hart.errors import RunError
+
+SHAPE = "hart-0.7b-1024px"
+SEED = 0
+CHECKPOINT, CAPTURED = "checkpoint", "captured"
+"""Folders of the rehearsal that its steps share."""
+CACHE = "cache"
+"""In what was captured: keys and values of the last scale, ``key_0.npy`` and so on."""
+LARGEST = 16
+"""Side of the largest scale that is compared as a whole; later ones graph by graph."""
+CAPABILITIES = "8.6,8.9,12.0"
+EXPORT_PEAK = 1.6
+"""Most memory of a float32 export, in units of its weights."""
+EXPORT_SECONDS = 600
+"""Most seconds of a float16 export."""
+DRAWING_EXTRA = 3e9
+"""Most memory of drawing one picture in float32, beside weights and KV cache."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one process took."""
+
+    seconds: float
+    cpu_seconds: float
+    peak: int
+    """Most resident memory, in bytes; mapped files count where they were read."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of the rehearsal."""
+
+    name: str
+    command: list[str]
+    makes: str | None = None
+    """A folder or file; if it is there, the step is done."""
+    check: Callable[[Path, Usage], tuple[str, bool]] | None = None
+    """Says in words what was asked for, and whether it is so."""
+
+
+def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
+    """The rehearsal, in order; file names are relative to its folder."""
+    python = [sys.executable, "-m"]
+    random = [*python, "hart.random_checkpoint", "--shape", shape, "--published", "--output", CHECKPOINT]
+    export = [sys.executable, "-c", "from export.cli import main; main()", CHECKPOINT, "--backend", "onnx"]
+    build = [
+        sys.executable,
+        "-c",
+        "from runtime.tensorrt.cli import main; main()",
+        "--backend",
+        "tensorrt-rtx",
+    ]
+    own = [*python, "compare.rehearsal_steps", "--largest", str(largest)]
+    compare = [sys.executable, "-c", "from compare.cli import main; main()", "--checkpoint", CHECKPOINT]
+    return [
+        Step("checkpoint", [*random, "--text-encoder", text_encoder], CHECKPOINT),
+        Step("export fp32", [*export, "--precision", "fp32", "--output", "fp32"], "fp32", _little_memory),
+        Step("export fp16", [*export, "--precision", "fp16", "--output", "fp16"], "fp16", _in_time),
+        Step("open fp32", [*own, "open", "fp32"]),
+        Step("open fp16", [*own, "open", "fp16"]),
+        Step("draw fp32", [*own, "draw", "fp32"], CAPTURED, _little_extra),
+        Step("small scales: export", [*own, "export-prefix", "prefix"], "prefix"),
+        Step(
+            "small scales: compare",
+            [*compare, "--engine", "prefix", "--device", "cpu", "--num-prompts", "1", "--output", "report"],
+        ),
+        Step("large scales: compare", [*own, "compare", "fp32"]),
+        Step("engines", [*build, "--engine", "fp16", "--compute-capability", CAPABILITIES]),
+    ]
+
+
+def run(command: list[str], folder: Path, log: Path) -> Usage:
+    """Run a process in a folder, with its output in a file.
+
+    Raises:
+        RunError: it failed; holds the last line of its output.
+    """
+    # The modules that run here run there, whatever folder it is.
+    here = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    start = time.perf_counter()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"])[-1]
+        raise RunError(f"{' '.join(command[1:5])} ended with {process.returncode}: {last}; see {log}")
+    return Usage(time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+
+
+def rehearse(folder: Path, todo: list[Step], say: Callable[[str], None]) -> bool:
+    """Run every step and say what it took; whether everything that was asked for is so.
+
+    Raises:
+        RunError: a step failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fine = True
+    for step in todo:
+        if step.makes and (folder / step.makes).exists():
+            say(f"{step.name}: {step.makes} is there already")
+            continue
+        log = folder / f"{step.name.replace(' ', '-').replace(':', '')}.log"
+        with _removed_if_unfinished(folder, step):
+            used = run(step.command, folder, log)
+        say(
+            f"{step.name}: {used.seconds:.0f} s ({used.cpu_seconds:.0f} s of CPU time), "
+            f"{used.peak / 1e9:.2f} GB at the most"
+        )
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            say(f"    {line}")
+        if step.check:
+            words, ok = step.check(folder, used)
+            say(f"    {words}: {'yes' if ok else 'NO'}")
+            fine &= ok
+    return fine
+
+
+@contextlib.contextmanager
+def _removed_if_unfinished(folder: Path, step: Step) -> Iterator[None]:
+    """A capture that stopped half way is not taken for a whole one."""
+    try:
+        yield
+    except BaseException:
+        if step.makes:
+            import shutil
+
+            shutil.rmtree(folder / step.makes, ignore_errors=True)
+        raise
+
+
+def _weights(bundle: Path) -> int:
+    return (bundle / "weights.bin").stat().st_size
+
+
+def _little_memory(folder: Path, used: Usage) -> tuple[str, bool]:
+    share = used.peak / _weights(folder / "fp32")
+    return f"{share:.2f} times the weights, asked for at most {EXPORT_PEAK}", share <= EXPORT_PEAK
+
+
+def _in_time(folder: Path, used: Usage) -> tuple[str, bool]:
+    return f"{used.seconds:.0f} s, asked for less than {EXPORT_SECONDS}", used.seconds < EXPORT_SECONDS
+
+
+def _little_extra(folder: Path, used: Usage) -> tuple[str, bool]:
+    described = json.loads((folder / CAPTURED / "drawing.json").read_text(encoding="utf-8"))
+    extra = used.peak - _weights(folder / "fp32") - described["cache_bytes"]
+    return (
+        f"{extra / 1e9:.2f} GB beside weights and KV cache, asked for at most {DRAWING_EXTRA / 1e9:g}",
+        extra <= DRAWING_EXTRA,
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--folder", required=True, type=click.Path(path_type=Path), help="Where everything is written.")
+@click.option("--shape", default=SHAPE, show_default=True, metavar="NAME|FILE", help="Shape of the model.")
+@click.option("--text-encoder", default="qwen2-1.5b", show_default=True, help="Or small.")
+@click.option("--largest", default=LARGEST, show_default=True, help="Largest scale compared as a whole.")
+@click.option("--only", multiple=True, metavar="STEP", help="Only this step; can be given several times.")
+@ends_with_a_sentence
+def main(folder: Path, shape: str, text_encoder: str, largest: int, only: tuple[str, ...]) -> None:
+    """Rehearse export, drawing, comparison and engines with random weights of a published shape."""
+    todo = [step for step in steps(shape, text_encoder, largest) if not only or step.name in only]
+    if not rehearse(folder, todo, click.echo):
+        raise RunError("the rehearsal: not everything that was asked for is so")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Single steps of the rehearsal, each to be run as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, SEED
+from hart.console import ends_with_a_sentence
+from hart.noise import SeededNoise
+from hart.schedule import SamplingSettings
+from runtime.backend import Backend, Tensor, Value, open_backend
+from runtime.bundle import PAST, TRANSFORMER, Bundle, open_bundle
+from runtime.loop import draw
+from runtime.pipeline import Pipeline, to_images
+from runtime.plan import make_plan
+
+PROMPT = "a small blue star on a yellow background"
+
+
+class Capture(Backend):
+    """A backend that also writes what the graphs of large scales are fed and what they return.
+
+    ``NNN-GRAPH-SCALE.npz`` holds inputs and outputs of one run, those of the transformer without
+    its cache: a cache only grows, so what the last scale is fed, in ``cache/``, begins with every other.
+    """
+
+    def __init__(self, backend: Backend, bundle: Bundle, largest: int, folder: Path) -> None:
+        self.name, self.device = backend.name, backend.device
+        self.backend, self.folder = backend, folder
+        sides = bundle.manifest.model.patch_nums
+        self._first = next(k for k, side in enumerate(sides) if side > largest)
+        self._last = len(sides) - 1
+        self._scale = -1
+        self._number = 0
+        (folder / CACHE).mkdir(parents=True)
+
+    def prepare(self, batch: int, settings: SamplingSettings) -> None:
+        self.backend.prepare(batch, settings)
+
+    def split(self, value: Tensor) -> list[Tensor]:
+        return self.backend.split(value)
+
+    def to_host(self, value: Value) -> NDArray[Any]:
+        return self.backend.to_host(value)
+
+    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
+        self._scale += graph == TRANSFORMER
+        fed = {}
+        if self._scale >= self._first:
+            fed = {f"in.{k}": self.to_host(v) for k, v in inputs.items() if not k.startswith(PAST)}
+        if graph == TRANSFORMER and self._scale == self._last:
+            for name in (k for k in inputs if k.startswith(PAST)):
+                np.save(self.folder / CACHE / f"{name.removeprefix(PAST)}.npy", self.to_host(inputs[name]))
+        outputs = self.backend.run(graph, inputs)
+        if fed:
+            caches = {k.removeprefix(PAST) for k in inputs if k.startswith(PAST)}
+            kept: dict[str, Any] = {
+                **fed,
+                **{f"out.{k}": self.to_host(v) for k, v in outputs.items() if k not in caches},
+            }
+            np.savez(self.folder / f"{self._number:03}-{graph}-{self._scale}.npz", **kept)
+            self._number += 1
+        return outputs
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--largest", required=True, type=int, help="Side of the largest scale that is left to others.")
+@click.pass_context
+def main(context: click.Context, largest: int) -> None:
+    """One step of the rehearsal, in the current folder."""
+    context.obj = largest
+
+
+@main.command("open")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@ends_with_a_sentence
+def open_(bundle: Path) -> None:
+    """Verify BUNDLE and open its sessions."""
+    start = time.perf_counter()
+    opened = open_bundle(bundle)
+    verified = time.perf_counter()
+    open_backend(opened, "cpu")
+    click.echo(f"verified in {verified - start:.0f} s, opened in {time.perf_counter() - verified:.0f} s")
+
+
+@main.command("draw")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.pass_obj
+@ends_with_a_sentence
+def draw_(largest: int, bundle: Path) -> None:
+    """Draw one picture with BUNDLE on the CPU, and keep what later scales were fed."""
+    pipeline = Pipeline.load(bundle, "cpu")
+    manifest = pipeline.bundle.manifest
+    folder = Path(CAPTURED)
+    backend = Capture(pipeline.backend, pipeline.bundle, largest, folder)
+    features, mask = pipeline.encode([PROMPT])
+    drawn = draw(backend, manifest, features, mask, SeededNoise([SEED]), manifest.sampling)
+    image = to_images(drawn.images)[0]
+    image.save(folder / "picture.png")
+    plan = make_plan(manifest, 1, manifest.sampling)
+    cache = sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
+    described = {"cache_bytes": cache, "seconds": drawn.seconds}
+    (folder / "drawing.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{image.width} x {image.height} px, {len(manifest.model.patch_nums)} scales, seed {SEED}")
+    click.echo(f"KV cache {cache / 1e9:.2f} GB")
+    for stage, seconds in drawn.seconds.items():
+        click.echo(f"{stage}: {seconds:.1f} s")
+
+
+@main.command("export-prefix")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.pass_obj
+@ends_with_a_sentence
+def export_prefix(largest: int, output: Path) -> None:
+    """Export the checkpoint with the scales up to the largest: the same weights, fewer tokens."""
+    from export.bundle import export_bundle
+    from hart.checkpoint import empty_hart
+
+    root = Path(CHECKPOINT)
+    sides = empty_hart(root).transformer.config.patch_nums
+    export_bundle(root, output, "fp32", patch_nums=tuple(side for side in sides if side <= largest))
+
+
+@main.command("compare")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@ends_with_a_sentence
+def compare_(bundle: Path) -> None:
+    """Hold everything that was captured against the reference; exit code 1 if something is off."""
+    from compare.captured import compare_captured
+
+    fine = True
+    for line, ok in compare_captured(Path(CHECKPOINT), open_bundle(bundle).manifest, Path(CAPTURED)):
+        click.echo(f"{line}: {'within' if ok else 'NOT within'} tolerance")
+        fine &= ok
+    sys.exit(0 if fine else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""``hart-export --dry-run``: what would be exported, and what of it does not fit this machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.counting import count
+from export.bundle import (
+    PRECISIONS,
+    describe_configuration,
+    describe_model,
+    own_text_encoder,
+    sampling_defaults,
+)
+from export.footprint import Weights, scratch_of, typed, weights_of
+from export.specs import manifest_of
+from hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder, find_folders
+from hart.errors import InputError
+from hart.model import Hart
+from hart.text_encoder import TextEncoder
+from runtime.bundle import PAST, Manifest
+from runtime.plan import make_plan
+
+BATCHES = (1, 2, 4, 8)
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+SECONDS, SECONDS_PER_BLOCK, SECONDS_PER_GB = 45.0, 1.0, 4.0
+"""What an export took on one core of a server: tracing what every model has, each block of a
+transformer, and reading, writing and hashing weights."""
+LIBRARIES = 0.6e9
+"""Bytes that an exporting process holds beside weights."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of drawing one batch in one precision."""
+
+    weights: int
+    cache: int
+    between: int
+    """Everything that passes from graph to graph, at its planned addresses, without the cache."""
+    inside: int
+    """The most that one graph needs while it runs."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.between + self.inside
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What exporting a checkpoint would make."""
+
+    checked: bool
+    """Whether weight files were there to compare the configuration with."""
+    graphs: dict[str, dict[str, Weights]]
+    """By precision and graph."""
+    weights: dict[str, Weights]
+    """By precision, what graphs share counted once."""
+    read: int
+    """Bytes of weight files to read."""
+    blocks: int
+    memory: dict[tuple[str, int], Memory]
+    """By precision and batch size."""
+    operations: float
+    """Of one picture, a multiply-add counted as two."""
+
+    def seconds(self, precision: str) -> float:
+        """Estimated time of the export."""
+        size = self.read + self.weights[precision].nbytes
+        return SECONDS + self.blocks * SECONDS_PER_BLOCK + size / 1e9 * SECONDS_PER_GB
+
+    def export_memory(self, precision: str) -> float:
+        """Estimated peak: the weights as they are exported, and the largest files they come from."""
+        mapped = self.weights["fp32"].nbytes if precision != "fp32" else 0
+        return self.weights[precision].nbytes + mapped + LIBRARIES
+
+
+def forecast(
+    checkpoint: Path, text_encoder: Path | None = None, max_batch: int = 8, ema: bool = True
+) -> Forecast:
+    """Look at configurations, and at the headers of weight files if there are any.
+
+    Raises:
+        InputError: a configuration cannot be used, or weight files do not fit it.
+    """
+    model = empty_hart(checkpoint)
+    text_folder = text_encoder or own_text_encoder(checkpoint)
+    text = empty_text_encoder(text_folder) if text_folder else None
+    llm, tokenizer = find_folders(checkpoint)
+    checked = _has_weights(llm) and _has_weights(tokenizer)
+    if checked:
+        check_hart(checkpoint, ema)
+    if text_folder and _has_weights(text_folder):
+        check_text_encoder(text_folder)
+    graphs, weights, memory = {}, {}, {}
+    for precision, dtype in PRECISIONS.items():
+        manifest = _manifest(checkpoint, model, text, precision, max_batch)
+        for network in (model.transformer, model.tokenizer, text):
+            if network is not None:
+                typed(network, dtype)
+        graphs[precision], weights[precision] = weights_of(model, text, manifest)
+        for batch in sorted({b for b in BATCHES if b < max_batch} | {max_batch}):
+            stored = weights[precision].nbytes
+            memory[precision, batch] = _memory(model, text, manifest, batch, stored)
+    layers = len(text.layers) if text else 0
+    return Forecast(
+        checked=checked,
+        graphs=graphs,
+        weights=weights,
+        read=weights["fp32"].nbytes,
+        blocks=model.transformer.config.depth + layers,
+        memory=memory,
+        operations=sum(work.operations for work in count(manifest, 1).values()),
+    )
+
+
+def _manifest(
+    checkpoint: Path, model: Hart, text: TextEncoder | None, precision: str, max_batch: int
+) -> Manifest:
+    config = model.transformer.config
+    planned = manifest_of(
+        describe_model(model, config.patch_nums),
+        config.diff_width,
+        precision,
+        max_batch,
+        config.modulated,
+        sampling_defaults(checkpoint, model),
+    )
+    return replace(planned, checkpoint=describe_configuration(model, text))
+
+
+def _memory(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: int, weights: int) -> Memory:
+    plan = make_plan(manifest, batch, manifest.sampling)
+    cache = sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
+    inside = max(scratch_of(model, text, manifest, batch).values())
+    return Memory(weights, cache, plan.nbytes - cache, inside)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+
+
+def what_does_not_fit(found: Forecast, precision: str, output: Path) -> list[str]:
+    """One sentence for everything that this machine is too small for."""
+    total, available = machine_memory()
+    problems = []
+    needed = found.export_memory(precision)
+    if needed > available:
+        problems.append(
+            f"the {precision} export needs about {_gb(needed)} of memory, "
+            f"{_gb(available)} of {_gb(total)} are available"
+        )
+    for (kind, batch), memory in found.memory.items():
+        if memory.total > total:
+            problems.append(
+                f"drawing in {kind} with batch {batch} on the CPU needs about {_gb(memory.total)} of memory, "
+                f"this machine has {_gb(total)}"
+            )
+    parent = next(folder for folder in output.absolute().parents if folder.is_dir())
+    free, size = shutil.disk_usage(parent).free, found.weights[precision].nbytes
+    if size > free:
+        problems.append(f"{output}: the bundle takes {_gb(size)}, {_gb(free)} are free on its disk")
+    return problems
+
+
+def machine_memory() -> tuple[int, int]:
+    """All memory of this machine and what of it can be had now, in bytes.
+
+    Raises:
+        InputError: this system does not tell, and psutil is not installed.
+    """
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        file = Path("/proc/meminfo")
+        if not file.is_file():
+            raise InputError(
+                "--dry-run needs psutil on this system; install it with: pip install psutil"
+            ) from None
+        sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", file.read_text(encoding="utf-8"), re.MULTILINE))
+        return int(sizes["MemTotal"]) * 1024, int(sizes["MemAvailable"]) * 1024
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
+def show(found: Forecast, precision: str, output: Path) -> None:
+    """Print the forecast: tables on a terminal, plain text in a pipe."""
+    console = Console()
+    style = box.SIMPLE if console.is_terminal else None
+    if not console.is_terminal:
+        console = Console(width=110)
+    source = "configurations and the headers of weight files" if found.checked else "configurations alone"
+    console.print(f"would write {output} in {precision}; from {source}", highlight=False, soft_wrap=True)
+    console.print(_graph_table(found, style))
+    console.print(_memory_table(found, style))
+    rates = f"{SECONDS:g} s, {SECONDS_PER_BLOCK:g} s a block, {SECONDS_PER_GB:g} s a GB read or written"
+    lines = [
+        f"one picture: {found.operations / 1e12:.3g} TFLOP",
+        f"time of the export: about {found.seconds(precision):.0f} s on one core ({rates})",
+        f"memory of the export: about {_gb(found.export_memory(precision))}",
+    ]
+    problems = what_does_not_fit(found, precision, output)
+    lines += [f"does not fit: {problem}" for problem in problems] or ["everything fits this machine"]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _graph_table(found: Forecast, style: box.Box | None) -> Table:
+    table = Table("graph", box=style)
+    for name in ("parameters", *(f"{precision} MB" for precision in found.graphs)):
+        table.add_column(name, justify="right")
+    first = next(iter(found.graphs.values()))
+    for name, held in first.items():
+        sizes = [graphs[name].nbytes for graphs in found.graphs.values()]
+        table.add_row(name, f"{held.parameters:,}", *(f"{size / 1e6:,.1f}" for size in sizes))
+    totals = [weights.nbytes for weights in found.weights.values()]
+    together = f"{found.weights['fp32'].parameters:,}"
+    table.add_row("together", together, *(f"{size / 1e6:,.1f}" for size in totals))
+    return table
+
+
+def _memory_table(found: Forecast, style: box.Box | None) -> Table:
+    table = Table("drawing", box=style)
+    for name in (
+        "batch",
+        "weights GB",
+        "KV cache GB",
+        "between graphs GB",
+        "inside a graph GB",
+        "together GB",
+    ):
+        table.add_column(name, justify="right")
+    for (precision, batch), m in found.memory.items():
+        sizes = (m.weights, m.cache, m.between, m.inside, m.total)
+        table.add_row(precision, str(batch), *(f"{size / 1e9:.2f}" for size in sizes))
+    return table
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,181 @@
+"""How large an export will be and what its graphs need, without weights and without computing.
+
+The graphs run once on PyTorch's meta device, where tensors have shapes and types but no memory,
+while somebody watches which parameters they touch and how much is alive at once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from export.graphs import build_graphs
+from export.quantize import SMALLEST
+from hart.checkpoint import matrix_parameters
+from hart.model import Hart
+from hart.text_encoder import TextEncoder
+from runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
+from runtime.shapes import shape_of
+from runtime.tensorrt.profiles import scale_rows
+
+Held = dict[tuple[int, bool], Tensor]
+"""Weights by identity, and whether as 8-bit integers: what graphs of both kinds hold is stored twice."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a graph holds."""
+
+    parameters: int
+    nbytes: int
+
+
+def weights_of(
+    model: Hart, text: TextEncoder | None, manifest: Manifest
+) -> tuple[dict[str, Weights], Weights]:
+    """Weights of each graph, and of all of them together, what they share counted once.
+
+    Args:
+        model, text: on the meta device, in the precision of the export (see :func:`typed`).
+        manifest: as :func:`export.specs.manifest_of` makes it.
+    """
+    found: dict[str, Weights] = {}
+    everything: Held = {}
+    for name, module, inputs in _graphs(model, text, manifest, 1):
+        with _Parameters(module) as seen:
+            module(*inputs)
+        in_int8 = manifest.precision == INT8 and name in INT8_GRAPHS
+        held = {(key, in_int8 and _becomes_int8(tensor)): tensor for key, tensor in seen.touched.items()}
+        found[name] = _sum(held)
+        everything |= held
+    return found, _sum(everything)
+
+
+def _becomes_int8(weight: Tensor) -> bool:
+    return weight.ndim == 2 and min(weight.shape) >= SMALLEST
+
+
+def scratch_of(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: int) -> dict[str, int]:
+    """Bytes that are alive inside each graph at the most, outputs included, at its largest scale.
+
+    As PyTorch would hold them with fused attention; a transformer's blocks use the same memory one
+    after another, so one is looked at. The decoder draws one picture at a time.
+    """
+    blocks = model.transformer.blocks
+    model.transformer.blocks = blocks[:1]
+    try:
+        peaks = {}
+        for name, module, inputs in _graphs(model, text, manifest, batch):
+            with _Alive() as alive:
+                module(*inputs)
+            peaks[name] = alive.peak
+        return peaks
+    finally:
+        model.transformer.blocks = blocks
+
+
+def typed(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a module on the meta device the types it would be loaded with."""
+    low = matrix_parameters(module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype if name in low else torch.float32)
+
+
+def _graphs(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: int):  # type: ignore[no-untyped-def]
+    """Every graph as a module, with inputs of its largest scale; (name, module, inputs)."""
+    with torch.device("meta"):
+        for build in build_graphs(model, text, manifest.model.patch_nums, _fused):
+            graph = build()
+            spec = manifest.graphs[graph.name]
+            count = 1 if graph.name == "decoder" else batch
+            shapes = _largest(manifest, spec, count)
+            inputs = [
+                # A number of codes to keep is read on the way; everything else stays a shape.
+                torch.tensor([min(600, manifest.model.vocab_size)], device="cpu")
+                if name == "top_k"
+                else torch.empty(shapes[name], dtype=example.dtype)
+                for name, (example, _) in graph.inputs.items()
+            ]
+            with torch.no_grad():
+                yield graph.name, graph.module.eval(), inputs
+
+
+def _largest(manifest: Manifest, spec: GraphSpec, batch: int) -> dict[str, tuple[int, ...]]:
+    _, dims = scale_rows(manifest.model, spec)[-1]
+    return {tensor.name: shape_of(tensor, {**dims, "batch": batch}) for tensor in spec.inputs}
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Attention that holds nothing but its result."""
+    return torch.empty_like(q)
+
+
+def _sum(held: Held) -> Weights:
+    parameters = {key: tensor.numel() for (key, _), tensor in held.items()}
+    # One byte a weight and a float32 scale for each output.
+    sizes = (t.numel() + 4 * len(t) if in_int8 else t.nbytes for (_, in_int8), t in held.items())
+    return Weights(sum(parameters.values()), sum(sizes))
+
+
+class _Parameters(TorchFunctionMode):
+    """Notes which parameters and buffers of a module its functions are called with."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._known = {id(t): t for t in (*module.parameters(), *module.buffers())}
+        self.touched: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if id(leaf) in self._known:
+                self.touched[id(leaf)] = leaf
+        return func(*args, **(kwargs or {}))
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the memory of all results, for as long as something refers to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._users: Counter[int] = Counter()
+        self._now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = _storage(leaf)
+                if storage in inputs and storage not in self._users:
+                    continue  # a view of a weight or of an input
+                self._hold(storage, leaf.untyped_storage().nbytes())
+                weakref.finalize(leaf, self._release, storage, leaf.untyped_storage().nbytes())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _hold(self, storage: int, nbytes: int) -> None:
+        self._now += 0 if self._users[storage] else nbytes
+        self._users[storage] += 1
+
+    def _release(self, storage: int, nbytes: int) -> None:
+        self._users[storage] -= 1
+        if not self._users[storage]:
+            del self._users[storage]
+            self._now -= nbytes
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,140 @@
+"""The manifest that a model's export will have, from its sizes alone."""
+
+from __future__ import annotations
+
+from hart.schedule import SamplingSettings
+from runtime.bundle import APPEND, GraphSpec, Manifest, ModelSpec, TensorSpec
+
+
+def manifest_of(
+    model: ModelSpec,
+    diff_width: int,
+    precision: str = "fp32",
+    max_batch: int = 8,
+    modulated: bool = False,
+    sampling: SamplingSettings | None = None,
+) -> Manifest:
+    """The graphs with their inputs and outputs, without files and origin.
+
+    Args:
+        diff_width: width of the residual diffusion MLP.
+        modulated: whether the blocks are modulated by a pooled condition.
+        sampling: default settings; those of the published sampler if left out.
+    """
+    both, dim, tokens = "2*batch", model.embed_dim, model.context_token
+    last, channels, vocab = model.patch_nums[-1], model.latent_channels, model.vocab_size
+    cells, head = last * last, model.embed_dim // model.num_heads
+    half = "float16" if precision == "fp16" else "float32"
+
+    def graph(
+        file: str, inputs: dict[str, tuple[object, ...]], outputs: dict[str, tuple[object, ...]]
+    ) -> GraphSpec:
+        types = {"input_ids": "int64", "mask": "bool", "top_k": "int64", "scale": "int64"}
+        types |= {"timestep": "int64", "index": "int64"}
+
+        def tensors(shapes: dict[str, tuple[object, ...]]) -> tuple[TensorSpec, ...]:
+            cache = ("past_", "new_", "key_", "value_")
+            return tuple(
+                TensorSpec(name, half if name.startswith(cache) else types.get(name, "float32"), shape)  # type: ignore[arg-type]
+                for name, shape in shapes.items()
+            )
+
+        opset = 20 if file == "decoder" else 23
+        return GraphSpec(f"{file}.onnx", opset, tensors(inputs), tensors(outputs))
+
+    names = [f"{kind}_{i}" for i in range(model.depth) for kind in ("key", "value")]
+    step: dict[str, tuple[object, ...]] = {"x": (both, "length", dim), "angles": (both, "length", head)}
+    condition: dict[str, tuple[object, ...]] = {"block_condition": (both, dim)} if modulated else {}
+    hidden: dict[str, tuple[object, ...]] = {"hidden": (both, "length", dim)}
+    latents, side = ("batch", channels, last, last), ("batch", "side", "side")
+    rest = ("batch", cells, channels)
+    scalar: tuple[object, ...] = ()
+    graphs = {
+        "text_encoder": graph(
+            "text_encoder",
+            {"input_ids": ("batch", tokens), "mask": ("batch", tokens)},
+            {"features": ("batch", tokens, model.context_dim)},
+        ),
+        "context": graph(
+            "context",
+            {"features": ("batch", tokens, model.context_dim), "mask": ("batch", tokens)},
+            {
+                "x": (both, tokens, dim),
+                "angles": (both, tokens, head),
+                "offset": (both, 1),
+                "head_condition": (both, dim),
+                **condition,
+            },
+        ),
+        "transformer": graph(
+            "transformer",
+            step | condition | {f"past_{n}": (both, "past", dim) for n in names},
+            hidden | dict.fromkeys(names, (both, "past + length", dim)),
+        ),
+        "sample": graph(
+            "sample",
+            {
+                **hidden,
+                "head_condition": (both, dim),
+                "guidance": scalar,
+                "top_k": (1,),
+                "top_p": scalar,
+                "uniform": side,
+            },
+            {"index": side, "codes": (*side, channels), "logits": (*side, vocab)},
+        ),
+        "smooth": graph(
+            "smooth",
+            {
+                "logits": (*side, vocab),
+                "exponential": (*side, vocab),
+                "logit_gain": scalar,
+                "temperature": scalar,
+            },
+            {"h": (*side, channels)},
+        ),
+        "next_scale": graph(
+            "next_scale",
+            {
+                "h": (*side, channels),
+                "f_hat": latents,
+                "scale": (1,),
+                "up": (last, "side"),
+                "down": ("next_side", last),
+                "offset": (both, 1),
+            },
+            {"f_hat_out": latents, "x": (both, "next_side**2", dim), "angles": (both, "next_side**2", head)},
+        ),
+        "residual_condition": graph(
+            "residual_condition",
+            {"hidden": (both, cells, dim), "codes": ("batch", last, last, channels)},
+            {"embedded": (both, cells, diff_width)},
+        ),
+        "residual_step": graph(
+            "residual_step",
+            {
+                "x": rest,
+                "embedded": (both, cells, diff_width),
+                "timestep": (1,),
+                "coefficients": (7,),
+                "guidance": scalar,
+                "noise": rest,
+            },
+            {"x_out": rest},
+        ),
+        "latent": graph(
+            "latent",
+            {"f_hat": latents, "h": ("batch", last, last, channels), "residual": rest},
+            {"f_hat_out": latents},
+        ),
+        "decoder": graph(
+            "decoder", {"f_hat": latents}, {"image": ("batch", 3, model.image_size, model.image_size)}
+        ),
+        APPEND: graph(
+            APPEND,
+            step | condition | {f"past_{n}": ("past", both, dim) for n in names},
+            hidden | {f"new_{n}": ("length", both, dim) for n in names},
+        ),
+    }
+    settings = sampling or SamplingSettings()
+    return Manifest("planned", precision, max_batch, model, settings, graphs, {}, {}, {})

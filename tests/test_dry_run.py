@@ -1,0 +1,127 @@
+"""What --dry-run says is what an export makes, and it reads no weights for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from export import dry_run
+from export.cli import main
+from export.dry_run import forecast
+from hart.config import read_json
+from hart.demo import DEMO_CHECKPOINT
+from hart.random_checkpoint import SHAPES
+from runtime.bundle import PAST, WEIGHTS, open_bundle
+from runtime.plan import make_plan
+
+FULL = SHAPES / "hart-0.7b-1024px.json"
+
+
+def configurations(source: Path, target: Path) -> Path:
+    """A copy of a checkpoint without its weights."""
+    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """The configuration files of the full-size model."""
+    shape = read_json(FULL)
+    for part in ("llm", "tokenizer"):
+        (tmp_path / "full" / part).mkdir(parents=True)
+        (tmp_path / "full" / part / "config.json").write_text(json.dumps(shape[part]))
+    return tmp_path / "full"
+
+
+def test_the_demo_as_it_is_exported(demo_bundle: Path, tmp_path: Path) -> None:
+    found = forecast(DEMO_CHECKPOINT)
+    assert found.checked
+    manifest = open_bundle(demo_bundle).manifest
+    stored = manifest.files[WEIGHTS].size
+    assert found.weights["fp16"].nbytes == pytest.approx(stored, rel=0.04)  # files align their tensors
+    for name in ("transformer", "decoder", "residual_step", "text_encoder"):
+        model = onnx.load(demo_bundle / f"{name}.onnx", load_external_data=False)
+        elements = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+        assert found.graphs["fp16"][name].parameters == pytest.approx(elements, rel=0.02), name
+    plan = make_plan(manifest, 2, manifest.sampling)
+    memory = found.memory["fp16", 2]
+    assert memory.cache + memory.between == plan.nbytes
+    assert memory.cache == sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
+    assert forecast(configurations(DEMO_CHECKPOINT, tmp_path / "bare")).weights == found.weights
+
+
+def test_the_full_size_from_configurations_alone(full: Path) -> None:
+    found = forecast(full, max_batch=4)
+    assert not found.checked
+    assert {batch for _, batch in found.memory} == {1, 2, 4}
+    assert found.graphs["fp32"]["transformer"].parameters == 679_624_704
+    tokens, width, layers = 9750, 1536, 24
+    for batch in (1, 4):
+        assert found.memory["fp32", batch].cache == 2 * layers * 2 * batch * tokens * width * 4
+        assert found.memory["fp16", batch].cache == 2 * layers * 2 * batch * tokens * width * 2
+    assert found.memory["fp32", 4].inside > found.memory["fp32", 1].inside
+    assert 1e9 < found.memory["fp32", 1].inside < 3e9  # the decoder, in strips
+
+
+def run(*arguments: object) -> str:
+    done = CliRunner().invoke(main, [*map(str, arguments), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    return str(done.stdout)
+
+
+def test_what_is_printed(full: Path, tmp_path: Path) -> None:
+    text = run(full, "--output", tmp_path / "bundle", "--precision", "fp32")
+    assert "from configurations alone" in text
+    assert "679,624,704" in text
+    assert text.isascii()
+    assert "\x1b" not in text
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_what_does_not_fit(full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: (int(16e9), int(1e9)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
+    text = run(full, "--output", tmp_path / "bundle", "--precision", "fp32")
+    lines = [line for line in text.splitlines() if line.startswith("does not fit")]
+    assert any("export needs" in line and "1.0 GB of 16.0 GB are available" in line for line in lines)
+    assert any("fp32 with batch 2" in line for line in lines)
+    assert not any("fp32 with batch 1 " in line for line in lines)
+    assert any("free on its disk" in line for line in lines)
+    roomy = (int(1e15), int(1e15))
+    monkeypatch.undo()
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: roomy)
+    assert "everything fits this machine" in run(DEMO_CHECKPOINT, "--output", tmp_path / "bundle")
+
+
+def corrupt_numbers(file: Path) -> None:
+    """Cut every weight off a safetensors file; its header and size stay."""
+    raw = file.read_bytes()
+    header = 8 + struct.unpack("<Q", raw[:8])[0]
+    with file.open("wb") as rewritten:
+        rewritten.write(raw[:header])
+        rewritten.truncate(len(raw))
+
+
+def rename_a_key(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"word_embed.bias", b"word_embed.bios", 1))
+
+
+@pytest.mark.parametrize("damage", [corrupt_numbers, rename_a_key])
+def test_headers_are_looked_at_and_numbers_are_not(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    root = shutil.copytree(DEMO_CHECKPOINT, tmp_path / "checkpoint")
+    for file in (root / "llm").glob("*.safetensors"):
+        damage(file)
+    done = CliRunner().invoke(main, [str(root), "--dry-run"])
+    if damage is corrupt_numbers:
+        assert done.exit_code == 0, done.output
+        assert "headers of weight files" in done.stdout
+    else:
+        assert done.exit_code == 2
+        assert "word_embed.bios" in done.stderr
