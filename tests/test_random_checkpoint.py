@@ -131,15 +131,19 @@ def test_the_published_keys_and_shapes() -> None:
     with torch.device("meta"):
         llm = ScaleTransformer(shape.llm, shape.tokenizer.vocab_size, shape.tokenizer.z_channels)
         image = ImageTokenizer(shape.tokenizer)
-        extras = {"llm": llm_buffers(shape.llm), "tokenizer": tokenizer_extras(shape.tokenizer)}
-        found = {
-            "llm": dict(llm.named_parameters()) | {k: make() for k, make in extras["llm"].items()},
-            "tokenizer": {f"vae.{k}": p for k, p in image.named_parameters()}
-            | {k: make() for k, make in extras["tokenizer"].items()},
-        }
-    for folder, tensors in found.items():
-        described = {k: (str(t.dtype).removeprefix("torch."), list(t.shape)) for k, t in tensors.items()}
-        assert described == expected[folder]
+    parameters = {
+        "llm": dict(llm.named_parameters()),
+        "tokenizer": {f"vae.{key}": p for key, p in image.named_parameters()},
+    }
+    extras = {"llm": llm_buffers(shape.llm), "tokenizer": tokenizer_extras(shape.tokenizer)}
+    for folder, expected_here in expected.items():
+        found = {key: described(p) for key, p in parameters[folder].items()}
+        found |= {key: described(make()) for key, make in extras[folder].items()}
+        assert found == expected_here
+
+
+def described(tensor: torch.Tensor) -> tuple[str, list[int]]:
+    return str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
 
 
 def test_everything_that_is_published(shape: Path, tmp_path: Path) -> None:
