@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ def ends_with_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         # A polite kill cleans up as Ctrl-C does.
+        logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             command(*args, **kwargs)

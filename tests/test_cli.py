@@ -66,8 +66,10 @@ def test_several_pictures_and_json(demo_bundle: Path, tmp_path: Path) -> None:
 
 def test_a_prompt_over_the_limit_is_cut_with_a_warning(demo_bundle: Path, tmp_path: Path) -> None:
     prompt = PROMPT + " and then a lot of words that do not fit at all"
-    done = run("--engine", demo_bundle, prompt, "--output", tmp_path / "x.png")
-    assert done.exit_code == 0, done.output
+    code = "from runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "--engine", str(demo_bundle), prompt, "--output", "x.png"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
     assert "warning: the prompt is over 16 tokens, cut off: '" in done.stderr
     assert "fit at all" in done.stderr
 
