@@ -62,7 +62,7 @@ def test_the_full_size_from_configurations_alone(full: Path) -> None:
     assert not found.checked
     assert {batch for _, batch in found.memory} == {1, 2, 4}
     assert found.graphs["fp32"]["transformer"].parameters == 679_624_704
-    tokens, width, layers = 9750, 1536, 24
+    tokens, width, layers = 9750 - 64 * 64, 1536, 24  # nobody reads the keys of the last scale
     for batch in (1, 4):
         assert found.memory["fp32", batch].cache == 2 * layers * 2 * batch * tokens * width * 4
         assert found.memory["fp16", batch].cache == 2 * layers * 2 * batch * tokens * width * 2
@@ -91,8 +91,8 @@ def test_what_does_not_fit(full: Path, tmp_path: Path, monkeypatch: pytest.Monke
     text = run(full, "--output", tmp_path / "bundle", "--precision", "fp32")
     lines = [line for line in text.splitlines() if line.startswith("does not fit")]
     assert any("export needs" in line and "1.0 GB of 16.0 GB are available" in line for line in lines)
-    assert any("fp32 with batch 2" in line for line in lines)
-    assert not any("fp32 with batch 1 " in line for line in lines)
+    assert any("fp32 with batch 4" in line for line in lines)
+    assert not any("fp32 with batch 2" in line for line in lines)
     assert any("free on its disk" in line for line in lines)
     roomy = (int(1e15), int(1e15))
     monkeypatch.undo()
