@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,24 @@ from runtime.backend import Backend, open_backend
 from runtime.bundle import TEXT_TOKENIZER, Bundle, open_bundle
 from runtime.loop import Advance, Array, draw
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
 log = logging.getLogger(__name__)
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
+
+
+class Overrides(TypedDict, total=False):
+    """Sampling settings of one call, see :class:`hart.schedule.SamplingSettings`."""
+
+    guidance: float | None
+    top_k: int | None
+    top_p: float | None
+    smooth: bool | None
+    residual: bool | None
+    steps: int | str | None
 
 
 @dataclass(frozen=True)
@@ -92,33 +106,27 @@ class Pipeline:
         seed: int = 0,
         num_images: int = 1,
         batch: int | None = None,
-        guidance: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        smooth: bool | None = None,
-        residual: bool | None = None,
-        steps: int | str | None = None,
         callback: Callable[[Scale], None] | None = None,
         previews: bool = False,
         watch: Callable[[Advance], None] = lambda _: None,
+        **overrides: Unpack[Overrides],
     ) -> Result:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ...
 
         Args:
             batch: images drawn at once (default and most: the bundle's maximum). Pictures do
                 not depend on it.
-            guidance, top_k, top_p, smooth, residual, steps: sampling settings; those left out
-                are the bundle's.
             callback: called after each scale of each batch.
             previews: decode the picture at each scale for the callback.
             watch: called after each scale and denoising step, for progress bars.
+            overrides: sampling settings; those left out (or None) are the bundle's.
 
         Raises:
             InputError: a value is out of range.
             RunError: the run produced no usable picture.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        settings = self.check(texts, seed, num_images, batch, guidance, top_k, top_p, smooth, residual, steps)
+        settings = self.check(texts, seed, num_images, batch, **overrides)
         for text in dict.fromkeys(texts):
             if lost := self.cut_off(text):
                 limit = self.bundle.manifest.model.context_token
@@ -164,27 +172,16 @@ class Pipeline:
         seed: int = 0,
         num_images: int = 1,
         batch: int | None = None,
-        guidance: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        smooth: bool | None = None,
-        residual: bool | None = None,
-        steps: int | str | None = None,
+        **overrides: Unpack[Overrides],
     ) -> SamplingSettings:
         """Refuse values out of range, naming the option, before anything runs.
 
         Returns the settings that :meth:`generate` uses for these arguments.
         """
         manifest = self.bundle.manifest
-        overrides: dict[str, Any] = {
-            "guidance": guidance,
-            "top_k": top_k,
-            "top_p": top_p,
-            "smooth": smooth,
-            "residual": residual,
-            "steps": None if steps is None else str(steps),
-        }
-        chosen = {name: value for name, value in overrides.items() if value is not None}
+        chosen: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+        if "steps" in chosen:
+            chosen["steps"] = str(chosen["steps"])
         settings = replace(manifest.sampling, **chosen)
         if not prompts:
             raise InputError("no prompt was given")
