@@ -52,10 +52,10 @@ clean:
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[export]"
 	@touch $@
 
-.venv/bench.done: .venv/export.done
+.venv/bench.done: .venv/pip.done pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[bench,export]"
 	@touch $@
 
-.venv/dev.done: .venv/export.done
+.venv/dev.done: .venv/pip.done pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@

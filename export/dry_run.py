@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -100,6 +101,7 @@ def forecast(
     if text_folder and _has_weights(text_folder):
         check_text_encoder(text_folder)
     graphs, weights, memory = {}, {}, {}
+    inside: dict[tuple[torch.dtype, int], int] = {}  # int8 graphs pass float32 on, too
     for precision, dtype in PRECISIONS.items():
         manifest = _manifest(checkpoint, model, text, precision, max_batch)
         for network in (model.transformer, model.tokenizer, text):
@@ -107,8 +109,11 @@ def forecast(
                 typed(network, dtype)
         graphs[precision], weights[precision] = weights_of(model, text, manifest)
         for batch in sorted({b for b in BATCHES if b < max_batch} | {max_batch}):
-            stored = weights[precision].nbytes
-            memory[precision, batch] = _memory(model, text, manifest, batch, stored)
+            if (dtype, batch) not in inside:
+                inside[dtype, batch] = max(scratch_of(model, text, manifest, batch).values())
+            memory[precision, batch] = _memory(
+                manifest, batch, weights[precision].nbytes, inside[dtype, batch]
+            )
     layers = len(text.layers) if text else 0
     return Forecast(
         checked=checked,
@@ -136,10 +141,9 @@ def _manifest(
     return replace(planned, checkpoint=describe_configuration(model, text))
 
 
-def _memory(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: int, weights: int) -> Memory:
+def _memory(manifest: Manifest, batch: int, weights: int, inside: int) -> Memory:
     plan = make_plan(manifest, batch, manifest.sampling)
     cache = sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
-    inside = max(scratch_of(model, text, manifest, batch).values())
     return Memory(weights, cache, plan.nbytes - cache, inside)
 
 

@@ -48,7 +48,7 @@ def write_qwen2(folder: Path, side: str, width: int) -> Path:
         vocab_size=number + 1,
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         rope_theta=1_000_000.0,
