@@ -91,9 +91,10 @@ def _transformer(
         before = [torch.from_numpy(np.ascontiguousarray(theirs[n][:, :past])) for n in ("key", "value")]
         x, pair = block(x, rotation, condition, (before[0], before[1]), attention)
         for name, value in zip(("key", "value"), pair, strict=True):
-            new = torch.from_numpy(np.ascontiguousarray(theirs[name][:, past:present]))
-            if not new.numel():
+            kept = theirs[name][:, past:present]
+            if not kept.size:
                 continue
+            new = torch.from_numpy(np.ascontiguousarray(kept))
             worst[f"{name}s"].append(float((new - value[:, past:]).abs().max() / value[:, past:].abs().max()))
     for name, errors in worst.items() if worst["keys"] else ():
         yield name, max(errors) if np.isfinite(errors).all() else None
