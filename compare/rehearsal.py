@@ -67,6 +67,7 @@ def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
     python = [sys.executable, "-m"]
     random = [*python, "hart.random_checkpoint", "--shape", shape, "--published", "--output", CHECKPOINT]
     export = [sys.executable, "-c", "from export.cli import main; main()", CHECKPOINT, "--backend", "onnx"]
+    export += ["--system-prompt", "none"]  # the published one needs a network, and random weights need none
     build = [
         sys.executable,
         "-c",
