@@ -49,6 +49,7 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
     llm = config_from_dict(TransformerConfig, manifest.checkpoint["llm"], "manifest")
     image = config_from_dict(TokenizerConfig, manifest.checkpoint["tokenizer"], "manifest")
     weight, cached = WEIGHT_BYTES[manifest.precision], CACHE_BYTES[manifest.precision]
+    unchanged = FLOAT_IN_INT8[manifest.precision]
     patch_nums, tokens, dim = manifest.model.patch_nums, llm.context_token, llm.embed_dim
     channels, last = image.z_channels, patch_nums[-1]
     both, latent = 2 * batch, batch * last**2 * channels * FLOAT
@@ -56,7 +57,6 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
 
     if manifest.checkpoint.get("text_encoder"):
         text = config_from_dict(TextEncoderConfig, manifest.checkpoint["text_encoder"], "manifest")
-        unchanged = FLOAT_IN_INT8[manifest.precision]
         read = (text_encoder_weights(text) + batch * tokens * text.hidden_size) * unchanged
         features = batch * tokens * text.hidden_size * FLOAT
         work[stages.TEXT_ENCODER] = Work(text_encoder_operations(text, batch, tokens), read + features)
@@ -91,9 +91,7 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
             work[stages.residual_stage(number)] = step
     pixels = batch * 3 * manifest.model.image_size**2 * FLOAT
     operations, parameters = decoder_counts(image, last)
-    work[stages.DECODER] = Work(
-        batch * operations, parameters * FLOAT_IN_INT8[manifest.precision] + 2 * latent + pixels
-    )
+    work[stages.DECODER] = Work(batch * operations, parameters * unchanged + 2 * latent + pixels)
     return work
 
 

@@ -66,17 +66,11 @@ def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
     """The rehearsal, in order; file names are relative to its folder."""
     python = [sys.executable, "-m"]
     random = [*python, "hart.random_checkpoint", "--shape", shape, "--published", "--output", CHECKPOINT]
-    export = [sys.executable, "-c", "from export.cli import main; main()", CHECKPOINT, "--backend", "onnx"]
+    export = [*_command("export"), CHECKPOINT, "--backend", "onnx"]
     export += ["--system-prompt", "none"]  # the published one needs a network, and random weights need none
-    build = [
-        sys.executable,
-        "-c",
-        "from runtime.tensorrt.cli import main; main()",
-        "--backend",
-        "tensorrt-rtx",
-    ]
+    build = [*_command("runtime.tensorrt"), "--backend", "tensorrt-rtx"]
     own = [*python, "compare.rehearsal_steps", "--largest", str(largest)]
-    compare = [sys.executable, "-c", "from compare.cli import main; main()", "--checkpoint", CHECKPOINT]
+    compare = [*_command("compare"), "--checkpoint", CHECKPOINT]
     return [
         Step("checkpoint", [*random, "--text-encoder", text_encoder], CHECKPOINT),
         Step("export fp32", [*export, "--precision", "fp32", "--output", "fp32"], "fp32", _little_memory),
@@ -92,6 +86,11 @@ def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
         Step("large scales: compare", [*own, "compare", "fp32"]),
         Step("engines", [*build, "--engine", "fp16", "--compute-capability", CAPABILITIES]),
     ]
+
+
+def _command(package: str) -> list[str]:
+    """What runs a package's command with this interpreter, installed or not."""
+    return [sys.executable, "-c", f"from {package}.cli import main; main()"]
 
 
 def run(command: list[str], folder: Path, log: Path) -> Usage:

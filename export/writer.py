@@ -21,7 +21,7 @@ from export.cache import append_only
 from export.graphs import Graph
 from export.modules import TransformerGraph
 from export.quantize import quantize_products
-from runtime.bundle import APPEND, INT8_GRAPHS, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
+from runtime.bundle import APPEND, INT8, INT8_GRAPHS, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""
@@ -78,7 +78,7 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str)
     """Trace one graph and write ``<name>.onnx``; returns its manifest entry."""
     model = _trace(graph)
     _name_nodes_by_module(model.graph)
-    if precision == "int8" and graph.name in INT8_GRAPHS:
+    if precision == INT8 and graph.name in INT8_GRAPHS:
         quantize_products(model)
     for value in model.graph.initializers.values():
         tensor = value.const_value

@@ -134,12 +134,12 @@ def lay_out(slots: list[Slot]) -> int:
 def idle_parts(slots: list[Slot]) -> dict[int, list[tuple[int, int]]]:
     """Where large slots lay that no later one reuses, by the call after their last one."""
     idle: dict[int, list[tuple[int, int]]] = {}
-    for slot in slots:
+    for slot in (s for s in slots if s.nbytes >= LARGE):
         end = slot.offset + slot.nbytes
         reused = any(
             s.born > slot.dies and s.offset < end and slot.offset < s.offset + s.nbytes for s in slots
         )
-        if slot.nbytes >= LARGE and not reused:
+        if not reused:
             idle.setdefault(slot.dies + 1, []).append((slot.offset, slot.nbytes))
     return idle
 

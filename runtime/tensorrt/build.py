@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,37 +45,20 @@ def build_engine(
     profiles: list[Profile],
     options: BuildOptions,
     step: Step = lambda *_: None,
+    stopped: Sequence[bool] = (),
 ) -> tuple[bytes, list[str]]:
     """Parse a graph and build its engine.
 
-    Signals wait from the first call of the package to the last, clean-up included: Python raises them
-    wherever it runs next, in a callback such as the logger too, and the package drops what that raises.
+    Args:
+        stopped: what :func:`signals_wait` yields; the build ends at its next step once it holds something.
 
     Returns:
         The serialized engine, and the inputs that it reads on the host.
 
     Raises:
         RunError: the parser refuses the graph or drops one of its inputs, or the build fails.
-        KeyboardInterrupt: a signal stopped the build.
+        KeyboardInterrupt: it was stopped.
     """
-    stopped: list[bool] = []
-    with _signals_stop(stopped):
-        engine, on_host = _build(package, path, graph, model, profiles, options, step, stopped)
-    if stopped or engine is None:
-        raise KeyboardInterrupt
-    return engine, on_host
-
-
-def _build(
-    package: Package,
-    path: Path,
-    graph: GraphSpec,
-    model: ModelSpec,
-    profiles: list[Profile],
-    options: BuildOptions,
-    step: Step,
-    stopped: list[bool],
-) -> tuple[bytes | None, list[str]]:
     trt = package.api
     log = _logger(trt)
     builder = trt.Builder(log)
@@ -99,7 +82,7 @@ def _build(
         config.add_optimization_profile(target)
     serialized = None if stopped else builder.build_serialized_network(network, config)
     if stopped:
-        return None, on_host
+        raise KeyboardInterrupt
     if serialized is None:
         reason = log.errors[-1] if log.errors else "it gives no reason"
         raise RunError(f"{path}: {package.name} {package.version} cannot build an engine ({reason})")
@@ -150,19 +133,26 @@ def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, 
 
 
 @contextlib.contextmanager
-def _signals_stop(stopped: list[bool]) -> Iterator[None]:
-    """Let signals stop the build at its next step: an exception must not cross the package."""
+def signals_wait() -> Iterator[Sequence[bool]]:
+    """Hold SIGINT and SIGTERM back while a package works, and end with KeyboardInterrupt after them.
+
+    Python raises a signal wherever it runs next, in a callback such as the logger too, and the
+    package drops what a callback raises. What is yielded holds something once a signal came.
+    """
+    stopped: list[bool] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stopped
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, lambda *_: stopped.append(True))
     try:
-        yield
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def _logger(trt: Any) -> Any:
@@ -183,7 +173,7 @@ def _logger(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, step: Step, stopped: list[bool]) -> Any:
+def _monitor(trt: Any, step: Step, stopped: Sequence[bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         """Passes the builder's own progress on."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from hart.errors import InputError
 from hart.files import whole_folder
 from runtime.bundle import Bundle, FileSpec, describe_files, sha256_of
-from runtime.tensorrt.build import BuildOptions, Step, build_engine
+from runtime.tensorrt.build import BuildOptions, Step, build_engine, signals_wait
 from runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
     EngineManifest,
@@ -82,15 +82,17 @@ def build_engines(
             _link(target / engine_file(name), partial / engine_file(name))
         for number, name in enumerate(missing):
             graph, start = graphs[name], time.perf_counter()
-            serialized, on_host = build_engine(
-                package,
-                bundle.path(graph.file),
-                graph,
-                manifest.model,
-                list(wanted[name]),
-                options,
-                watch(name, number, len(missing)),
-            )
+            with signals_wait() as stopped:
+                serialized, on_host = build_engine(
+                    package,
+                    bundle.path(graph.file),
+                    graph,
+                    manifest.model,
+                    list(wanted[name]),
+                    options,
+                    watch(name, number, len(missing)),
+                    stopped,
+                )
             (partial / engine_file(name)).write_bytes(serialized)
             engines[name] = EngineSpec(
                 file=describe_files(partial, [engine_file(name)])[engine_file(name)],
