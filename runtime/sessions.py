@@ -52,6 +52,8 @@ def open_sessions(
         ort.preload_dlls(directory="")  # the libraries that PyTorch or NVIDIA's wheels brought
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors come back as exceptions
+    # Every session has threads of its own; those of the last graph must not spin beside the next one's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads:
         options.intra_op_num_threads = threads
     if device == "cpu":
