@@ -12,7 +12,7 @@ from bench import COMPILED, EAGER
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
 from hart.files import refuse_existing, whole_folder
-from runtime.tensorrt.package import MODULES
+from runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
     from bench.compare import Change
@@ -23,7 +23,6 @@ PATH = click.Path(path_type=Path)
 FILE_WIDTH = 120
 """Columns of the tables where no terminal says how wide it is."""
 RESULTS = Path("benchmarks/results")
-BACKENDS = ("auto", "onnxruntime", *MODULES)
 REFERENCES = (EAGER, COMPILED)
 
 

@@ -12,7 +12,7 @@ import click
 
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
-from runtime.tensorrt.package import MODULES
+from runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
     from compare.capture import Checkpoint
@@ -43,7 +43,7 @@ PROMPTS = (
 @click.option(
     "--backend",
     "backends",
-    type=click.Choice(["auto", "onnxruntime", *MODULES, "torch-fp16"]),
+    type=click.Choice([*BACKENDS, "torch-fp16"]),
     multiple=True,
     default=["auto"],
     help="What runs the bundle; can be given several times. [default: auto]",

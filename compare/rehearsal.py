@@ -25,6 +25,8 @@ from hart.errors import RunError
 
 SHAPE = "hart-0.7b-1024px"
 SEED = 0
+NO_SYSTEM_PROMPT = "none"
+"""The published one needs a network, and random weights need none."""
 CHECKPOINT, CAPTURED = "checkpoint", "captured"
 """Folders of the rehearsal that its steps share."""
 CACHE = "cache"
@@ -67,7 +69,7 @@ def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
     python = [sys.executable, "-m"]
     random = [*python, "hart.random_checkpoint", "--shape", shape, "--published", "--output", CHECKPOINT]
     export = [*_command("export"), CHECKPOINT, "--backend", "onnx"]
-    export += ["--system-prompt", "none"]  # the published one needs a network, and random weights need none
+    export += ["--system-prompt", NO_SYSTEM_PROMPT]
     build = [*_command("runtime.tensorrt"), "--backend", "tensorrt-rtx"]
     own = [*python, "compare.rehearsal_steps", "--largest", str(largest)]
     compare = [*_command("compare"), "--checkpoint", CHECKPOINT]

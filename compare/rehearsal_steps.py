@@ -13,7 +13,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, SEED
+from compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
 from hart.console import ends_with_a_sentence
 from hart.noise import SeededNoise
 from hart.schedule import SamplingSettings
@@ -127,7 +127,8 @@ def export_prefix(largest: int, output: Path) -> None:
 
     root = Path(CHECKPOINT)
     sides = empty_hart(root).transformer.config.patch_nums
-    export_bundle(root, output, "fp32", patch_nums=tuple(side for side in sides if side <= largest))
+    sides = tuple(side for side in sides if side <= largest)
+    export_bundle(root, output, "fp32", system_prompt=NO_SYSTEM_PROMPT, patch_nums=sides)
 
 
 @main.command("compare")

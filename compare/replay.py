@@ -18,6 +18,8 @@ from compare.metrics import Errors, compare_tensors
 from compare.reference import Call, Reference, error_key, graph_calls
 from runtime.backend import Backend
 from runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
+from runtime.choices import OPENVINO
+from runtime.openvino_backend import BFLOAT16_GRAPHS
 
 RELATIVE = 1e-4
 """Allowed error of float32 graphs, over the reference's largest magnitude; at reduced
@@ -25,6 +27,8 @@ precision the least that is ever demanded."""
 INT8_RELATIVE = 0.2
 """Allowed error of graphs with 8-bit products, over the reference's largest magnitude.
 Most stay within 0.05; the noisiest denoising step multiplies its error (see docs/accuracy.md)."""
+BFLOAT16_RELATIVE = 0.05
+"""Allowed error of graphs that run in bfloat16 as a whole, over the reference's largest magnitude."""
 FACTOR = 2.0
 """Allowed error at reduced precision, in units of the error of torch in fp16."""
 
@@ -93,7 +97,8 @@ def replay(
 
     In float32 ("fp32") an engine has to stay within ``relative`` and draw the same indices. In fp16 an
     output may be ``factor`` times as far off as torch in fp16 is, in int8 the outputs of graphs with
-    8-bit products by :data:`INT8_RELATIVE`; indices are then judged over the whole loop.
+    8-bit products by :data:`INT8_RELATIVE` and those in bfloat16 by :data:`BFLOAT16_RELATIVE`; indices
+    are then judged over the whole loop.
     """
     limits = reference.half_errors or {}
     rows = []
@@ -102,6 +107,8 @@ def replay(
         tolerance: float | None = 0.0 if whole_numbers else relative
         if precision == INT8 and call.graph in INT8_GRAPHS:
             tolerance = None if whole_numbers else INT8_RELATIVE
+        elif precision == INT8 and backend.name == OPENVINO and call.graph in BFLOAT16_GRAPHS:
+            tolerance = BFLOAT16_RELATIVE
         elif precision == "fp16":
             half = limits.get(error_key(batch, call, output), 0.0)
             tolerance = None if whole_numbers else max(factor * half, relative)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from compare.reference import Reference
 from compare.replay import FACTOR, RELATIVE, Row
 from compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
+from runtime.choices import OPENVINO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,14 +87,15 @@ class Run:
 def arithmetic(precision: str, backend: str, device: str) -> str:
     """What the numbers are computed in, in words.
 
-    ONNX Runtime's CPU provider computes half-precision graphs in float32, so their result is
-    not one of half precision.
+    On the CPU half-precision graphs are computed in float32, so their result is not one of half
+    precision.
     """
     if precision == "fp32":
         return "float32"
     if precision == "int8":
-        return "8-bit products, the rest in float32"
-    rounded = backend == "onnxruntime" and device == "cpu"
+        rest = "bfloat16 where the processor has it" if backend == OPENVINO else "float32"
+        return f"8-bit products, the rest in {rest}"
+    rounded = backend in ("onnxruntime", OPENVINO) and device == "cpu"
     return "rounded weights, float32 arithmetic" if rounded else "float16"
 
 

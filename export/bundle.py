@@ -37,6 +37,7 @@ from runtime.bundle import (
     MANIFEST,
     TEXT_TOKENIZER,
     WEIGHTS,
+    GraphSpec,
     Manifest,
     ModelSpec,
     describe_files,
@@ -102,12 +103,12 @@ def export_bundle(
     described = {"sha256": sha256_of_text(words), "tokens": tokens} if words is not None else None
     with whole_folder(output, replace=True) as partial:
         builders = build_graphs(model, text, patch_nums)
-        graphs = {}
+        graphs: dict[str, GraphSpec] = {}
         with WeightFile(partial) as weights:
             for number, build in enumerate(builders):
                 progress(build.__name__, number, len(builders) + 1)
                 graph = build()
-                graphs[graph.name] = write_graph(graph, partial, weights, precision)
+                graphs |= write_graph(graph, partial, weights, precision)
         graphs[APPEND] = write_append(partial)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(graph.file for graph in graphs.values())]

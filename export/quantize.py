@@ -18,11 +18,35 @@ SMALLEST = 64
 """Products with a shorter side than this stay as they are: they take no time."""
 
 
-def quantize_products(model: ir.Model) -> ir.Model:
-    """Replace the products of tokens with constant weights, in place, and return the model.
+def quantize_weights(model: ir.Model) -> ir.Model:
+    """Store the weights of large products in 8 bits, in place, and return the model.
 
-    ``y = x @ w`` becomes ``s * (round(x / s) @ q) * c`` with ``s`` (..., 1) from each row's
-    largest magnitude, ``q`` int8 and ``c`` (columns) from the weights. A row with NaN stays NaN.
+    ``x @ w`` becomes ``x @ DequantizeLinear(q, c)`` with ``q`` int8 and ``c`` (columns): standard
+    operators, for runtimes that make 8-bit products of that themselves.
+    """
+    graph = model.graph
+    for product in [node for node in graph if node.op_type == "MatMul"]:
+        weight = product.inputs[1]
+        if weight is None or not _is_large(weight):
+            continue
+        values, columns = quantize_weight(weight.const_value.numpy())  # type: ignore[union-attr]
+        parts = [
+            _constant(graph, f"{weight.name}.int8", values),
+            _constant(graph, f"{weight.name}.scale", columns),
+        ]
+        whole = ir.node("DequantizeLinear", parts, {"axis": 1}, name=f"{product.name}/weight")
+        whole.outputs[0].shape, whole.outputs[0].dtype = weight.shape, ir.DataType.FLOAT
+        graph.insert_before(product, whole)
+        product.replace_input_with(1, whole.outputs[0])
+    _drop_unused(graph)
+    return model
+
+
+def quantize_products(model: ir.Model) -> ir.Model:
+    """Make products with such weights whole numbers for ONNX Runtime, in place, and return the model.
+
+    ``y = x @ DequantizeLinear(q, c)`` becomes ``s * (round(x / s) @ q) * c`` with ``s`` (..., 1) from
+    each row's largest magnitude. A row with NaN stays NaN.
     """
     graph = model.graph
     tokens: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
@@ -37,33 +61,32 @@ def quantize_products(model: ir.Model) -> ir.Model:
             "last": np.array([-1], np.int64),
         }.items()
     }
-    for product in [node for node in graph if node.op_type == "MatMul"]:
-        x, weight = product.inputs
-        if x is None or weight is None or not _is_large(weight):
-            continue
-        if x not in tokens:
-            tokens[x] = _quantize_tokens(graph, product, x, constants)
-        quantized, scale = tokens[x]
-        values, columns = quantize_weight(weight.const_value.numpy())  # type: ignore[union-attr]
-        name = product.name
-        inputs = [
-            quantized,
-            _constant(graph, f"{weight.name}.int8", values),
-            constants["one"],
-            _constant(graph, f"{weight.name}.scale", columns),
-            constants["zero"],
-        ]
-        whole = ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=f"{name}/int8")
-        scaled = ir.node("Mul", [whole.outputs[0], scale], name=f"{name}/scale")
-        graph.insert_before(product, [whole, scaled])
-        old, new = product.outputs[0], scaled.outputs[0]
-        new.name, new.shape, new.dtype = old.name, old.shape, old.dtype
-        old.name = f"{old.name}.float"
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove(product, safe=True)
+    for whole in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        values, columns = whole.inputs
+        for product in list(whole.outputs[0].consumers()):
+            x = product.inputs[0]
+            assert x is not None
+            if x not in tokens:
+                tokens[x] = _quantize_tokens(graph, product, x, constants)
+            quantized, scale = tokens[x]
+            inputs = [quantized, values, constants["one"], columns, constants["zero"]]
+            name = product.name
+            integer = ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft", name=f"{name}/int8")
+            scaled = ir.node("Mul", [integer.outputs[0], scale], name=f"{name}/scale")
+            graph.insert_before(product, [integer, scaled])
+            old, new = product.outputs[0], scaled.outputs[0]
+            new.name, new.shape, new.dtype = old.name, old.shape, old.dtype
+            old.name = f"{old.name}.float"
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            graph.remove(product, safe=True)
+        graph.remove(whole, safe=True)
+    _drop_unused(graph)
+    return model
+
+
+def _drop_unused(graph: ir.Graph) -> None:
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
-    return model
 
 
 def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

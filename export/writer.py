@@ -20,8 +20,17 @@ import torch
 from export.cache import append_only
 from export.graphs import Graph
 from export.modules import TransformerGraph
-from export.quantize import quantize_products
-from runtime.bundle import APPEND, INT8, INT8_GRAPHS, TRANSFORMER, WEIGHTS, GraphSpec, TensorSpec
+from export.quantize import quantize_products, quantize_weights
+from runtime.bundle import (
+    APPEND,
+    DEQUANTIZED,
+    INT8,
+    INT8_GRAPHS,
+    TRANSFORMER,
+    WEIGHTS,
+    GraphSpec,
+    TensorSpec,
+)
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""
@@ -74,27 +83,35 @@ class WeightFile:
         )
 
 
-def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str) -> GraphSpec:
-    """Trace one graph and write ``<name>.onnx``; returns its manifest entry."""
+def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str) -> dict[str, GraphSpec]:
+    """Trace one graph and write ``<name>.onnx``; returns its manifest entry.
+
+    With 8-bit products it has a second form, the transformer with an append-only cache.
+    """
     model = _trace(graph)
     _name_nodes_by_module(model.graph)
-    if precision == INT8 and graph.name in INT8_GRAPHS:
-        quantize_products(model)
+    model.graph.metadata_props.clear()
+    if precision != INT8 or graph.name not in INT8_GRAPHS:
+        return {graph.name: _save(model, graph.name, folder, weights)}
+    second = graph.name + DEQUANTIZED
+    entries = {second: _save(quantize_weights(model), second, folder, weights)}
+    if graph.name == TRANSFORMER:
+        entries[second] = write_append(folder, second, second)
+    return entries | {graph.name: _save(quantize_products(model), graph.name, folder, weights)}
+
+
+def write_append(folder: Path, name: str = TRANSFORMER, append: str = APPEND) -> GraphSpec:
+    """Write a transformer that a bundle folder holds once more, with an append-only cache."""
+    return _save(append_only(ir.load(folder / f"{name}.onnx")), append, folder)
+
+
+def _save(model: ir.Model, name: str, folder: Path, weights: WeightFile | None = None) -> GraphSpec:
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= INLINE_BYTES:
+        if weights is None or tensor is None or isinstance(tensor, ir.ExternalTensor):
+            continue
+        if tensor.nbytes >= INLINE_BYTES:
             value.const_value = weights.store(tensor)
-    model.graph.metadata_props.clear()
-    return _save(model, graph.name, folder)
-
-
-def write_append(folder: Path) -> GraphSpec:
-    """Write the transformer a bundle folder holds once more, with an append-only cache."""
-    model = append_only(ir.load(folder / f"{TRANSFORMER}.onnx"))
-    return _save(model, APPEND, folder)
-
-
-def _save(model: ir.Model, name: str, folder: Path) -> GraphSpec:
     model.graph.name = name
     file = f"{name}.onnx"
     ir.save(model, folder / file)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from hart.errors import InputError
 from hart.schedule import SamplingSettings
 from runtime.bundle import INT8, Bundle
+from runtime.choices import OPENVINO
 from runtime.tensorrt.package import MODULES
 
 log = logging.getLogger(__name__)
-
 
 Tensor = Any
 """A device tensor of the backend, opaque to the loop."""
@@ -57,9 +57,9 @@ def open_backend(
     Args:
         device: "cpu", "cuda" or "auto".
         threads: of the CPU; None for all cores.
-        backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": the bundle's engines where
-            they run, else ONNX Runtime on CUDA, else on the CPU. What "auto" passes over is
-            logged; a backend asked for by name is never replaced.
+        backend: one of :data:`runtime.choices.BACKENDS`. "auto": the bundle's engines where they
+            run, else ONNX Runtime on CUDA, else on the CPU. What "auto" passes over is logged; a
+            backend asked for by name is never replaced.
         strict: refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU.
 
     Raises:
@@ -68,12 +68,18 @@ def open_backend(
     from runtime.onnx_backend import on_cuda, on_the_cpu
     from runtime.sessions import has_cuda
 
+    if backend == OPENVINO:
+        from runtime.openvino_backend import on_openvino
+
+        if device == "cuda":
+            raise InputError("--backend openvino runs on the CPU, found --device cuda")
+        return on_openvino(bundle, threads)
     if bundle.manifest.precision == INT8:
         if device == "cuda" or backend in MODULES:
             asked = f"--backend {backend}" if backend in MODULES else f"--device {device}"
             raise InputError(
-                f"{asked}: {bundle.folder} is an {INT8} bundle, which runs on the CPU with onnxruntime; "
-                "export the checkpoint with --precision fp16 for a GPU"
+                f"{asked}: {bundle.folder} is an {INT8} bundle, which runs on the CPU with onnxruntime or "
+                "openvino; export the checkpoint with --precision fp16 for a GPU"
             )
         device = "cpu"
     if backend in MODULES:

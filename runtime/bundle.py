@@ -29,6 +29,9 @@ INT8 = "int8"
 INT8_GRAPHS = frozenset({"transformer", "sample", "residual_condition", "residual_step"})
 """Their graphs with such products. Text encoder and decoder stay in float32: one is known for outliers,
 the other is made of convolutions."""
+DEQUANTIZED = "_dequantized"
+"""Ends the names of their second form: the same 8-bit weights, made floating point by a standard
+operator before they are multiplied, for backends with 8-bit products of their own."""
 PAST, NEW = "past_", "new_"
 """Prefixes of its cache inputs (tokens so far, first axis) and outputs (the tokens it adds)."""
 GRAPHS = (
@@ -96,7 +99,7 @@ class Manifest:
 
     name: str
     precision: str
-    """Type of the matrix products: fp32 or fp16."""
+    """Type of the matrix products: fp32, fp16 or int8."""
     max_batch: int
     model: ModelSpec
     sampling: SamplingSettings
@@ -111,13 +114,19 @@ class Manifest:
     @property
     def loop_graphs(self) -> dict[str, GraphSpec]:
         """The loop's graphs, as they are compared with the reference: the cache grows in each step."""
-        return {name: graph for name, graph in self.graphs.items() if name != APPEND}
+        others = {APPEND, *(name for name in self.graphs if name.endswith(DEQUANTIZED))}
+        return {name: graph for name, graph in self.graphs.items() if name not in others}
 
     @property
     def planned_graphs(self) -> dict[str, GraphSpec]:
         """The same as backends run them: the transformer in its append-only form."""
         append = {TRANSFORMER: self.graphs[APPEND]} if APPEND in self.graphs else {}
         return self.loop_graphs | append
+
+    @property
+    def dequantized_graphs(self) -> dict[str, GraphSpec]:
+        """The same with the second form of graphs that have one."""
+        return {name: self.graphs.get(name + DEQUANTIZED, g) for name, g in self.planned_graphs.items()}
 
 
 @dataclass(frozen=True)

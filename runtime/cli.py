@@ -11,7 +11,7 @@ import click
 
 from hart.console import ends_with_a_sentence
 from hart.errors import InputError
-from runtime.tensorrt.package import MODULES
+from runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
     from runtime.loop import Advance
@@ -47,7 +47,7 @@ BUNDLE = "[default: the bundle's]"
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime", *MODULES]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
     help="auto: the bundle's engines where they run, else ONNX Runtime.",

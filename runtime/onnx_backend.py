@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from hart.errors import RunError
 from runtime.backend import Backend
 from runtime.bundle import Bundle, GraphSpec
 from runtime.cuda import CudaMemory, StreamBackend
+from runtime.host import HostMemory
 from runtime.planned import Binding, PlannedBackend
 from runtime.sessions import first_line, open_sessions, require_cuda
 
@@ -22,57 +19,20 @@ NOT_CAPTURED = "-1"
 """What ONNX Runtime takes as the number of a run that is no CUDA graph."""
 
 
-class CpuExecutor:
+class CpuExecutor(HostMemory):
     """ONNX Runtime at host addresses (see :class:`runtime.planned.Executor`)."""
 
-    name, device = "onnxruntime", "cpu"
+    name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__()
         self._graphs = bundle.manifest.planned_graphs
         self._sessions = open_sessions(bundle, self._graphs, "cpu", threads)
-        self._memory: dict[int, mmap.mmap] = {}
-
-    def allocate(self, nbytes: int) -> int:
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        memory = mmap.mmap(-1, max(nbytes, 1), **private)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # it only saves time
-                memory.madvise(mmap.MADV_HUGEPAGE)
-        address = np.frombuffer(memory, np.uint8).ctypes.data
-        self._memory[address] = memory
-        return address
-
-    def free(self, address: int) -> None:
-        del self._memory[address]
-
-    def discard(self, address: int, nbytes: int) -> None:
-        """Give whole pages back to the system (where it can take them) until they are used again."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start, memory = next((a, m) for a, m in self._memory.items() if a <= address < a + len(m))
-        first = -(-(address - start) // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (address - start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > first:
-            memory.madvise(mmap.MADV_DONTNEED, first, end - first)
-
-    def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    def download(self, binding: Binding) -> NDArray[Any]:
-        array = np.empty(binding.shape, binding.dtype)
-        ctypes.memmove(array.ctypes.data, binding.address, array.nbytes)
-        return array
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
         run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, self.device)
-
-    def on_host(self, graph: str) -> frozenset[str]:
-        return frozenset()  # the device is the host
-
-    def forget(self) -> None:
-        pass  # nothing was captured
 
 
 class CudaExecutor(CudaMemory):

@@ -273,6 +273,7 @@ def test_lpips_is_left_out_without_its_package() -> None:
 def test_half_precision_on_the_cpu_is_not_called_so() -> None:
     assert arithmetic("fp32", "onnxruntime", "cpu") == "float32"
     assert arithmetic("fp16", "onnxruntime", "cpu") == "rounded weights, float32 arithmetic"
+    assert arithmetic("fp16", "openvino", "cpu") == "rounded weights, float32 arithmetic"
     assert arithmetic("fp16", "onnxruntime", "cuda") == "float16"
     assert arithmetic("fp16", "torch-fp16", "cpu") == "float16"
 

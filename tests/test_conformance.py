@@ -39,6 +39,10 @@ def at_planned_addresses(bundle: Bundle) -> Backend:
     return PlannedBackend(bundle, HostExecutor(bundle))
 
 
+def on_openvino(bundle: Bundle) -> Backend:
+    return open_backend(bundle, backend="openvino")
+
+
 def on_cuda(bundle: Bundle) -> Backend:
     return open_backend(bundle, "cuda", backend="onnxruntime", strict=True)
 
@@ -59,6 +63,7 @@ def on_engines(name: str) -> Callable[[Bundle], Backend]:
 BACKENDS: dict[str, Callable[[Bundle], Backend]] = {
     "onnxruntime-cpu": on_the_cpu,
     "planned-cpu": at_planned_addresses,
+    "openvino-cpu": on_openvino,
     "onnxruntime-cuda": on_cuda,
     "tensorrt": on_engines("tensorrt"),
     "tensorrt-rtx": on_engines("tensorrt-rtx"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,15 +12,16 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from compare.cli import main as hart_compare
 from export.cli import main as hart_export
-from export.quantize import quantize_products, quantize_weight
+from export.quantize import quantize_products, quantize_weight, quantize_weights
 from hart.demo import DEMO_CHECKPOINT
 from hart.errors import InputError
 from runtime import Pipeline
 from runtime.backend import open_backend
-from runtime.bundle import INT8_GRAPHS, open_bundle
+from runtime.bundle import DEQUANTIZED, INT8_GRAPHS, open_bundle
 from runtime.tensorrt.cli import main as hart_build
 from tests.conftest import ExportOnce
 
@@ -32,8 +34,8 @@ def demo_int8(export_once: ExportOnce) -> Path:
     return export_once(DEMO_CHECKPOINT, "int8")
 
 
-def product_of(weight: Array) -> ort.InferenceSession:
-    """``y = x @ weight`` as an export in int8 has it."""
+def product_of(weight: Array, integer: bool = True) -> ir.Model:
+    """``y = x @ weight`` as an export in int8 has it, in its first form or in its second."""
     inputs, outputs = weight.shape
     x = ir.Value(name="x", shape=ir.Shape(["b", "n", inputs]), type=ir.TensorType(ir.DataType.FLOAT))
     w = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
@@ -41,8 +43,16 @@ def product_of(weight: Array) -> ort.InferenceSession:
     y = product.outputs[0]
     y.name, y.shape, y.dtype = "y", ir.Shape(["b", "n", outputs]), ir.DataType.FLOAT
     graph = ir.Graph([x], [y], nodes=[product], initializers=[w], opset_imports={"": 23}, name="g")
-    model = quantize_products(ir.Model(graph, ir_version=10))
-    assert not [node for node in model.graph if node.op_type == "MatMul"]
+    model = quantize_weights(ir.Model(graph, ir_version=10))
+    if integer:
+        quantize_products(model)
+    kinds = {node.op_type for node in model.graph}
+    assert (kinds >= {"MatMul", "DequantizeLinear"}) != integer
+    assert ("MatMulIntegerToFloat" in kinds) == integer
+    return model
+
+
+def session_of(model: ir.Model) -> ort.InferenceSession:
     return ort.InferenceSession(ir.to_proto(model).SerializeToString())
 
 
@@ -61,17 +71,27 @@ def test_products_are_those_of_whole_numbers(extreme: bool) -> None:
     weight = rng.standard_normal((96, 80), np.float32)
     if extreme:  # 255 * 127 + 255 * 127 would not fit into the 16 bits of older processors
         x, weight = np.ones_like(x), np.where(weight > -2, np.float32(1), np.float32(-1))
-    found = product_of(weight).run(None, {"x": x})[0]
+    found = session_of(product_of(weight)).run(None, {"x": x})[0]
     expected = by_hand(x, weight)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     exact = x @ weight
     assert np.abs(found - exact).max() <= 0.03 * np.abs(exact).max()
 
 
+def test_the_second_form_multiplies_the_same_weights() -> None:
+    rng = np.random.default_rng(2)
+    x, weight = rng.standard_normal((2, 5, 96), np.float32), rng.standard_normal((96, 80), np.float32)
+    values, columns = quantize_weight(weight)
+    model = ir.to_proto(product_of(weight, integer=False))
+    # Not by ONNX Runtime: it would round the tokens too.
+    outputs: Any = ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(outputs[0], x @ (values * columns), rtol=1e-4, atol=1e-4)
+
+
 def test_a_token_does_not_change_its_neighbours() -> None:
     rng = np.random.default_rng(1)
     x, weight = rng.standard_normal((3, 4, 64), np.float32), rng.standard_normal((64, 64), np.float32)
-    session = product_of(weight)
+    session = session_of(product_of(weight))
     together = session.run(None, {"x": x})[0]
     for i in range(3):
         assert np.array_equal(session.run(None, {"x": x[i : i + 1]})[0][0], together[i])
@@ -86,11 +106,15 @@ def test_a_token_does_not_change_its_neighbours() -> None:
 
 
 def test_the_demo_stays_close_to_the_reference(demo_int8: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(hart_compare, ["--engine", str(demo_int8), "--output", str(tmp_path / "out")])
+    command = ["--engine", str(demo_int8), "--backend", "onnxruntime", "--backend", "openvino"]
+    done = CliRunner().invoke(hart_compare, [*command, "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
-    run = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["runs"][0]
-    assert run["engine"]["arithmetic"] == "8-bit products, the rest in float32"
-    for forced in run["teacher_forced"]:
+    runs = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["engine"]["arithmetic"] for run in runs] == [
+        "8-bit products, the rest in float32",
+        "8-bit products, the rest in bfloat16 where the processor has it",
+    ]
+    for forced in (forced for run in runs for forced in run["teacher_forced"]):
         assert forced["total_agreement"] >= GATES["teacher_forced_index_agreement"]
         assert forced["pictures"]["psnr"] >= GATES["teacher_forced_psnr"]
 
@@ -101,10 +125,12 @@ def test_only_the_large_products_are_integers(demo_int8: Path) -> None:
     for name, graph in manifest.graphs.items():
         kinds = {node.op_type for node in ir.load(demo_int8 / graph.file).graph}
         assert ("MatMulIntegerToFloat" in kinds) == (name.removesuffix("_append") in INT8_GRAPHS), name
+        assert ("DequantizeLinear" in kinds) == name.endswith(DEQUANTIZED), name
 
 
-def test_pictures_do_not_depend_on_their_batch(demo_int8: Path) -> None:
-    pipeline = Pipeline.load(demo_int8, device="auto")  # auto: the CPU, whatever else is here
+@pytest.mark.parametrize("backend", ["auto", "openvino"])  # auto: the CPU, whatever else is here
+def test_pictures_do_not_depend_on_their_batch(demo_int8: Path, backend: str) -> None:
+    pipeline = Pipeline.load(demo_int8, device="auto", backend=backend)
     prompts = ["a red circle on a white background", "a green ring"]
     together = pipeline.generate(prompts, seed=3, batch=2).images
     for prompt, image in zip(prompts, together, strict=True):

@@ -101,6 +101,14 @@ def test_cuda_without_a_cuda_provider_says_what_to_install(demo_bundle: Path) ->
         Pipeline.load(demo_bundle, device="cuda")
 
 
+def test_openvino_is_asked_for_by_name_on_the_cpu(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--backend openvino runs on the CPU, found --device cuda"):
+        Pipeline.load(demo_bundle, device="cuda", backend="openvino")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match=r"pip install 'hart-runtime\[openvino\]'"):
+        Pipeline.load(demo_bundle, backend="openvino")
+
+
 def test_nodes_on_the_wrong_provider_are_found() -> None:
     placement = [
         ("CUDAExecutionProvider", "MatMul", "blocks.0.attn/MatMul"),

@@ -1,0 +1,9 @@
+"""Names that a command line offers; nothing heavy is imported to show them."""
+
+from __future__ import annotations
+
+from runtime.tensorrt.package import MODULES
+
+OPENVINO = "openvino"
+BACKENDS = ("auto", "onnxruntime", OPENVINO, *MODULES)
+"""Choices of ``--backend``, see :func:`runtime.backend.open_backend`."""

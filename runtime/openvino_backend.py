@@ -1,0 +1,91 @@
+"""OpenVINO at planned addresses, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from hart.errors import InputError, RunError
+from runtime.backend import Backend
+from runtime.bundle import INT8, WEIGHTS, Bundle
+from runtime.external_data import refuse_outside
+from runtime.host import HostMemory, array_at
+from runtime.planned import Binding, PlannedBackend
+from runtime.sessions import first_line
+
+BFLOAT16_GRAPHS = frozenset({"transformer", "decoder"})
+"""Graphs of an int8 bundle that run in bfloat16 between their 8-bit products, where the processor has it.
+In the others a rounded sum would choose another code, or be amplified by the noisiest denoising step."""
+TOKEN_GROUP = 128
+"""Channels of a token that share a scale when OpenVINO turns them into 8-bit integers."""
+
+
+def openvino() -> Any:
+    """The package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError(
+            f"--backend openvino: OpenVINO cannot be loaded ({error}); "
+            "install it with: pip install 'hart-runtime[openvino]'"
+        ) from None
+    return openvino
+
+
+class OpenVinoExecutor(HostMemory):
+    """OpenVINO's CPU plugin at host addresses (see :class:`runtime.planned.Executor`).
+
+    Bundles in float32 and float16 are computed in float32. Those in int8 are read in their second
+    form, whose products OpenVINO runs in 8-bit integers with scales of its own.
+    """
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__()
+        self._ov = openvino()
+        manifest = bundle.manifest
+        self._graphs = manifest.dequantized_graphs
+        core = self._ov.Core()
+        reduced = manifest.precision == INT8
+        bfloat16 = reduced and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._requests = {}
+        for name, graph in self._graphs.items():
+            path = bundle.path(graph.file)
+            refuse_outside(path, WEIGHTS)
+            options = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and name in BFLOAT16_GRAPHS else "f32",
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": TOKEN_GROUP if reduced else 0,
+                **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+            }
+            try:
+                compiled = core.compile_model(core.read_model(path), "CPU", options)
+            except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
+                raise InputError(
+                    f"{path}: OpenVINO {self._ov.__version__} cannot load this graph "
+                    f"({first_line(error)}); use --backend onnxruntime"
+                ) from None
+            self._requests[name] = compiled.create_infer_request()
+
+    def execute(
+        self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
+    ) -> None:
+        request = self._requests[graph]
+        try:
+            for name, binding in bindings.items():
+                request.set_tensor(name, self._ov.Tensor(array_at(binding), shared_memory=True))
+            request.infer()
+        except Exception as error:  # as above
+            raise RunError(f"graph {graph}: {first_line(error)}") from None
+
+
+def on_openvino(bundle: Bundle, threads: int | None = None) -> Backend:
+    """The OpenVINO backend of a bundle."""
+    return PlannedBackend(bundle, OpenVinoExecutor(bundle, threads))
