@@ -21,6 +21,9 @@ from hart.schedule import phi_index
 from hart.text_encoder import TextEncoder
 from hart.transformer import AttentionFunction
 
+DRAW_BLOCK = 64
+"""Codes that are summed up before one of them is drawn."""
+
 
 def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
     """Attention as the ONNX Runtime operator whose 3-D form without a past never builds the
@@ -120,12 +123,32 @@ class SampleGraph(nn.Module):
         inside = torch.where(tail > 1 - top_p, kept, torch.inf)
         bound = torch.minimum(inside.amin(-1, keepdim=True), kept[..., :1])
         logits = torch.where(logits < bound, -torch.inf, logits)
-        cumulative = logits.softmax(-1).cumsum(-1)
-        below = cumulative <= uniform[..., None] * cumulative[..., -1:]
-        index = below.long().sum(-1).clamp_max(logits.shape[-1] - 1)
+        index, mass = draw_in_blocks(logits.softmax(-1), uniform)
         codes = F.embedding(index, self.codebook)
         # NaN anywhere before leaves no mass to draw from; a code would hide it.
-        return index, torch.where(cumulative[..., -1:] > 0, codes, torch.nan), logits
+        return index, torch.where(mass > 0, codes, torch.nan), logits
+
+
+def draw_in_blocks(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The draw of :func:`hart.sampling.draw`, first of a block of codes and then of a code in it.
+
+    Sums of 64 and of V / 64 numbers are closer to float64's than one of V, and take a tenth of its time.
+    (..., V), (...) -> index (...) int64 and the whole mass (..., 1)
+    """
+    blocks = F.pad(probabilities, (0, -probabilities.shape[-1] % DRAW_BLOCK)).unflatten(-1, (-1, DRAW_BLOCK))
+    cumulative = blocks.sum(-1).cumsum(-1)
+    mass = cumulative[..., -1:]
+    target = uniform[..., None] * mass
+    block = _count_below(cumulative, target)
+    before = F.pad(cumulative, (1, 0)).gather(-1, block)
+    chosen = blocks.gather(-2, block[..., None].expand(*block.shape, DRAW_BLOCK))[..., 0, :]
+    code = _count_below(chosen.cumsum(-1), target - before)
+    return (block * DRAW_BLOCK + code)[..., 0], mass
+
+
+def _count_below(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Where a cumulative sum first exceeds a target, never behind its last growth. (..., 1) int64"""
+    return ((cumulative <= target) & (cumulative < cumulative[..., -1:])).long().sum(-1, keepdim=True)
 
 
 class SmoothGraph(nn.Module):
