@@ -76,10 +76,13 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     from bench.workload import drawing
     from runtime.backend import open_backend
     from runtime.bundle import open_bundle
+    from runtime.choices import OPENVINO
     from runtime.pipeline import Pipeline
 
     if options["backend"] in ("auto", "onnxruntime"):
         import onnxruntime  # noqa: F401
+    elif options["backend"] == OPENVINO:
+        import openvino  # noqa: F401
 
     times = [options["started"], time.time()]
     imports_bytes = _resident("VmRSS")
