@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from runtime.bundle import TRANSFORMER, UNCONDITIONAL
+
 SAMPLING_GRAPHS = ("sample", "smooth", "next_scale")
 DECODER_GRAPHS = ("latent", "decoder")
 TEXT_ENCODER = "text encoder"
@@ -29,8 +31,10 @@ def stages_of(graphs: Iterable[str]) -> list[str]:
     scale, step = -1, -1
     stages = []
     for graph in graphs:
-        if graph == "transformer":
+        if graph == TRANSFORMER:
             scale += 1
+            stages.append(transformer_stage(scale))
+        elif graph == UNCONDITIONAL:
             stages.append(transformer_stage(scale))
         elif graph in SAMPLING_GRAPHS:
             stages.append(sampling_stage(scale))

@@ -31,7 +31,7 @@ from hart.schedule import (
     scale_steps,
     upsample_matrix,
 )
-from runtime.bundle import APPEND, NEW, PAST, TRANSFORMER, Manifest
+from runtime.bundle import APPEND_FORMS, NEW, PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "reference.json"
@@ -96,7 +96,7 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
         results.save(str(partial / TRAJECTORY))
         (partial / "calls").mkdir()
         samples = _samples(graph_calls(reference.batches[0], reference.settings, manifest))
-        appends = [_append_form(call) for call in samples if call.graph == TRANSFORMER]
+        appends = [_append_form(call) for call in samples if call.graph in APPEND_FORMS]
         for call in [*samples, *appends]:
             dtypes = {spec.name: spec.dtype for spec in manifest.graphs[call.graph].inputs}
             inputs = {name: np.asarray(value, dtypes[name]) for name, value in call.inputs.items()}
@@ -170,37 +170,43 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
         yield Call("text_encoder", "prompt", inputs, {"features": tensors["ctx.features"]})
 
     pooled = {"head_condition": tensors["head_condition"]}
-    modulated = manifest.graphs["transformer"].reads("block_condition")
+    modulated = manifest.graphs[TRANSFORMER].reads("block_condition")
     condition = {"block_condition": tensors["block_condition"]} if modulated else {}
     yield Call(
         "context",
         "prompt",
         {"features": tensors["ctx.features"], "mask": tensors["ctx.mask"]},
         {
-            "x": tensors["scale0.x_in"],
-            "angles": tensors["scale0.angles"],
+            "x": tensors["scale0.x_in"][:batch],
+            "angles": tensors["scale0.angles"][:batch],
             "offset": tensors["offset"],
             **pooled,
             **condition,
+            **({"text_condition": tensors["block_condition"][:batch]} if modulated else {}),
         },
     )
     f_hat: Array = np.zeros((batch, channels, size, size), np.float32)
     past = 0
     for step in steps:
         name, side = f"scale{step.index}", step.patch_num
+        rows = slice(2 * batch if step.index else batch)  # the text runs in the conditional half alone
         hidden = tensors[f"{name}.hidden"]
         present = past + hidden.shape[1]
+        grown = {"hidden": hidden} | {k: v[:, :present] for k, v in _cache(tensors, model.depth)}
+        new = {k: v[rows] for k, v in grown.items()}
         yield Call(
-            "transformer",
+            TRANSFORMER,
             name,
             {
-                "x": tensors[f"{name}.x_in"],
-                "angles": tensors[f"{name}.angles"],
-                **condition,
-                **{f"past_{key}": value[:, :past] for key, value in _cache(tensors, model.depth)},
+                "x": tensors[f"{name}.x_in"][rows],
+                "angles": tensors[f"{name}.angles"][rows],
+                **{k: v[rows] for k, v in condition.items()},
+                **{f"{PAST}{k}": v[rows, :past] for k, v in _cache(tensors, model.depth)},
             },
-            {"hidden": hidden, **{key: value[:, :present] for key, value in _cache(tensors, model.depth)}},
+            new,
         )
+        if not step.index:
+            yield Call(UNCONDITIONAL, name, {f"{TEXT}{k}": v for k, v in new.items()}, grown)
         past = present
         logits = tensors[f"{name}.logits_kept"].reshape(batch, side, side, -1)
         codes = tensors[f"{name}.codes"].reshape(batch, side, side, channels)
@@ -311,13 +317,14 @@ def _samples(calls: Iterator[Call]) -> list[Call]:
 
 
 def _append_form(call: Call) -> Call:
-    """A call of the transformer for its second graph: tokens first, and only the new ones come out."""
-    past = next(value.shape[1] for name, value in call.inputs.items() if name.startswith(PAST))
-    inputs = {k: v.swapaxes(0, 1) if k.startswith(PAST) else v for k, v in call.inputs.items()}
-    grown = {k for k in call.outputs if f"{PAST}{k}" in inputs}
-    outputs = {k: v for k, v in call.outputs.items() if k not in grown}
-    new = {f"{NEW}{k}": call.outputs[k][:, past:].swapaxes(0, 1) for k in grown}
-    return replace(call, graph=APPEND, inputs=inputs, outputs=outputs | new)
+    """The same for a graph's append-only form: tokens first, and only the new ones come out."""
+    kept = [name for name in call.outputs if name != "hidden"]
+    caches = {prefix + name for name in kept for prefix in (PAST, TEXT)}
+    inputs = {k: v.swapaxes(0, 1) if k in caches else v for k, v in call.inputs.items()}
+    past = len(inputs.get(PAST + kept[0], ()))
+    outputs = {k: v for k, v in call.outputs.items() if k not in kept}
+    new = {NEW + k: call.outputs[k][:, past:].swapaxes(0, 1) for k in kept}
+    return replace(call, graph=APPEND_FORMS[call.graph], inputs=inputs, outputs=outputs | new)
 
 
 def _describe(files: Mapping[str, str]) -> str:

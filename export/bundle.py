@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from export.graphs import build_graphs
+from export.graphs import build_graphs, unconditional_graph
 from export.hub import name_of
 from export.system_prompt import read_system_prompt, sha256_of_text
 from export.vocabulary import read_vocabulary
@@ -109,6 +109,7 @@ def export_bundle(
                 progress(build.__name__, number, len(builders) + 1)
                 graph = build()
                 graphs |= write_graph(graph, partial, weights, precision)
+            graphs |= write_graph(unconditional_graph(model, tokens_first=True), partial, weights, precision)
         graphs[APPEND] = write_append(partial)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(graph.file for graph in graphs.values())]

@@ -111,8 +111,8 @@ def _graphs(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: in
 
 
 def _largest(manifest: Manifest, spec: GraphSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    _, dims = scale_rows(manifest.model, spec)[-1]
-    return {tensor.name: shape_of(tensor, {**dims, "batch": batch}) for tensor in spec.inputs}
+    _, dims = scale_rows(manifest.model, spec, batch)[-1]
+    return {tensor.name: shape_of(tensor, dims) for tensor in spec.inputs}
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:

@@ -23,11 +23,13 @@ from export.modules import (
     SmoothGraph,
     TextEncoderGraph,
     TransformerGraph,
+    UnconditionalGraph,
     multi_head_attention,
 )
 from hart.model import Hart
 from hart.text_encoder import TextEncoder
 from hart.transformer import AttentionFunction
+from runtime.bundle import NEW, TEXT, UNCONDITIONAL, UNCONDITIONAL_APPEND, cache_names
 
 OPSET = 23
 DECODER_OPSET = 20
@@ -36,6 +38,7 @@ Runtime expands into far larger intermediates."""
 
 BATCH = Dim("batch", min=1, max=64)
 BOTH = 2 * BATCH  # the conditional and the unconditional half
+ROWS = Dim("rows", min=1, max=128)  # of the transformer: both halves, or at scale 0 one
 LENGTH = Dim("length", min=1, max=1 << 20)
 PAST = Dim("past", min=0, max=1 << 20)
 SIDE = Dim("side", min=1, max=1 << 10)
@@ -70,6 +73,26 @@ def text_encoder_graph(text: TextEncoder, tokens: int) -> Graph:
     )
 
 
+def unconditional_graph(model: Hart, tokens_first: bool = False) -> Graph:
+    """Beside the keys and values of the text's conditional half, those of the other one.
+
+    Args:
+        tokens_first: the layout of :func:`export.cache.append_only`.
+    """
+    config = model.transformer.config
+    b, tokens, dim = 2, config.context_token, config.embed_dim
+    hidden = torch.randn(b, tokens, dim)
+    half = torch.zeros(b, tokens, dim, dtype=model.transformer.head.weight.dtype)
+    if tokens_first:
+        half = half.transpose(0, 1).contiguous()
+    names = cache_names(len(model.transformer.blocks))
+    inputs: dict[str, tuple[Tensor, Shape]] = {f"{TEXT}hidden": (hidden, {0: BATCH})}
+    inputs |= {f"{TEXT}{name}": (half.clone(), {int(tokens_first): BATCH}) for name in names}
+    outputs = ("hidden", *(f"{NEW}{name}" if tokens_first else name for name in names))
+    name = UNCONDITIONAL_APPEND if tokens_first else UNCONDITIONAL
+    return Graph(name, UnconditionalGraph(model, tokens_first), inputs, outputs)
+
+
 def build_graphs(
     model: Hart,
     text: TextEncoder | None,
@@ -93,6 +116,7 @@ def build_graphs(
 
     def context() -> Graph:
         outputs: tuple[str, ...] = ("x", "angles", "offset", "head_condition")
+        modulated = ("block_condition", "text_condition")
         return Graph(
             "context",
             ContextGraph(model),
@@ -100,20 +124,23 @@ def build_graphs(
                 "features": (torch.randn(b, tokens, config.context_dim), {0: BATCH}),
                 "mask": (torch.ones(b, tokens, dtype=torch.bool), {0: BATCH}),
             },
-            (*outputs, "block_condition") if config.modulated else outputs,
+            (*outputs, *modulated) if config.modulated else outputs,
         )
 
     def transformer() -> Graph:
         inputs: dict[str, tuple[Tensor, Shape]] = {
-            "x": (torch.randn(2 * b, 4, dim), {0: BOTH, 1: LENGTH}),
-            "angles": (torch.randn(2 * b, 4, config.head_dim), {0: BOTH, 1: LENGTH}),
+            "x": (torch.randn(2 * b, 4, dim), {0: ROWS, 1: LENGTH}),
+            "angles": (torch.randn(2 * b, 4, config.head_dim), {0: ROWS, 1: LENGTH}),
         }
         if config.modulated:
-            inputs["block_condition"] = (torch.randn(2 * b, dim), {0: BOTH})
+            inputs["block_condition"] = (torch.randn(2 * b, dim), {0: ROWS})
         past = torch.zeros(2 * b, 3, dim, dtype=cache_dtype)
-        names = [f"{kind}_{i}" for i in range(depth) for kind in ("key", "value")]
-        inputs |= {f"past_{name}": (past.clone(), {0: BOTH, 1: PAST}) for name in names}
+        names = cache_names(depth)
+        inputs |= {f"past_{name}": (past.clone(), {0: ROWS, 1: PAST}) for name in names}
         return Graph("transformer", TransformerGraph(model, attend), inputs, ("hidden", *names))
+
+    def unconditional() -> Graph:
+        return unconditional_graph(model)
 
     def sample() -> Graph:
         return Graph(
@@ -206,6 +233,6 @@ def build_graphs(
             opset=DECODER_OPSET,
         )
 
-    graphs = [context, transformer, sample, smooth, next_scale]
+    graphs = [context, transformer, unconditional, sample, smooth, next_scale]
     graphs += [residual_condition, residual_step, latent, decoder]
     return [text_encoder, *graphs] if text is not None else graphs

@@ -51,7 +51,10 @@ class Part(nn.Module):
 
 
 class ContextGraph(nn.Module):
-    """Text features to the first input of the transformer and everything pooled from them."""
+    """Text features to the first input of the transformer and everything pooled from them.
+
+    Scale 0 runs the conditional half alone, see :class:`UnconditionalGraph`.
+    """
 
     def __init__(self, model: Hart) -> None:
         super().__init__()
@@ -61,16 +64,24 @@ class ContextGraph(nn.Module):
         llm = self.transformer
         context = llm.context(features, mask)
         position_ids = mask.long().cumsum(1) - 1
-        position_ids = torch.cat([position_ids, torch.zeros_like(position_ids)])
-        x = context.tokens + llm.level_embeddings(2)[0]
+        x = _conditional(context.tokens) + llm.level_embeddings(2)[0]
         angles = context_angles(position_ids, llm.config.head_dim)
-        offset = position_ids[:, -1:].float()
-        outputs = (x, angles, offset, context.head_condition)
-        return (*outputs, context.block_condition) if llm.config.modulated else outputs
+        last = position_ids[:, -1:].float()
+        outputs = (x, angles, torch.cat([last, torch.zeros_like(last)]), context.head_condition)
+        condition = context.block_condition
+        return (*outputs, condition, _conditional(condition)) if llm.config.modulated else outputs
+
+
+def _conditional(both: Tensor) -> Tensor:
+    """The conditional half of a batch. (2B, ...) -> (B, ...)"""
+    return both.unflatten(0, (2, -1))[0]
 
 
 class TransformerGraph(nn.Module):
-    """All blocks over the new tokens of one scale, and the grown KV cache."""
+    """All blocks over the new tokens of one scale, and the grown KV cache.
+
+    Rows are those of both guidance halves, at scale 0 of the conditional one.
+    """
 
     def __init__(self, model: Hart, attend: AttentionFunction) -> None:
         super().__init__()
@@ -83,6 +94,38 @@ class TransformerGraph(nn.Module):
         cache = list(zip(past[0::2], past[1::2], strict=True))
         hidden, present = self.transformer(x, angles, condition, cache, self.attend)
         return (hidden, *(tensor for pair in present for tensor in pair))
+
+
+class UnconditionalGraph(nn.Module):
+    """What the transformer makes of the text, with the unconditional half beside it.
+
+    The unconditional half has the same token at the same position T times, and no mask. So whatever
+    a token attends to, it finds one value, and all of them stay alike through every block: one
+    token, run here once, is all of them for every prompt.
+    """
+
+    def __init__(self, model: Hart, tokens_first: bool = False) -> None:
+        super().__init__()
+        llm = model.transformer
+        self.tokens_first = tokens_first
+        weight = llm.context_embed.weight
+        with torch.no_grad():
+            nothing = weight.new_zeros(1, 1, llm.config.context_dim, dtype=torch.float32)
+            context = llm.project_context(nothing, torch.ones_like(nothing[..., 0], dtype=torch.bool))
+            angles = context.tokens.new_zeros(1, 1, llm.config.head_dim)
+            x = context.tokens + llm.level_embeddings(1)[0]
+            hidden, cache = llm(x, angles, context.block_condition, None)
+        for i, value in enumerate((hidden, *(value for pair in cache for value in pair))):
+            self.register_buffer(f"constant_{i}", value)
+
+    def forward(self, *text: Tensor) -> tuple[Tensor, ...]:
+        """Hidden states (B, T, C), then keys and values, each (B, T, C) or tokens first."""
+        constants = tuple(self.buffers())
+        rows = [0, *(int(self.tokens_first) for _ in constants[1:])]
+        return tuple(
+            torch.cat([half, constant.expand_as(half)], dim=dim)
+            for half, constant, dim in zip(text, constants, rows, strict=True)
+        )
 
 
 class SampleGraph(nn.Module):

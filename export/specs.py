@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from hart.schedule import SamplingSettings
-from runtime.bundle import APPEND, GraphSpec, Manifest, ModelSpec, TensorSpec
+from runtime.bundle import (
+    APPEND,
+    NEW,
+    PAST,
+    TEXT,
+    UNCONDITIONAL,
+    UNCONDITIONAL_APPEND,
+    GraphSpec,
+    Manifest,
+    ModelSpec,
+    TensorSpec,
+    cache_names,
+)
 
 
 def manifest_of(
@@ -25,6 +37,8 @@ def manifest_of(
     last, channels, vocab = model.patch_nums[-1], model.latent_channels, model.vocab_size
     cells, head = last * last, model.embed_dim // model.num_heads
     half = "float16" if precision == "fp16" else "float32"
+    names = cache_names(model.depth)
+    cached = tuple(names)
 
     def graph(
         file: str, inputs: dict[str, tuple[object, ...]], outputs: dict[str, tuple[object, ...]]
@@ -33,19 +47,22 @@ def manifest_of(
         types |= {"timestep": "int64", "index": "int64"}
 
         def tensors(shapes: dict[str, tuple[object, ...]]) -> tuple[TensorSpec, ...]:
-            cache = ("past_", "new_", "key_", "value_")
             return tuple(
-                TensorSpec(name, half if name.startswith(cache) else types.get(name, "float32"), shape)  # type: ignore[arg-type]
+                TensorSpec(name, half if name.endswith(cached) else types.get(name, "float32"), shape)  # type: ignore[arg-type]
                 for name, shape in shapes.items()
             )
 
         opset = 20 if file == "decoder" else 23
         return GraphSpec(f"{file}.onnx", opset, tensors(inputs), tensors(outputs))
 
-    names = [f"{kind}_{i}" for i in range(model.depth) for kind in ("key", "value")]
-    step: dict[str, tuple[object, ...]] = {"x": (both, "length", dim), "angles": (both, "length", head)}
-    condition: dict[str, tuple[object, ...]] = {"block_condition": (both, dim)} if modulated else {}
+    rows = "rows"
+    step: dict[str, tuple[object, ...]] = {"x": (rows, "length", dim), "angles": (rows, "length", head)}
+    condition: dict[str, tuple[object, ...]] = {"block_condition": (rows, dim)} if modulated else {}
+    pooled: dict[str, tuple[object, ...]] = {"block_condition": (both, dim), "text_condition": ("batch", dim)}
+    new_hidden: dict[str, tuple[object, ...]] = {"hidden": (rows, "length", dim)}
     hidden: dict[str, tuple[object, ...]] = {"hidden": (both, "length", dim)}
+    text: dict[str, tuple[object, ...]] = {f"{TEXT}hidden": ("batch", tokens, dim)}
+    text_in_both: dict[str, tuple[object, ...]] = {"hidden": (both, tokens, dim)}
     latents, side = ("batch", channels, last, last), ("batch", "side", "side")
     rest = ("batch", cells, channels)
     scalar: tuple[object, ...] = ()
@@ -59,17 +76,22 @@ def manifest_of(
             "context",
             {"features": ("batch", tokens, model.context_dim), "mask": ("batch", tokens)},
             {
-                "x": (both, tokens, dim),
-                "angles": (both, tokens, head),
+                "x": ("batch", tokens, dim),
+                "angles": ("batch", tokens, head),
                 "offset": (both, 1),
                 "head_condition": (both, dim),
-                **condition,
+                **(pooled if modulated else {}),
             },
         ),
         "transformer": graph(
             "transformer",
-            step | condition | {f"past_{n}": (both, "past", dim) for n in names},
-            hidden | dict.fromkeys(names, (both, "past + length", dim)),
+            step | condition | {f"{PAST}{n}": (rows, "past", dim) for n in names},
+            new_hidden | dict.fromkeys(names, (rows, "past + length", dim)),
+        ),
+        UNCONDITIONAL: graph(
+            UNCONDITIONAL,
+            text | {f"{TEXT}{n}": ("batch", tokens, dim) for n in names},
+            text_in_both | dict.fromkeys(names, (both, tokens, dim)),
         ),
         "sample": graph(
             "sample",
@@ -132,8 +154,13 @@ def manifest_of(
         ),
         APPEND: graph(
             APPEND,
-            step | condition | {f"past_{n}": ("past", both, dim) for n in names},
-            hidden | {f"new_{n}": ("length", both, dim) for n in names},
+            step | condition | {f"{PAST}{n}": ("past", rows, dim) for n in names},
+            new_hidden | {f"{NEW}{n}": ("length", rows, dim) for n in names},
+        ),
+        UNCONDITIONAL_APPEND: graph(
+            UNCONDITIONAL_APPEND,
+            text | {f"{TEXT}{n}": (tokens, "batch", dim) for n in names},
+            text_in_both | {f"{NEW}{n}": (tokens, both, dim) for n in names},
         ),
     }
     settings = sampling or SamplingSettings()

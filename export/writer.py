@@ -19,7 +19,7 @@ import torch
 
 from export.cache import append_only
 from export.graphs import Graph
-from export.modules import TransformerGraph
+from export.modules import TransformerGraph, UnconditionalGraph
 from export.quantize import quantize_products, quantize_weights
 from runtime.bundle import (
     APPEND,
@@ -127,6 +127,8 @@ def _trace(graph: Graph) -> ir.Model:
     free: tuple[Any, ...] = tuple(dims or None for _, dims in graph.inputs.values())
     if isinstance(graph.module, TransformerGraph):  # its forward takes the cache as *rest
         free = (*free[:2], free[2:])
+    elif isinstance(graph.module, UnconditionalGraph):  # and this one everything
+        free = (free,)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph.module.eval(),

@@ -16,7 +16,7 @@ from typing import Any
 from hart.errors import InputError
 from hart.schedule import SamplingSettings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 TEXT_TOKENIZER = "tokenizer.json"
@@ -24,6 +24,11 @@ TEXT_ENCODER = "text_encoder"
 TRANSFORMER = "transformer"
 APPEND = "transformer_append"
 """The transformer with a cache that only grows at its end, for backends that own their memory."""
+UNCONDITIONAL = "unconditional"
+UNCONDITIONAL_APPEND = "unconditional_append"
+"""What the transformer makes of the text in the conditional half, to the same of both; and the same
+for that kind of cache."""
+APPEND_FORMS = {TRANSFORMER: APPEND, UNCONDITIONAL: UNCONDITIONAL_APPEND}
 INT8 = "int8"
 """Precision of bundles whose large products run in 8-bit integers, which only the CPU does."""
 INT8_GRAPHS = frozenset({"transformer", "sample", "residual_condition", "residual_step"})
@@ -32,12 +37,15 @@ the other is made of convolutions."""
 DEQUANTIZED = "_dequantized"
 """Ends the names of their second form: the same 8-bit weights, made floating point by a standard
 operator before they are multiplied, for backends with 8-bit products of their own."""
-PAST, NEW = "past_", "new_"
-"""Prefixes of its cache inputs (tokens so far, first axis) and outputs (the tokens it adds)."""
+PAST, NEW, TEXT = "past_", "new_", "text_"
+"""Prefixes of cache inputs (tokens so far), of outputs of the append-only forms (the tokens they add,
+first axis), and of inputs that belong to the text in the conditional half."""
 GRAPHS = (
     "context",
     TRANSFORMER,
     APPEND,
+    UNCONDITIONAL,
+    UNCONDITIONAL_APPEND,
     "sample",
     "smooth",
     "next_scale",
@@ -114,14 +122,13 @@ class Manifest:
     @property
     def loop_graphs(self) -> dict[str, GraphSpec]:
         """The loop's graphs, as they are compared with the reference: the cache grows in each step."""
-        others = {APPEND, *(name for name in self.graphs if name.endswith(DEQUANTIZED))}
+        others = {*APPEND_FORMS.values(), *(name for name in self.graphs if name.endswith(DEQUANTIZED))}
         return {name: graph for name, graph in self.graphs.items() if name not in others}
 
     @property
     def planned_graphs(self) -> dict[str, GraphSpec]:
-        """The same as backends run them: the transformer in its append-only form."""
-        append = {TRANSFORMER: self.graphs[APPEND]} if APPEND in self.graphs else {}
-        return self.loop_graphs | append
+        """The same as backends run them: what touches the cache in its append-only form."""
+        return self.loop_graphs | {k: self.graphs[v] for k, v in APPEND_FORMS.items() if v in self.graphs}
 
     @property
     def dequantized_graphs(self) -> dict[str, GraphSpec]:
@@ -145,6 +152,11 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Absolute path of a file the manifest lists."""
         return self.folder / name
+
+
+def cache_names(depth: int) -> list[str]:
+    """Keys and values of every block, in the order in which graphs take and return them."""
+    return [f"{kind}_{i}" for i in range(depth) for kind in ("key", "value")]
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -171,10 +183,11 @@ def open_bundle(folder: Path) -> Bundle:
     found = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(found, int) or found < 1:
         raise InputError(f"{file}: not a bundle manifest, expected a schema number, found {found!r}")
-    if found > SCHEMA_VERSION:
+    if found != SCHEMA_VERSION:
+        newer = found > SCHEMA_VERSION
         raise InputError(
-            f"{file}: schema {found} is newer than the {SCHEMA_VERSION} this version reads; "
-            f"upgrade hart-runtime or export the bundle again"
+            f"{file}: schema {found} is {'newer' if newer else 'older'} than the {SCHEMA_VERSION} this "
+            f"version reads; {'upgrade hart-runtime or ' if newer else ''}export the bundle again"
         )
     try:
         manifest = _parse(values)

@@ -26,7 +26,7 @@ from hart.schedule import (
     upsample_matrix,
 )
 from runtime.backend import Backend, Tensor
-from runtime.bundle import Manifest
+from runtime.bundle import PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
 
 Array = NDArray[np.float32]
 
@@ -84,7 +84,8 @@ def draw(
     context = backend.run("context", {"features": features, "mask": mask})
     clock.lap("context")
     x, angles = context["x"], context["angles"]
-    condition = {k: context[k] for k in ("block_condition",) if graphs["transformer"].reads(k)}
+    modulated = graphs[TRANSFORMER].reads("block_condition")
+    condition = {"block_condition": context["text_condition"]} if modulated else {}
     f_hat: Tensor = np.zeros((batch, channels, size, size), np.float32)
     cache = _empty_cache(manifest, batch)
     h: Tensor = None
@@ -105,9 +106,12 @@ def draw(
     for step in steps:
         name = f"scale{step.index}"
         record(f"{name}.x_in", x)
-        outputs = backend.run("transformer", {"x": x, "angles": angles, **condition, **cache})
+        outputs = backend.run(TRANSFORMER, {"x": x, "angles": angles, **condition, **cache})
+        if step is steps[0]:
+            outputs = backend.run(UNCONDITIONAL, {f"{TEXT}{name}": value for name, value in outputs.items()})
+            condition = {name: context[name] for name in condition}  # of both halves from here on
         hidden = outputs.pop("hidden")
-        cache = {f"past_{key}": value for key, value in outputs.items()}
+        cache = {f"{PAST}{name}": value for name, value in outputs.items()}
         record(f"{name}.hidden", hidden)
         clock.lap(f"{name} transformer")
         sampled = backend.run(
@@ -211,10 +215,11 @@ def _as_map(values: Array, step: ScaleStep) -> Array:
 
 
 def _empty_cache(manifest: Manifest, batch: int) -> dict[str, Any]:
+    """That of the text, which only the conditional half runs."""
     return {
-        spec.name: np.zeros((2 * batch, 0, manifest.model.embed_dim), spec.dtype)
-        for spec in manifest.graphs["transformer"].inputs
-        if spec.name.startswith("past_")
+        spec.name: np.zeros((batch, 0, manifest.model.embed_dim), spec.dtype)
+        for spec in manifest.graphs[TRANSFORMER].inputs
+        if spec.name.startswith(PAST)
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Value
-from runtime.bundle import NEW, PAST, Manifest
+from runtime.bundle import NEW, PAST, UNCONDITIONAL, Manifest
 from runtime.loop import draw
 from runtime.shapes import Shape, cache_length, shape_of, solve
 
@@ -42,7 +42,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return _nbytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return _nbytes(self.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -167,11 +167,12 @@ class _Planner(Backend):
         uploads = []
         for tensor in spec.inputs:
             value = inputs[tensor.name]
-            if tensor.name.startswith(PAST):
-                value = self._cache(tensor.name, np.dtype(tensor.dtype), value, now)
-            elif isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray):
+                if tensor.name.startswith(PAST):  # an empty one; the loop has the rows first
+                    value = value.swapaxes(0, 1)
                 value = self._new(f"{graph}.{tensor.name}", value.shape, tensor.dtype, now)
-                uploads.append(tensor.name)
+                if value.nbytes:  # scale 0 has no past
+                    uploads.append(tensor.name)
             shapes[tensor.name] = value.shape
             if isinstance(value, View):
                 value.slot.dies = now
@@ -182,21 +183,20 @@ class _Planner(Backend):
         unread: View | None = None
         for tensor in spec.outputs:
             shape = shape_of(tensor, dims)
-            if tensor.name.startswith(NEW):
-                name = tensor.name.removeprefix(NEW)
-                past = call.inputs[PAST + name]
-                assert past is not None
-                past.slot.dies = now
-                grown = View(past.slot, (past.shape[0] + shape[0], *shape[1:]))
-                if grown.nbytes <= past.slot.nbytes:
-                    call.outputs[tensor.name] = View(past.slot, shape, past.nbytes)
-                    results[name] = grown
-                else:  # the last scale's: written because the graph returns them, one over the other
-                    unread = unread or self._new("unread", shape, tensor.dtype, now)
-                    call.outputs[tensor.name] = unread
-            else:
+            name = tensor.name.removeprefix(NEW)
+            past = call.inputs.get(PAST + name)
+            if graph == UNCONDITIONAL and name != tensor.name:  # both halves: what the cache begins with
+                cache = self._new(PAST + name, self.cache_shape, tensor.dtype, now)
+                call.outputs[tensor.name] = results[name] = View(cache.slot, shape)
+            elif past is None or not past.nbytes:
                 view = self._new(f"{graph}.{tensor.name}", shape, tensor.dtype, now)
-                call.outputs[tensor.name] = results[tensor.name] = view
+                call.outputs[tensor.name] = results[name] = view
+            elif past.nbytes + _nbytes(shape, past.dtype) <= past.slot.nbytes:
+                call.outputs[tensor.name] = View(past.slot, shape, past.nbytes)
+                results[name] = View(past.slot, (past.shape[0] + shape[0], *shape[1:]))
+            else:  # the last scale's: written because the graph returns them, one over the other
+                unread = unread or self._new("unread", shape, tensor.dtype, now)
+                call.outputs[tensor.name] = unread
         return dict(results)
 
     def split(self, value: Any) -> list[Any]:
@@ -210,14 +210,6 @@ class _Planner(Backend):
         slot = Slot(label, tuple(shape), np.dtype(dtype), now, now)
         self.slots.append(slot)
         return View(slot, slot.shape)
-
-    def _cache(self, name: str, dtype: np.dtype[Any], value: Value, now: int) -> View:
-        """The cache so far; the loop starts it with an empty array."""
-        if isinstance(value, View):
-            return value
-        slot = Slot(name, self.cache_shape, dtype, now, now)
-        self.slots.append(slot)
-        return View(slot, (0, *self.cache_shape[1:]))
 
 
 class _Silence:
@@ -243,6 +235,10 @@ def split_view(view: View) -> list[View]:
     """One view per entry of the leading axis, which stays, with length 1."""
     step = view.nbytes // view.shape[0]
     return [View(view.slot, (1, *view.shape[1:]), view.start + i * step) for i in range(view.shape[0])]
+
+
+def _nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def _aligned(size: int) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Value
-from runtime.bundle import NEW, PAST, Bundle, TensorSpec
+from runtime.bundle import NEW, PAST, TEXT, Bundle, TensorSpec
 from runtime.plan import Call, Plan, View, make_plan, split_view
 from runtime.shapes import Shape, shape_of, solve
 
@@ -147,8 +147,9 @@ class PlannedBackend(Backend):
     def _run_outside(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
         """A run with memory of its own; caches are given and returned as ONNX Runtime has them."""
         spec = self._graphs[graph]
-        pasts = {name: self.to_host(v) for name, v in inputs.items() if name.startswith(PAST)}
-        inputs = {**inputs, **{name: past.swapaxes(0, 1) for name, past in pasts.items()}}
+        added = [t.name.removeprefix(NEW) for t in spec.outputs if t.name.startswith(NEW)]
+        caches = {p + k: self.to_host(inputs[p + k]) for k in added for p in (PAST, TEXT) if p + k in inputs}
+        inputs = {**inputs, **{name: cache.swapaxes(0, 1) for name, cache in caches.items()}}
         stays = self.executor.on_host(graph)
         host = {t.name: _typed(inputs[t.name], t) for t in spec.inputs if t.name in stays}
         held = {t.name: self._bound(inputs[t.name], t) for t in spec.inputs if t.name not in stays}
@@ -160,9 +161,10 @@ class PlannedBackend(Backend):
         }
         bindings |= {name: own.binding for name, own in outputs.items()}
         self.executor.execute(graph, bindings, host, None)
-        for name, past in pasts.items():
-            new = self.to_host(outputs.pop(name.replace(PAST, NEW)))
-            outputs[name.removeprefix(PAST)] = np.concatenate([past, new.swapaxes(0, 1)], axis=1)
+        for name in added:
+            new = self.to_host(outputs.pop(NEW + name)).swapaxes(0, 1)
+            past = caches.get(PAST + name, new[:, :0])
+            outputs[name] = np.concatenate([past, new], axis=1)
         return outputs
 
     def _bound(self, value: Value, tensor: TensorSpec) -> _Own | Binding:

@@ -75,17 +75,18 @@ def solve(specs: Iterable[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> D
     return dims
 
 
-def scale_dims(model: ModelSpec) -> list[Dims]:
-    """Named dimensions at each scale, all but ``batch``.
+def scale_dims(model: ModelSpec, batch: int = 1) -> list[Dims]:
+    """Named dimensions at each scale.
 
-    Scale 0 runs the text through the transformer, so it has as many new tokens as the text;
-    the last scale has no ``next_side``.
+    Scale 0 runs the text through the transformer, so it has as many new tokens as the text, and
+    rows for the conditional half alone; the last scale has no ``next_side``.
     """
     rows: list[Dims] = []
     past = 0
     for k, side in enumerate(model.patch_nums):
         length = model.context_token if k == 0 else side * side
-        dims = {"past": past, "length": length, "side": side}
+        halves = 1 if k == 0 else 2
+        dims = {"batch": batch, "rows": halves * batch, "past": past, "length": length, "side": side}
         if k + 1 < len(model.patch_nums):
             dims["next_side"] = model.patch_nums[k + 1]
         rows.append(dims)

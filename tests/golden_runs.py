@@ -124,6 +124,8 @@ def compare(run: Run, found: Arrays, factor: float = 1.0, partial: bool = False)
     missing = sorted(set(expected) - set(found))
     assert not missing, f"{run.label}: not produced: {missing}"
     assert expected, f"{run.label}: nothing to compare"
+    if partial and "scale0.x_in" in expected:  # graphs run the text in the conditional half alone
+        expected["scale0.x_in"] = np.split(expected["scale0.x_in"], 2)[0]
     for name, value in expected.items():
         result = np.asarray(found[name]).reshape(value.shape)
         if np.issubdtype(value.dtype, np.integer):

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from export.cli import main as export_main
-from runtime.bundle import MANIFEST
+from runtime.bundle import MANIFEST, SCHEMA_VERSION
 from runtime.cli import main as run_main
 from tests.test_bundle import poisoned
 
@@ -97,8 +97,9 @@ def test_a_damaged_bundle(demo_bundle: Path, tmp_path: Path) -> None:
     (folder / "decoder.onnx").write_bytes(b"nonsense")
     refused(run("--engine", folder, PROMPT, "--output", tmp_path / "x.png"), "decoder.onnx")
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "schema": 2}))
-    refused(run("--engine", folder, PROMPT, "--output", tmp_path / "x.png"), "newer")
+    for step, word in ((1, "newer"), (-1, "older")):
+        (folder / MANIFEST).write_text(json.dumps({**manifest, "schema": SCHEMA_VERSION + step}))
+        refused(run("--engine", folder, PROMPT, "--output", tmp_path / "x.png"), word, "export the bundle")
     assert not (tmp_path / "x.png").exists()
 
 

@@ -21,7 +21,7 @@ from compare.reference import Reference, load_reference, save_reference
 from compare.report import arithmetic
 from hart.demo import DEMO_CHECKPOINT
 from hart.noise import SeededNoise
-from runtime.bundle import APPEND, GRAPHS, open_bundle
+from runtime.bundle import APPEND_FORMS, GRAPHS, open_bundle
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE, Run, variants
 
@@ -58,7 +58,7 @@ def test_float32_gates_of_the_recorded_variants(
     done = compare("--engine", bundle, "--reference", tmp_path / "reference", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     run = report(tmp_path / "out")["runs"][0]
-    assert {row["graph"] for row in run["graphs"]} == set(GRAPHS) - {APPEND}
+    assert {row["graph"] for row in run["graphs"]} == set(GRAPHS) - set(APPEND_FORMS.values())
     within_float32_gates(run)
 
 
@@ -114,7 +114,7 @@ def test_the_report(saved: tuple[Path, Path, Result]) -> None:
     fields = "batch graph call output tolerance passed shape dtype finite error reference_min reference_max"
     fields += " max_abs mean_abs median_abs p99_abs max_rel mean_rel median_rel p99_rel cosine"
     assert all(set(row) == set(fields.split()) for row in run["graphs"])
-    assert {row["graph"] for row in run["graphs"]} == {"text_encoder", *GRAPHS} - {APPEND}
+    assert {row["graph"] for row in run["graphs"]} == {"text_encoder", *GRAPHS} - set(APPEND_FORMS.values())
     assert [len(t["agreement"]) for t in run["free_running"]] == [5]
     page = (output / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4 * 5

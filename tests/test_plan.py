@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hart.schedule import SamplingSettings
-from runtime.bundle import NEW, TRANSFORMER, Manifest, open_bundle
+from runtime.bundle import NEW, TRANSFORMER, UNCONDITIONAL, Manifest, open_bundle
 from runtime.plan import ALIGNMENT, Plan, make_plan
 from runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
 from runtime.tensorrt.profiles import choose, make_profiles
@@ -76,7 +76,7 @@ def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
 @given(manifests(), BATCHES)
 def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) -> None:
     plan = make_plan(manifest, batch, SamplingSettings())
-    steps = [call for call in plan.calls if call.graph == TRANSFORMER]
+    text, *steps = [call for call in plan.calls if call.graph in {TRANSFORMER, UNCONDITIONAL}]
     for name in [n for n in steps[0].outputs if n.startswith(NEW)]:
         end = 0
         for call in steps[:-1]:
@@ -86,6 +86,7 @@ def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) 
             end += new.nbytes
         assert end == new.slot.nbytes
         assert new.slot.shape[0] == cache_length(manifest.model)
+        assert text.outputs[name].slot.dies == plan.calls.index(steps[0]), "the text's own half is copied"
         assert steps[-1].outputs[name].slot.label == "unread"
         assert name.removeprefix(NEW) not in steps[-1].results
 

@@ -42,12 +42,12 @@ def names_in(graph: GraphSpec) -> set[str]:
     return {n.removeprefix("2*") for shape in shapes for n in shape if isinstance(n, str)}
 
 
-def scale_rows(model: ModelSpec, graph: GraphSpec) -> list[tuple[str, Dims]]:
+def scale_rows(model: ModelSpec, graph: GraphSpec, batch: int) -> list[tuple[str, Dims]]:
     """The scales a graph runs at, with the dimensions it needs; one nameless row if all are alike."""
-    names = names_in(graph) - {"batch"}
-    if not names:
-        return [("any", {})]
-    rows = [(f"scale{k}", dims) for k, dims in enumerate(scale_dims(model))]
+    names = names_in(graph)
+    if names <= {"batch"}:
+        return [("any", {"batch": batch})]
+    rows = [(f"scale{k}", dims) for k, dims in enumerate(scale_dims(model, batch))]
     return [(label, dims) for label, dims in rows if names <= set(dims)]
 
 
@@ -60,11 +60,11 @@ def make_profiles(
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
     """
-    rows = scale_rows(manifest.model, graph)
+    smallest, largest = (scale_rows(manifest.model, graph, batch) for batch in batches)
+    rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
     if not per_scale:
-        rows = [("all", {})] if rows == [("any", {})] else rows
-        return [_profile("all", graph, [dims for _, dims in rows], batches)]
-    return [_profile(label, graph, [dims], batches) for label, dims in rows]
+        return [_profile("all", graph, [dims for _, pair in rows for dims in pair], smallest[-1][1])]
+    return [_profile(label, graph, pair, pair[0]) for label, pair in rows]
 
 
 def choose(profiles: Iterable[Profile], shapes: dict[str, Shape]) -> int:
@@ -90,11 +90,12 @@ def top_k_range(model: ModelSpec) -> Range:
     return Range((1,), (min(600, largest),), (largest,))
 
 
-def _profile(label: str, graph: GraphSpec, rows: list[Dims], batches: tuple[int, int]) -> Profile:
+def _profile(label: str, graph: GraphSpec, rows: list[Dims], best: Dims) -> Profile:
+    """A profile that covers all of these dimensions and is tuned for the best."""
     shapes = {}
     for spec in graph.inputs:
-        found = [shape_of(spec, {**dims, "batch": batch}) for dims in rows for batch in batches]
+        found = [shape_of(spec, dims) for dims in rows]
         low = tuple(min(sizes) for sizes in zip(*found, strict=True))
         high = tuple(max(sizes) for sizes in zip(*found, strict=True))
-        shapes[spec.name] = Range(low, shape_of(spec, {**rows[-1], "batch": batches[0]}), high)
+        shapes[spec.name] = Range(low, shape_of(spec, best), high)
     return Profile(label, shapes)
