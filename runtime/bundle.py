@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -148,6 +148,15 @@ class Bundle:
     @property
     def has_text_encoder(self) -> bool:
         return TEXT_ENCODER in self.manifest.graphs
+
+    def parts(self) -> tuple[Bundle, Bundle]:
+        """The text encoder and everything else, each to be opened by itself."""
+
+        def part(text: bool) -> Bundle:
+            chosen = {k: v for k, v in self.manifest.graphs.items() if (k == TEXT_ENCODER) is text}
+            return replace(self, manifest=replace(self.manifest, graphs=chosen))
+
+        return part(True), part(False)
 
     def path(self, name: str) -> Path:
         """Absolute path of a file the manifest lists."""

@@ -14,6 +14,10 @@ from hart.errors import InputError
 from runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from runtime.backend import Backend
+    from runtime.bundle import Bundle
     from runtime.loop import Advance
     from runtime.pipeline import Pipeline, Result
     from runtime.png import Origin
@@ -81,7 +85,9 @@ def main(
     import time
 
     start = time.perf_counter()
-    from runtime.pipeline import Pipeline
+    from runtime.backend import open_backend
+    from runtime.bundle import open_bundle
+    from runtime.pipeline import Pipeline, batch_size, checked_settings
     from runtime.png import Origin, check_writable, read_origin, save_png
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
@@ -95,22 +101,40 @@ def main(
     if not texts:
         raise InputError("no prompt: give one as an argument, or --prompts-file, or --from-image")
     check_writable(output)
-    pipeline = Pipeline.load(engine, device, threads, backend, strict)
-    pipeline.check(texts, **options)
+    with _status("verifying the bundle"):
+        bundle = open_bundle(engine)
+    manifest = bundle.manifest
+    checked_settings(manifest, texts, **options)
     paths = _paths(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)
     if origin is not None:
-        _refuse_other_bundle(origin, pipeline, from_image)
+        _refuse_other_bundle(origin, bundle, from_image)
     if safety_model is not None:
         _screen(texts, safety_model)
-    loaded = time.perf_counter() - start
+    seconds: dict[str, float] = {}
+    last = start
+
+    def lap(stage: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[stage] = seconds.get(stage, 0.0) + now - last
+        last = now
+
+    def open_part(part: Bundle) -> Backend:
+        nonlocal device, backend
+        opened = open_backend(part, device, threads, backend, strict)
+        device, backend = opened.device, opened.name  # "auto" chooses, and explains itself, once
+        return opened
+
+    with _status("loading"):
+        pipeline = Pipeline.for_prompts(
+            bundle, texts, batch_size(manifest, len(paths), options["batch"]), open_part, lap
+        )
     result = _with_progress(pipeline, texts, options)
     for image, path, prompt, seed in zip(result.images, paths, result.prompts, result.seeds, strict=True):
-        manifest = pipeline.bundle.manifest
-        identity = pipeline.bundle.identity
-        save_png(image, path, Origin(prompt, seed, result.settings, manifest.name, identity))
-    seconds = {"load": loaded, **result.seconds}
+        save_png(image, path, Origin(prompt, seed, result.settings, manifest.name, bundle.identity))
+    seconds |= result.seconds
     if as_json:
         click.echo(json.dumps(_summary(pipeline, result, paths, seconds), indent=1))
     else:
@@ -121,12 +145,16 @@ def main(
             click.echo(path)
 
 
-def _screen(texts: list[str], safety_model: str) -> None:
+def _status(words: str) -> Status:
     from rich.console import Console
 
+    return Console(stderr=True).status(words)
+
+
+def _screen(texts: list[str], safety_model: str) -> None:
     from hart.safety import refuse_unsafe
 
-    with Console(stderr=True).status("asking the safety model"):
+    with _status("asking the safety model"):
         refuse_unsafe(texts, safety_model)
 
 
@@ -177,8 +205,7 @@ def _refuse_overrides() -> None:
         raise InputError(f"--from-image brings its own settings, found {', '.join(given)} beside it")
 
 
-def _refuse_other_bundle(origin: Origin, pipeline: Pipeline, image: Path | None) -> None:
-    bundle = pipeline.bundle
+def _refuse_other_bundle(origin: Origin, bundle: Bundle, image: Path | None) -> None:
     if origin.identity != bundle.identity:
         raise InputError(
             f"{image}: was drawn with bundle {origin.bundle} ({origin.identity[:12]}...), "

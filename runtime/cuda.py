@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +56,10 @@ def compute_capability() -> str | None:
 
 
 class CudaMemory:
-    """The memory half of an executor (see :class:`runtime.planned.Executor`), in stream order."""
+    """The memory half of an executor (see :class:`runtime.planned.Executor`), in stream order.
+
+    Everything is given back with the last reference to it.
+    """
 
     def __init__(self) -> None:
         self._cuda = cuda()
@@ -67,14 +71,20 @@ class CudaMemory:
             )
         self.capability = capability
         self._stream = check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
+        self._memory: set[int] = set()
         self._staging: dict[object, tuple[int, int]] = {}
+        held = weakref.finalize(self, _give_back, self._cuda, self._stream, self._memory, self._staging)
+        held.atexit = False  # the driver does that, and may be gone by then
 
     def allocate(self, nbytes: int) -> int:
-        return int(check(self._cuda.cudaMalloc(max(nbytes, 1))))
+        address = int(check(self._cuda.cudaMalloc(max(nbytes, 1))))
+        self._memory.add(address)
+        return address
 
     def free(self, address: int) -> None:
         self._wait()
         check(self._cuda.cudaFree(address))
+        self._memory.discard(address)
 
     def discard(self, address: int, nbytes: int) -> None:
         pass  # captured graphs want everything to stay where it is
@@ -120,6 +130,14 @@ class CudaMemory:
 
     def _wait(self) -> None:
         check(self._cuda.cudaStreamSynchronize(self._stream))
+
+
+def _give_back(api: Any, stream: Any, memory: set[int], staging: dict[object, tuple[int, int]]) -> None:
+    check(api.cudaStreamSynchronize(stream))
+    for address in memory:
+        check(api.cudaFree(address))
+    for address, _ in staging.values():
+        check(api.cudaFreeHost(address))
 
 
 class StreamExecutor(Executor, Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,7 +20,7 @@ from hart.noise import SeededNoise
 from hart.schedule import SamplingSettings
 from hart.text_tokenizer import PromptTokenizer
 from runtime.backend import Backend, open_backend
-from runtime.bundle import TEXT_TOKENIZER, Bundle, open_bundle
+from runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
 from runtime.loop import Advance, Array, draw
 
 if TYPE_CHECKING:
@@ -66,12 +66,20 @@ class Result:
     """Wall time per stage, summed over batches."""
 
 
+Features = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""Text features (T, D) of one prompt and their mask (T)."""
+
+
 class Pipeline:
     """A loaded bundle. Not thread-safe; load one per thread."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: Backend, encoded: Mapping[str, Features] | None = None
+    ) -> None:
+        """``encoded`` holds every prompt there will be, for a backend without the text encoder."""
         self.bundle = bundle
         self.backend = backend
+        self.encoded = encoded
         self.tokenizer: PromptTokenizer | None = None
         if bundle.has_text_encoder:
             from tokenizers import Tokenizer
@@ -95,6 +103,39 @@ class Pipeline:
         """Verify and open a bundle folder; see :func:`runtime.backend.open_backend`."""
         opened = open_bundle(Path(bundle))
         return cls(opened, open_backend(opened, device, threads, backend, strict))
+
+    @classmethod
+    def for_prompts(
+        cls,
+        bundle: Bundle,
+        prompts: Sequence[str],
+        batch: int,
+        open_part: Callable[[Bundle], Backend],
+        lap: Callable[[str], None] = lambda _: None,
+    ) -> Pipeline:
+        """A pipeline that draws these prompts and no others, and needs less memory for it.
+
+        The text encoder, most of the weights of a published model, is opened first, and closed
+        before anything else is opened.
+
+        Args:
+            batch: prompts encoded at once.
+            lap: called after "load" (twice) and "text encoder".
+        """
+        text, rest = bundle.parts()
+        encoder = cls(bundle, open_part(text))
+        lap("load")
+        texts = list(dict.fromkeys(prompts))
+        encoded: dict[str, Features] = {}
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            features, mask = encoder.encode(part)
+            encoded |= zip(part, zip(encoder.backend.to_host(features), mask, strict=True), strict=True)
+        lap("text encoder")
+        del encoder, features  # and with them everything that was opened for them
+        pipeline = cls(bundle, open_part(rest), encoded)
+        lap("load")
+        return pipeline
 
     def __call__(self, prompts: str | Sequence[str], seed: int = 0, **options: object) -> list[Image.Image]:
         """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""
@@ -126,13 +167,13 @@ class Pipeline:
             RunError: the run produced no usable picture.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        settings = self.check(texts, seed, num_images, batch, **overrides)
+        settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
         for text in dict.fromkeys(texts):
             if lost := self.cut_off(text):
                 limit = self.bundle.manifest.model.context_token
                 log.warning("the prompt is over %d tokens, cut off: %r", limit, lost)
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
-        size = batch or min(len(jobs), self.bundle.manifest.max_batch)
+        size = batch_size(self.bundle.manifest, len(jobs), batch)
         images: list[Image.Image] = []
         seconds: dict[str, float] = {}
         patch_nums = self.bundle.manifest.model.patch_nums
@@ -148,7 +189,8 @@ class Pipeline:
             part = jobs[start : start + size]
             began = time.perf_counter()
             features, mask = self.encode([text for text, _ in part])
-            seconds["text encoder"] = seconds.get("text encoder", 0.0) + time.perf_counter() - began
+            if self.encoded is None:
+                seconds["text encoder"] = seconds.get("text encoder", 0.0) + time.perf_counter() - began
             noise = SeededNoise([s for _, s in part])
             drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
             for stage, value in drawing.seconds.items():
@@ -157,7 +199,10 @@ class Pipeline:
         return Result(images, [t for t, _ in jobs], [s for _, s in jobs], settings, seconds)
 
     def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
-        """Text features (B, T, D) on the device, and their mask (B, T)."""
+        """Text features (B, T, D), on the device unless there were any before, and their mask (B, T)."""
+        if self.encoded is not None:
+            features, masks = zip(*(self.encoded[prompt] for prompt in prompts), strict=True)
+            return np.stack(features), np.stack(masks)
         ids, mask = self._prompt_tokenizer()(prompts)
         inputs = {"input_ids": ids, "mask": mask}
         return self.backend.run("text_encoder", inputs)["features"], mask
@@ -166,47 +211,52 @@ class Pipeline:
         """The end of a prompt that is over the token limit, "" for most prompts."""
         return self._prompt_tokenizer().cut_off(prompt)
 
-    def check(
-        self,
-        prompts: Sequence[str],
-        seed: int = 0,
-        num_images: int = 1,
-        batch: int | None = None,
-        **overrides: Unpack[Overrides],
-    ) -> SamplingSettings:
-        """Refuse values out of range, naming the option, before anything runs.
-
-        Returns the settings that :meth:`generate` uses for these arguments.
-        """
-        manifest = self.bundle.manifest
-        chosen: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
-        if "steps" in chosen:
-            chosen["steps"] = str(chosen["steps"])
-        settings = replace(manifest.sampling, **chosen)
-        if not prompts:
-            raise InputError("no prompt was given")
-        for number, prompt in enumerate(prompts, start=1):
-            if not prompt.strip():
-                raise InputError(f"prompt {number} is empty")
-            if not prompt.isprintable() and "\udc00" <= max(prompt) <= "\udfff":
-                raise InputError(f"prompt {number} is not valid UTF-8")
-        _in_range("--guidance", settings.guidance, 0, 1000)
-        if settings.top_k is not None:
-            _in_range("--top-k", settings.top_k, 1, manifest.model.vocab_size)
-        _in_range("--top-p", settings.top_p, 0, 1)
-        _in_range("--seed", seed, 0, MAX_SEED)
-        _in_range("--num-images", num_images, 1, MAX_IMAGES)
-        if batch is not None:
-            _in_range("--batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
-        diffusion_schedule(settings.steps)
-        return settings
-
     def _prompt_tokenizer(self) -> PromptTokenizer:
         if self.tokenizer is None:
             raise InputError(
                 f"{self.bundle.folder}: this bundle has no text encoder; export it again with --text-encoder"
             )
         return self.tokenizer
+
+
+def checked_settings(
+    manifest: Manifest,
+    prompts: Sequence[str],
+    seed: int = 0,
+    num_images: int = 1,
+    batch: int | None = None,
+    **overrides: Unpack[Overrides],
+) -> SamplingSettings:
+    """Refuse values out of range, naming the option, before anything runs.
+
+    Returns the settings that :meth:`Pipeline.generate` uses for these arguments.
+    """
+    chosen: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    if "steps" in chosen:
+        chosen["steps"] = str(chosen["steps"])
+    settings = replace(manifest.sampling, **chosen)
+    if not prompts:
+        raise InputError("no prompt was given")
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise InputError(f"prompt {number} is empty")
+        if not prompt.isprintable() and "\udc00" <= max(prompt) <= "\udfff":
+            raise InputError(f"prompt {number} is not valid UTF-8")
+    _in_range("--guidance", settings.guidance, 0, 1000)
+    if settings.top_k is not None:
+        _in_range("--top-k", settings.top_k, 1, manifest.model.vocab_size)
+    _in_range("--top-p", settings.top_p, 0, 1)
+    _in_range("--seed", seed, 0, MAX_SEED)
+    _in_range("--num-images", num_images, 1, MAX_IMAGES)
+    if batch is not None:
+        _in_range("--batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
+    diffusion_schedule(settings.steps)
+    return settings
+
+
+def batch_size(manifest: Manifest, pictures: int, asked: int | None) -> int:
+    """How many pictures are drawn at once."""
+    return asked or min(pictures, manifest.max_batch)
 
 
 def to_images(pixels: Array) -> list[Image.Image]:

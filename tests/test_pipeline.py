@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hart.demo.checker import look
 from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
-from runtime.bundle import MANIFEST, open_bundle
+from runtime.backend import Backend
+from runtime.bundle import GRAPHS, MANIFEST, Bundle, open_bundle
 from runtime.onnx_backend import on_the_cpu
 from runtime.sessions import has_cuda, misplaced
 from tests.test_bundle import poisoned
@@ -20,8 +24,8 @@ from tests.test_bundle import poisoned
 PROMPT = "a red circle on a white background"
 
 
-def pixels(images: list[object]) -> list[bytes]:
-    return [image.tobytes() for image in images]  # type: ignore[attr-defined]
+def pixels(images: Sequence[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
 
 
 def test_a_prompt_becomes_the_picture_asked_for(demo: Pipeline) -> None:
@@ -37,7 +41,7 @@ def test_a_picture_does_not_depend_on_its_batch(demo: Pipeline, smooth: bool) ->
     together = demo(prompts, seed=3, batch=3, smooth=smooth)
     alone = [demo(prompt, seed=3, smooth=smooth)[0] for prompt in prompts]
     pairs = demo(prompts, seed=3, batch=2, smooth=smooth)
-    assert pixels(together) == pixels(alone) == pixels(pairs)  # type: ignore[arg-type]
+    assert pixels(together) == pixels(alone) == pixels(pairs)
 
 
 def test_same_seed_same_bytes_other_seed_other_picture(demo: Pipeline) -> None:
@@ -131,6 +135,23 @@ def test_the_weights_of_one_bundle_are_not_read_for_another(demo_bundle: Path) -
     first, second = (Pipeline(bundle, on_the_cpu(bundle)) for _ in range(2))
     assert first(PROMPT)[0].tobytes() == second(PROMPT)[0].tobytes()
     assert (demo_bundle / MANIFEST).is_file()
+
+
+def test_the_text_encoder_is_gone_before_the_rest_comes(demo: Pipeline) -> None:
+    prompts = [PROMPT, "a small blue star", PROMPT]
+    opened: list[tuple[set[str], weakref.ref[Backend]]] = []
+
+    def open_part(part: Bundle) -> Backend:
+        assert all(backend() is None for _, backend in opened), "two parts at once"
+        backend = on_the_cpu(part)
+        opened.append((set(part.manifest.graphs), weakref.ref(backend)))
+        return backend
+
+    laps: list[str] = []
+    pipeline = Pipeline.for_prompts(demo.bundle, prompts, 1, open_part, laps.append)
+    assert laps == ["load", "text encoder", "load"]
+    assert [graphs for graphs, _ in opened] == [{"text_encoder"}, set(GRAPHS)]
+    assert pixels(pipeline(prompts, seed=5)) == pixels(demo(prompts, seed=5))
 
 
 def test_the_runtime_never_imports_torch(demo_bundle: Path) -> None:

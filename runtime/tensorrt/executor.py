@@ -39,7 +39,7 @@ class EngineExecutor(CudaMemory):
         self._logger = package.api.Logger(package.api.Logger.ERROR)
         runtime = package.api.Runtime(self._logger)
         self._runtime = runtime
-        self._engines = {name: self._load(runtime, folder, name) for name in self.manifest.engines}
+        self._engines = {name: self._load(runtime, folder, name) for name in bundle.manifest.planned_graphs}
         self._scratch_size = max(
             engine.get_device_memory_size_for_profile_v2(i)
             for engine in self._engines.values()
