@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def main(
     start = time.perf_counter()
     from runtime.backend import open_backend
     from runtime.bundle import open_bundle
-    from runtime.pipeline import Pipeline, batch_size, checked_settings
+    from runtime.pipeline import Pipeline, add_seconds, batch_size, checked_settings
     from runtime.png import Origin, check_writable, read_origin, save_png
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
@@ -131,12 +132,20 @@ def main(
         pipeline = Pipeline.for_prompts(
             bundle, texts, batch_size(manifest, len(paths), options["batch"]), open_part, lap
         )
-    result = _with_progress(pipeline, texts, options)
-    for image, path, prompt, seed in zip(result.images, paths, result.prompts, result.seeds, strict=True):
-        save_png(image, path, Origin(prompt, seed, result.settings, manifest.name, bundle.identity))
-    seconds |= result.seconds
+    saved: list[tuple[Path, Origin]] = []
+    try:
+        for result in _with_progress(pipeline, texts, options, len(paths)):
+            for image, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
+                drawn = Origin(prompt, number, result.settings, manifest.name, bundle.identity)
+                save_png(image, paths[len(saved)], drawn)
+                saved.append((paths[len(saved)], drawn))
+            add_seconds(seconds, result.seconds)
+    finally:
+        if 0 < len(saved) < len(paths):
+            kept = f"{len(saved)} of {len(paths)} pictures are drawn, the last of them {saved[-1][0]}"
+            click.echo(kept, err=True)
     if as_json:
-        click.echo(json.dumps(_summary(pipeline, result, paths, seconds), indent=1))
+        click.echo(json.dumps(_summary(pipeline, saved, seconds), indent=1))
     else:
         _table(seconds, time.perf_counter() - start)
         if pipeline.backend.device == "cuda":
@@ -158,21 +167,29 @@ def _screen(texts: list[str], safety_model: str) -> None:
         refuse_unsafe(texts, safety_model)
 
 
-def _with_progress(pipeline: Pipeline, texts: list[str], options: dict[str, Any]) -> Result:
+def _with_progress(
+    pipeline: Pipeline, texts: list[str], options: dict[str, Any], pictures: int
+) -> Iterator[Result]:
+    """Batch after batch, with a bar for each stage and one for all pictures if there are several."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        every = progress.add_task("pictures", total=pictures, visible=pictures > 1)
         tasks: dict[str, Any] = {}
 
         def watch(advance: Advance) -> None:
             if advance.stage not in tasks:
                 tasks[advance.stage] = progress.add_task(advance.stage, total=advance.total)
+            elif advance.index == 0:  # the next batch
+                progress.reset(tasks[advance.stage])
             progress.update(tasks[advance.stage], completed=advance.index + 1)
 
-        return pipeline.generate(texts, watch=watch, **options)
+        for result in pipeline.batches(texts, watch=watch, **options):
+            progress.advance(every, len(result.images))
+            yield result
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -214,14 +231,11 @@ def _refuse_other_bundle(origin: Origin, bundle: Bundle, image: Path | None) -> 
 
 
 def _summary(
-    pipeline: Pipeline, result: Result, paths: list[Path], seconds: dict[str, float]
+    pipeline: Pipeline, saved: list[tuple[Path, Origin]], seconds: dict[str, float]
 ) -> dict[str, Any]:
     return {
-        "images": [
-            {"path": str(path), "prompt": prompt, "seed": seed}
-            for path, prompt, seed in zip(paths, result.prompts, result.seeds, strict=True)
-        ],
-        "settings": asdict(result.settings),
+        "images": [{"path": str(path), "prompt": o.prompt, "seed": o.seed} for path, o in saved],
+        "settings": asdict(saved[0][1].settings),
         "bundle": {
             "name": pipeline.bundle.manifest.name,
             "identity": pipeline.bundle.identity,

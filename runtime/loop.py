@@ -227,11 +227,9 @@ def _refuse_broken(backend: Backend, to_check: list[tuple[str, Tensor]], images:
     """Latents are only looked at after the last graph, so that no stage waits for the host."""
     for stage, tensor in to_check:
         if not np.isfinite(backend.to_host(tensor)).all():
-            raise RunError(f"{stage}: the latent holds NaN or infinity, no picture was written")
+            raise RunError(f"{stage}: the latent holds NaN or infinity, there is no picture")
     if not np.isfinite(images).all():
-        raise RunError("decoder: the picture holds NaN or infinity, nothing was written")
+        raise RunError("decoder: the picture holds NaN or infinity")
     for number, image in enumerate(images):
         if image.min() == image.max():
-            raise RunError(
-                f"decoder: picture {number} is one flat colour ({image.min():.3f}), nothing was written"
-            )
+            raise RunError(f"decoder: picture {number} is one flat colour ({image.min():.3f})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -43,6 +43,16 @@ class Overrides(TypedDict, total=False):
     steps: int | str | None
 
 
+class Options(Overrides, total=False):
+    """Options of one call, see :meth:`Pipeline.batches`."""
+
+    num_images: int
+    batch: int | None
+    callback: Callable[[Scale], None] | None
+    previews: bool
+    watch: Callable[[Advance], None]
+
+
 @dataclass(frozen=True)
 class Scale:
     """One scale done, as told to a callback."""
@@ -56,18 +66,24 @@ class Scale:
 
 @dataclass(frozen=True)
 class Result:
-    """What :meth:`Pipeline.generate` returns."""
+    """What was drawn: by :meth:`Pipeline.generate` everything, by :meth:`Pipeline.batches` one batch."""
 
     images: list[Image.Image]
     prompts: list[str]
     seeds: list[int]
     settings: SamplingSettings
     seconds: dict[str, float]
-    """Wall time per stage, summed over batches."""
+    """Wall time per stage."""
 
 
 Features = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Text features (T, D) of one prompt and their mask (T)."""
+
+
+def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Add times by stage."""
+    for stage, value in more.items():
+        total[stage] = total.get(stage, 0.0) + value
 
 
 class Pipeline:
@@ -141,7 +157,21 @@ class Pipeline:
         """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""
         return self.generate(prompts, seed=seed, **options).images  # type: ignore[arg-type]
 
-    def generate(
+    def generate(self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]) -> Result:
+        """Draw every prompt ``num_images`` times and return all pictures; options as for :meth:`batches`."""
+        parts = list(self.batches(prompts, seed, **options))
+        seconds: dict[str, float] = {}
+        for part in parts:
+            add_seconds(seconds, part.seconds)
+        return Result(
+            images=[image for part in parts for image in part.images],
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            seeds=[s for part in parts for s in part.seeds],
+            settings=parts[0].settings,
+            seconds=seconds,
+        )
+
+    def batches(
         self,
         prompts: str | Sequence[str],
         seed: int = 0,
@@ -151,8 +181,8 @@ class Pipeline:
         previews: bool = False,
         watch: Callable[[Advance], None] = lambda _: None,
         **overrides: Unpack[Overrides],
-    ) -> Result:
-        """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ...
+    ) -> Iterator[Result]:
+        """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
 
         Args:
             batch: images drawn at once (default and most: the bundle's maximum). Pictures do
@@ -174,8 +204,6 @@ class Pipeline:
                 log.warning("the prompt is over %d tokens, cut off: %r", limit, lost)
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch_size(self.bundle.manifest, len(jobs), batch)
-        images: list[Image.Image] = []
-        seconds: dict[str, float] = {}
         patch_nums = self.bundle.manifest.model.patch_nums
 
         def told(advance: Advance) -> None:
@@ -187,16 +215,13 @@ class Pipeline:
 
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
+            words, seeds = [text for text, _ in part], [s for _, s in part]
             began = time.perf_counter()
-            features, mask = self.encode([text for text, _ in part])
-            if self.encoded is None:
-                seconds["text encoder"] = seconds.get("text encoder", 0.0) + time.perf_counter() - began
-            noise = SeededNoise([s for _, s in part])
+            features, mask = self.encode(words)
+            seconds = {} if self.encoded else {"text encoder": time.perf_counter() - began}
+            noise = SeededNoise(seeds)
             drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
-            for stage, value in drawing.seconds.items():
-                seconds[stage] = seconds.get(stage, 0.0) + value
-            images += to_images(drawing.images)
-        return Result(images, [t for t, _ in jobs], [s for _, s in jobs], settings, seconds)
+            yield Result(to_images(drawing.images), words, seeds, settings, seconds | drawing.seconds)
 
     def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
         """Text features (B, T, D), on the device unless there were any before, and their mask (B, T)."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +135,27 @@ def test_a_failed_run_ends_with_one(demo_bundle: Path, tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert done.stderr.startswith("error: scale 1: the latent holds NaN")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from runtime.cli import main; main()", "--engine", demo_bundle, PROMPT]
+    output = tmp_path / "x.png"
+    options = ["--num-images", 500, "--batch", 1, "--output", output]
+    with subprocess.Popen([str(a) for a in (*command, *options)], stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "x-1.png").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 1
+    found = re.search(r"(\d+) of 500 pictures are drawn, the last of them (.+)", stderr.decode())
+    assert found, stderr
+    drawn, last = int(found[1]), Path(found[2])
+    assert last == tmp_path / f"x-{drawn - 1}.png"
+    assert drawn >= 2
+    assert {f"x-{i}.png" for i in range(drawn)} <= {file.name for file in tmp_path.iterdir()}
+    assert run("--engine", demo_bundle, "--from-image", last, "--output", output).exit_code == 0
+    assert output.read_bytes() == last.read_bytes()
 
 
 def test_help_imports_nothing_heavy() -> None:
