@@ -99,9 +99,9 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
         last = time.time()
 
     if bundle.has_text_encoder:
-        pipeline = Pipeline.for_prompts(bundle, [PROMPT], 1, open_part, lap)
+        pipeline = Pipeline.for_prompts(bundle, [PROMPT], 1, open_part, options["threads"], lap)
     else:
-        pipeline = Pipeline(bundle, open_part(bundle))
+        pipeline = Pipeline(bundle, open_part(bundle), options["threads"])
     draw = drawing(pipeline, 1)
     times.append(time.time())
     open_bytes = _resident("VmRSS")

@@ -68,7 +68,7 @@ def measure(plan: Plan, progress: Progress) -> Result:
             first.append(draw_in_a_fresh_process(plan.engine, device, plan.threads, backend.name))
         progress("the device's peak")
         peak = measure_peak(bundle, device, plan.threads, backend.name)
-        pipeline = Pipeline(bundle, backend)
+        pipeline = Pipeline(bundle, backend, plan.threads)
         latency, traces = _draw(plan, pipeline, progress)
         against = []
         if checkpoint:
@@ -100,7 +100,7 @@ def measure(plan: Plan, progress: Progress) -> Result:
 def _draw(plan: Plan, pipeline: Pipeline, progress: Progress) -> tuple[list[Latency], list[Trace]]:
     """Latency of every batch size; for the first, a trace in turns with each picture."""
     timed = TimedBackend(pipeline.backend)
-    traced = drawing(Pipeline(pipeline.bundle, timed), plan.batches[0])
+    traced = drawing(Pipeline(pipeline.bundle, timed, plan.threads), plan.batches[0])
     latency: list[Latency] = []
     traces: list[Trace] = []
     for batch in plan.batches:

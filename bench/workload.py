@@ -29,7 +29,7 @@ def drawing(pipeline: Pipeline, batch: int) -> Callable[[], list[Image.Image]]:
 
 def draw_features(pipeline: Pipeline, features: Any, mask: NDArray[np.bool_]) -> list[Image.Image]:
     """Text features (B, T, D) and their mask (B, T) to PNG-ready pixels, seeds 0, 1, ..."""
-    manifest, noise = pipeline.bundle.manifest, SeededNoise(range(len(mask)))
+    manifest, noise = pipeline.bundle.manifest, SeededNoise(range(len(mask)), pipeline.threads)
     drawn = draw(pipeline.backend, manifest, features, mask, noise, manifest.sampling)
     return to_images(drawn.images)
 

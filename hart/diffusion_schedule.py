@@ -7,6 +7,7 @@ for the shorter chain.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class DiffusionSchedule:
         )
 
 
+@functools.cache
 def diffusion_schedule(respacing: str) -> DiffusionSchedule:
     """Schedule for a respacing such as ``"8"``, ``"10,15,20"``, ``"ddim50"`` or ``""`` (all steps).
 

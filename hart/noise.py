@@ -8,13 +8,19 @@ randomness another stage consumed.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+
+BLOCK = 64
+"""Tokens whose exponentials come from one stream; a megabyte of a published model's."""
 
 
 class Noise(Protocol):
@@ -34,25 +40,38 @@ class Noise(Protocol):
 
 
 class SeededNoise:
-    """Noise from one integer seed per image."""
+    """Noise from one integer seed per image.
+
+    Args:
+        threads: that draw at once, all cores if left out. Numbers do not depend on it.
+    """
 
     _UNIFORM, _EXPONENTIAL, _START, _STEP = range(4)
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], threads: int | None = None) -> None:
         self.seeds = tuple(seeds)
+        self.threads = threads or os.cpu_count() or 1
 
     def uniform(self, scale: int, tokens: int) -> Array:
         return np.stack([g.random(tokens, np.float32) for g in self._streams(self._UNIFORM, scale)])
 
     def exponential(self, scale: int, tokens: int, vocab_size: int) -> Array:
-        shape = (tokens, vocab_size)
-        smallest = np.float32(1e-30)  # an exact 0 would turn into infinite Gumbel noise
-        return np.stack(
-            [
-                np.maximum(g.standard_exponential(shape, np.float32), smallest)
-                for g in self._streams(self._EXPONENTIAL, scale)
-            ]
-        )
+        """A published picture takes 39 million of these, more time than a GPU needs for the rest of
+        it. So they are logarithms of uniform numbers, as PyTorch's, which is twice as fast as numpy's
+        own method, and blocks of tokens have streams of their own, drawn side by side.
+        """
+        values = np.empty((len(self.seeds), tokens, vocab_size), np.float32)
+        blocks = [
+            ([seed, self._EXPONENTIAL, scale, start], picture[start : start + BLOCK])
+            for seed, picture in zip(self.seeds, values, strict=True)
+            for start in range(0, tokens, BLOCK)
+        ]
+        if min(self.threads, len(blocks)) == 1:
+            for block in blocks:
+                _fill_exponential(block)
+        else:
+            list(_pool(self.threads).map(_fill_exponential, blocks))
+        return values
 
     def residual_start(self, tokens: int, channels: int) -> Array:
         return self._normal(self._START, 0, (tokens, channels))
@@ -68,6 +87,20 @@ class SeededNoise:
             np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, use, index])))
             for seed in self.seeds
         ]
+
+
+def _fill_exponential(block: tuple[list[int], Array]) -> None:
+    key, values = block
+    stream = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+    stream.random(out=values, dtype=np.float32)  # multiples of 2**-24 from 0 on, below 1
+    np.add(values, np.float32(2**-26), out=values)  # changes small ones only: neither 0 nor 1 is left
+    np.log(values, out=values)
+    np.negative(values, out=values)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="noise")
 
 
 class RecordedNoise:

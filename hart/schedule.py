@@ -7,6 +7,7 @@ published sampler, which differs from the usual formulas in several places.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def phi_index(scale: int, num_scales: int, num_phi: int) -> int:
     return int(np.argmin(np.abs(ticks - scale / (num_scales - 1))))
 
 
+@functools.cache
 def upsample_matrix(size: int, target: int) -> Array:
     """Bicubic upsampling along one axis as a (target, size) matrix.
 
@@ -136,6 +138,7 @@ def upsample_matrix(size: int, target: int) -> Array:
     return matrix.astype(np.float32)
 
 
+@functools.cache
 def downsample_matrix(size: int, target: int) -> Array:
     """Adaptive average pooling along one axis as a (target, size) matrix."""
     matrix = np.zeros((target, size), dtype=np.float64)

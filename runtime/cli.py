@@ -130,7 +130,7 @@ def main(
 
     with _status("loading"):
         pipeline = Pipeline.for_prompts(
-            bundle, texts, batch_size(manifest, len(paths), options["batch"]), open_part, lap
+            bundle, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
         )
     saved: list[tuple[Path, Origin]] = []
     try:

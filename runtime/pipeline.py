@@ -90,10 +90,18 @@ class Pipeline:
     """A loaded bundle. Not thread-safe; load one per thread."""
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, encoded: Mapping[str, Features] | None = None
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        threads: int | None = None,
+        encoded: Mapping[str, Features] | None = None,
     ) -> None:
-        """``encoded`` holds every prompt there will be, for a backend without the text encoder."""
+        """Args:
+        threads: that the host draws random numbers with; None for all cores.
+        encoded: every prompt there will be, for a backend without the text encoder.
+        """
         self.bundle = bundle
+        self.threads = threads
         self.backend = backend
         self.encoded = encoded
         self.tokenizer: PromptTokenizer | None = None
@@ -118,7 +126,7 @@ class Pipeline:
     ) -> Pipeline:
         """Verify and open a bundle folder; see :func:`runtime.backend.open_backend`."""
         opened = open_bundle(Path(bundle))
-        return cls(opened, open_backend(opened, device, threads, backend, strict))
+        return cls(opened, open_backend(opened, device, threads, backend, strict), threads)
 
     @classmethod
     def for_prompts(
@@ -127,6 +135,7 @@ class Pipeline:
         prompts: Sequence[str],
         batch: int,
         open_part: Callable[[Bundle], Backend],
+        threads: int | None = None,
         lap: Callable[[str], None] = lambda _: None,
     ) -> Pipeline:
         """A pipeline that draws these prompts and no others, and needs less memory for it.
@@ -149,7 +158,7 @@ class Pipeline:
             encoded |= zip(part, zip(encoder.backend.to_host(features), mask, strict=True), strict=True)
         lap("text encoder")
         del encoder, features  # and with them everything that was opened for them
-        pipeline = cls(bundle, open_part(rest), encoded)
+        pipeline = cls(bundle, open_part(rest), threads, encoded)
         lap("load")
         return pipeline
 
@@ -219,7 +228,7 @@ class Pipeline:
             began = time.perf_counter()
             features, mask = self.encode(words)
             seconds = {} if self.encoded else {"text encoder": time.perf_counter() - began}
-            noise = SeededNoise(seeds)
+            noise = SeededNoise(seeds, self.threads)
             drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
             yield Result(to_images(drawing.images), words, seeds, settings, seconds | drawing.seconds)
 

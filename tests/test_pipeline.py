@@ -148,7 +148,7 @@ def test_the_text_encoder_is_gone_before_the_rest_comes(demo: Pipeline) -> None:
         return backend
 
     laps: list[str] = []
-    pipeline = Pipeline.for_prompts(demo.bundle, prompts, 1, open_part, laps.append)
+    pipeline = Pipeline.for_prompts(demo.bundle, prompts, 1, open_part, lap=laps.append)
     assert laps == ["load", "text encoder", "load"]
     assert [graphs for graphs, _ in opened] == [{"text_encoder"}, set(GRAPHS)]
     assert pixels(pipeline(prompts, seed=5)) == pixels(demo(prompts, seed=5))
