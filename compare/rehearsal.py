@@ -173,10 +173,10 @@ def _in_time(folder: Path, used: Usage) -> tuple[str, bool]:
 
 def _little_extra(folder: Path, used: Usage) -> tuple[str, bool]:
     described = json.loads((folder / CAPTURED / "drawing.json").read_text(encoding="utf-8"))
-    extra = used.peak - _weights(folder / "fp32") - described["cache_bytes"]
+    needed = _weights(folder / "fp32") + described["cache_bytes"]
     return (
-        f"{extra / 1e9:.2f} GB beside weights and KV cache, asked for at most {DRAWING_EXTRA / 1e9:g}",
-        extra <= DRAWING_EXTRA,
+        f"weights and KV cache are {needed / 1e9:.2f} GB, asked for at most {DRAWING_EXTRA / 1e9:g} more",
+        used.peak <= needed + DRAWING_EXTRA,
     )
 
 

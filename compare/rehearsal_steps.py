@@ -97,8 +97,8 @@ def open_(bundle: Path) -> None:
 @click.pass_obj
 @ends_with_a_sentence
 def draw_(largest: int, bundle: Path) -> None:
-    """Draw one picture with BUNDLE on the CPU, and keep what later scales were fed."""
-    pipeline = Pipeline.load(bundle, "cpu")
+    """Draw one picture with BUNDLE on the CPU, as hart-run does, and keep what later scales were fed."""
+    pipeline = Pipeline.for_prompts(open_bundle(bundle), [PROMPT], 1, lambda part: open_backend(part, "cpu"))
     manifest = pipeline.bundle.manifest
     folder = Path(CAPTURED)
     backend = Capture(pipeline.backend, pipeline.bundle, largest, folder)
