@@ -95,8 +95,10 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
 
     def lap(stage: str) -> None:
         nonlocal encoding, last
-        encoding += (time.time() - last) * (stage == "text encoder")
-        last = time.time()
+        now = time.time()
+        if stage == "text encoder":
+            encoding += now - last
+        last = now
 
     if bundle.has_text_encoder:
         pipeline = Pipeline.for_prompts(bundle, [PROMPT], 1, open_part, options["threads"], lap)

@@ -262,8 +262,8 @@ def _run_marked(
 def _aligned(expected: Array, shape: tuple[int, ...]) -> Array | None:
     """The reference's value in the graph's shape, None if they cannot be compared.
 
-    Graphs compute only what they need: of scale 0's logits the last position, of the level
-    table its first rows.
+    Graphs compute only what they need: of scale 0's logits the last position, of its other values
+    the conditional half, of the level table the first rows.
     """
     if expected.size == np.prod(shape):
         return expected.reshape(shape)

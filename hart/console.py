@@ -21,8 +21,10 @@ def ends_with_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        handler = logging.StreamHandler()
+        handler.addFilter(_once())
+        logging.basicConfig(format="warning: %(message)s", level=logging.WARNING, handlers=[handler])
         # A polite kill cleans up as Ctrl-C does.
-        logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             command(*args, **kwargs)
@@ -37,3 +39,16 @@ def ends_with_a_sentence(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(2)
 
     return wrapped
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """A filter that lets every sentence through once."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        fresh = message not in said
+        said.add(message)
+        return fresh
+
+    return new

@@ -50,7 +50,7 @@ class SeededNoise:
 
     def __init__(self, seeds: Sequence[int], threads: int | None = None) -> None:
         self.seeds = tuple(seeds)
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or _cores()
 
     def uniform(self, scale: int, tokens: int) -> Array:
         return np.stack([g.random(tokens, np.float32) for g in self._streams(self._UNIFORM, scale)])
@@ -96,6 +96,12 @@ def _fill_exponential(block: tuple[list[int], Array]) -> None:
     np.add(values, np.float32(2**-26), out=values)  # changes small ones only: neither 0 nor 1 is left
     np.log(values, out=values)
     np.negative(values, out=values)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @functools.cache

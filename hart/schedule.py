@@ -127,7 +127,7 @@ def upsample_matrix(size: int, target: int) -> Array:
 
     a = -0.75, half-pixel centres, borders clamped, no antialiasing, and not the
     identity's shortcut: for ``size == target`` it is the identity by arithmetic.
-    A map h becomes ``M @ h @ M.T``.
+    A map h becomes ``M @ h @ M.T``. Made once and not to be written to.
     """
     matrix = np.zeros((target, size), dtype=np.float64)
     for row in range(target):
@@ -140,7 +140,10 @@ def upsample_matrix(size: int, target: int) -> Array:
 
 @functools.cache
 def downsample_matrix(size: int, target: int) -> Array:
-    """Adaptive average pooling along one axis as a (target, size) matrix."""
+    """Adaptive average pooling along one axis as a (target, size) matrix.
+
+    Made once and not to be written to.
+    """
     matrix = np.zeros((target, size), dtype=np.float64)
     for row in range(target):
         start, stop = row * size // target, -(-(row + 1) * size // target)

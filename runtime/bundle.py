@@ -26,9 +26,9 @@ APPEND = "transformer_append"
 """The transformer with a cache that only grows at its end, for backends that own their memory."""
 UNCONDITIONAL = "unconditional"
 UNCONDITIONAL_APPEND = "unconditional_append"
-"""What the transformer makes of the text in the conditional half, to the same of both; and the same
-for that kind of cache."""
+"""Puts the constant unconditional half beside what the transformer made of the text."""
 APPEND_FORMS = {TRANSFORMER: APPEND, UNCONDITIONAL: UNCONDITIONAL_APPEND}
+"""Graphs that touch the cache, and their forms for one that only grows at its end."""
 INT8 = "int8"
 """Precision of bundles whose large products run in 8-bit integers, which only the CPU does."""
 INT8_GRAPHS = frozenset({"transformer", "sample", "residual_condition", "residual_step"})
@@ -178,7 +178,7 @@ def open_bundle(folder: Path) -> Bundle:
     """Read the manifest and verify every file against it.
 
     Raises:
-        InputError: no bundle there, a newer schema, a manifest that cannot be used, a path
+        InputError: no bundle there, another schema, a manifest that cannot be used, a path
             outside the bundle, or a missing, truncated or changed file.
     """
     file = folder / MANIFEST

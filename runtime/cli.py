@@ -119,16 +119,14 @@ def main(
     def lap(stage: str) -> None:
         nonlocal last
         now = time.perf_counter()
-        seconds[stage] = seconds.get(stage, 0.0) + now - last
+        add_seconds(seconds, {stage: now - last})
         last = now
+        status.update("encoding the prompts" if stage == "load" else "loading")
 
     def open_part(part: Bundle) -> Backend:
-        nonlocal device, backend
-        opened = open_backend(part, device, threads, backend, strict)
-        device, backend = opened.device, opened.name  # "auto" chooses, and explains itself, once
-        return opened
+        return open_backend(part, device, threads, backend, strict)
 
-    with _status("loading"):
+    with _status("loading") as status:
         pipeline = Pipeline.for_prompts(
             bundle, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
         )
@@ -142,7 +140,9 @@ def main(
             add_seconds(seconds, result.seconds)
     finally:
         if 0 < len(saved) < len(paths):
-            kept = f"{len(saved)} of {len(paths)} pictures are drawn, the last of them {saved[-1][0]}"
+            kept = (
+                f"{len(saved)} of {len(paths)} pictures are drawn and kept, the last of them {saved[-1][0]}"
+            )
             click.echo(kept, err=True)
     if as_json:
         click.echo(json.dumps(_summary(pipeline, saved, seconds), indent=1))

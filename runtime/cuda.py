@@ -58,7 +58,7 @@ def compute_capability() -> str | None:
 class CudaMemory:
     """The memory half of an executor (see :class:`runtime.planned.Executor`), in stream order.
 
-    Everything is given back with the last reference to it.
+    All memory that is allocated here is given back with the last reference to it.
     """
 
     def __init__(self) -> None:
@@ -122,6 +122,7 @@ class CudaMemory:
         if size < array.nbytes or not address:
             if address:
                 self._wait()
+                del self._staging[slot]
                 check(self._cuda.cudaFreeHost(address))
             address = int(check(self._cuda.cudaMallocHost(max(array.nbytes, 1))))
             self._staging[slot] = (address, array.nbytes)
@@ -133,11 +134,12 @@ class CudaMemory:
 
 
 def _give_back(api: Any, stream: Any, memory: set[int], staging: dict[object, tuple[int, int]]) -> None:
-    check(api.cudaStreamSynchronize(stream))
+    """Errors are not looked at: after one that ended a run, every call here fails with the same."""
+    api.cudaStreamSynchronize(stream)
     for address in memory:
-        check(api.cudaFree(address))
+        api.cudaFree(address)
     for address, _ in staging.values():
-        check(api.cudaFreeHost(address))
+        api.cudaFreeHost(address)
 
 
 class StreamExecutor(Executor, Protocol):

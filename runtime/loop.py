@@ -108,10 +108,11 @@ def draw(
         record(f"{name}.x_in", x)
         outputs = backend.run(TRANSFORMER, {"x": x, "angles": angles, **condition, **cache})
         if step is steps[0]:
-            outputs = backend.run(UNCONDITIONAL, {f"{TEXT}{name}": value for name, value in outputs.items()})
-            condition = {name: context[name] for name in condition}  # of both halves from here on
+            outputs = backend.run(UNCONDITIONAL, {TEXT + key: value for key, value in outputs.items()})
+            if modulated:
+                condition = {"block_condition": context["block_condition"]}  # of both halves
         hidden = outputs.pop("hidden")
-        cache = {f"{PAST}{name}": value for name, value in outputs.items()}
+        cache = {PAST + key: value for key, value in outputs.items()}
         record(f"{name}.hidden", hidden)
         clock.lap(f"{name} transformer")
         sampled = backend.run(

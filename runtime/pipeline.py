@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hart.diffusion_schedule import diffusion_schedule
-from hart.errors import InputError
+from hart.errors import InputError, RunError
 from hart.noise import SeededNoise
 from hart.schedule import SamplingSettings
 from hart.text_tokenizer import PromptTokenizer
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
+MOST_ENCODED = 64
+"""Prompts whose features, 2 MB each in a published model, are worth holding to close its text encoder."""
 
 
 class Overrides(TypedDict, total=False):
@@ -96,9 +98,11 @@ class Pipeline:
         threads: int | None = None,
         encoded: Mapping[str, Features] | None = None,
     ) -> None:
-        """Args:
-        threads: that the host draws random numbers with; None for all cores.
-        encoded: every prompt there will be, for a backend without the text encoder.
+        """A pipeline on a backend that is open already.
+
+        Args:
+            threads: that the host draws random numbers with; None for all cores.
+            encoded: every prompt there will be, for a backend without the text encoder.
         """
         self.bundle = bundle
         self.threads = threads
@@ -140,27 +144,44 @@ class Pipeline:
     ) -> Pipeline:
         """A pipeline that draws these prompts and no others, and needs less memory for it.
 
-        The text encoder, most of the weights of a published model, is opened first, and closed
-        before anything else is opened.
+        The text encoder, most of the weights of a published model, is opened first, and closed before
+        anything else is opened. With more than :data:`MOST_ENCODED` different prompts everything is
+        opened at once, and each is encoded when its turn comes.
 
         Args:
             batch: prompts encoded at once.
+            open_part: :func:`runtime.backend.open_backend`, with all options but the bundle.
             lap: called after "load" (twice) and "text encoder".
+
+        Raises:
+            InputError: the bundle has no text encoder, or ``open_part`` does.
         """
-        text, rest = bundle.parts()
-        encoder = cls(bundle, open_part(text))
-        lap("load")
+        if not bundle.has_text_encoder:
+            raise _no_text_encoder(bundle)
         texts = list(dict.fromkeys(prompts))
-        encoded: dict[str, Features] = {}
-        for start in range(0, len(texts), batch):
-            part = texts[start : start + batch]
-            features, mask = encoder.encode(part)
-            encoded |= zip(part, zip(encoder.backend.to_host(features), mask, strict=True), strict=True)
+        if len(texts) > MOST_ENCODED:
+            pipeline = cls(bundle, open_part(bundle), threads)
+            lap("load")
+            return pipeline
+        text, rest = bundle.parts()
+        pipeline = cls(bundle, open_part(text), threads)
+        lap("load")
+        pipeline.encoded = pipeline._encode_all(texts, batch)
         lap("text encoder")
-        del encoder, features  # and with them everything that was opened for them
-        pipeline = cls(bundle, open_part(rest), threads, encoded)
+        del pipeline.backend  # and with it everything that was opened for it
+        pipeline.backend = open_part(rest)
         lap("load")
         return pipeline
+
+    def _encode_all(self, prompts: Sequence[str], batch: int) -> dict[str, Features]:
+        """Features of all prompts, on the host."""
+        self._tell_cut_off(prompts)
+        encoded: dict[str, Features] = {}
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            features, mask = self.encode(part)
+            encoded |= zip(part, zip(self.backend.to_host(features), mask, strict=True), strict=True)
+        return encoded
 
     def __call__(self, prompts: str | Sequence[str], seed: int = 0, **options: object) -> list[Image.Image]:
         """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""
@@ -207,10 +228,8 @@ class Pipeline:
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
-        for text in dict.fromkeys(texts):
-            if lost := self.cut_off(text):
-                limit = self.bundle.manifest.model.context_token
-                log.warning("the prompt is over %d tokens, cut off: %r", limit, lost)
+        if self.encoded is None:
+            self._tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch_size(self.bundle.manifest, len(jobs), batch)
         patch_nums = self.bundle.manifest.model.patch_nums
@@ -227,14 +246,20 @@ class Pipeline:
             words, seeds = [text for text, _ in part], [s for _, s in part]
             began = time.perf_counter()
             features, mask = self.encode(words)
-            seconds = {} if self.encoded else {"text encoder": time.perf_counter() - began}
+            seconds = {} if self.encoded is not None else {"text encoder": time.perf_counter() - began}
             noise = SeededNoise(seeds, self.threads)
-            drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
+            try:
+                drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
+            except RunError as error:
+                numbers = f"{start + 1} to {start + len(part)} of {len(jobs)}"
+                raise RunError(f"{error}; it was drawing pictures {numbers}") from None
             yield Result(to_images(drawing.images), words, seeds, settings, seconds | drawing.seconds)
 
     def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
-        """Text features (B, T, D), on the device unless there were any before, and their mask (B, T)."""
+        """Text features (B, T, D), on the device or as they were encoded before, and their mask (B, T)."""
         if self.encoded is not None:
+            if unknown := [prompt for prompt in prompts if prompt not in self.encoded]:
+                raise InputError(f"this pipeline was opened for other prompts, found {unknown[0]!r}")
             features, masks = zip(*(self.encoded[prompt] for prompt in prompts), strict=True)
             return np.stack(features), np.stack(masks)
         ids, mask = self._prompt_tokenizer()(prompts)
@@ -245,11 +270,15 @@ class Pipeline:
         """The end of a prompt that is over the token limit, "" for most prompts."""
         return self._prompt_tokenizer().cut_off(prompt)
 
+    def _tell_cut_off(self, prompts: Iterable[str]) -> None:
+        for prompt in prompts:
+            if lost := self.cut_off(prompt):
+                limit = self.bundle.manifest.model.context_token
+                log.warning("the prompt is over %d tokens, cut off: %r", limit, lost)
+
     def _prompt_tokenizer(self) -> PromptTokenizer:
         if self.tokenizer is None:
-            raise InputError(
-                f"{self.bundle.folder}: this bundle has no text encoder; export it again with --text-encoder"
-            )
+            raise _no_text_encoder(self.bundle)
         return self.tokenizer
 
 
@@ -297,6 +326,12 @@ def to_images(pixels: Array) -> list[Image.Image]:
     """(B, 3, H, W) in [0, 1] to PIL; fractions are cut off, as the published sampler does."""
     bytes_ = (pixels * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     return [Image.fromarray(image) for image in bytes_]
+
+
+def _no_text_encoder(bundle: Bundle) -> InputError:
+    return InputError(
+        f"{bundle.folder}: this bundle has no text encoder; export it again with --text-encoder"
+    )
 
 
 def _in_range(option: str, value: float, low: float, high: float, note: str = "") -> None:

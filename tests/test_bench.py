@@ -83,10 +83,11 @@ def test_stages_and_host_time_add_up_to_the_wall_time(
 
 
 def test_stages_are_named_by_the_order_of_graphs() -> None:
-    graphs = ["text_encoder", "transformer", "sample", "smooth", "next_scale", "transformer", "sample"]
-    assert stages_of([*graphs, "residual_step", "residual_step", "latent", "decoder"]) == [
+    graphs = ["text_encoder", "transformer", "unconditional", "sample", "smooth", "next_scale"]
+    graphs += ["transformer", "sample", "residual_step", "residual_step", "latent", "decoder"]
+    assert stages_of(graphs) == [
         "text encoder",
-        "scale 0 transformer",
+        *["scale 0 transformer"] * 2,
         *["scale 0 sampling"] * 3,
         "scale 1 transformer",
         "scale 1 sampling",

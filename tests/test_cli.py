@@ -20,6 +20,8 @@ from PIL import Image
 from export.cli import main as export_main
 from runtime.bundle import MANIFEST, SCHEMA_VERSION
 from runtime.cli import main as run_main
+from tests.conftest import ExportOnce
+from tests.golden_runs import HERE
 from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"
@@ -137,6 +139,11 @@ def test_a_failed_run_ends_with_one(demo_bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x.png").exists()
 
 
+def test_a_bundle_without_text_encoder(export_once: ExportOnce, tmp_path: Path) -> None:
+    bundle = export_once(HERE / "t2i_main", "fp32")
+    refused(run("--engine", bundle, PROMPT, "--output", tmp_path / "x.png"), "no text encoder")
+
+
 def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from runtime.cli import main; main()", "--engine", demo_bundle, PROMPT]
     output = tmp_path / "x.png"
@@ -148,7 +155,7 @@ def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 1
-    found = re.search(r"(\d+) of 500 pictures are drawn, the last of them (.+)", stderr.decode())
+    found = re.search(r"(\d+) of 500 pictures are drawn and kept, the last of them (.+)", stderr.decode())
     assert found, stderr
     drawn, last = int(found[1]), Path(found[2])
     assert last == tmp_path / f"x-{drawn - 1}.png"

@@ -17,7 +17,9 @@ from hart.errors import InputError, RunError
 from runtime import Pipeline, Scale
 from runtime.backend import Backend
 from runtime.bundle import GRAPHS, MANIFEST, Bundle, open_bundle
-from runtime.onnx_backend import on_the_cpu
+from runtime.onnx_backend import CpuExecutor, on_the_cpu
+from runtime.pipeline import MOST_ENCODED
+from runtime.planned import PlannedBackend
 from runtime.sessions import has_cuda, misplaced
 from tests.test_bundle import poisoned
 
@@ -138,20 +140,35 @@ def test_the_weights_of_one_bundle_are_not_read_for_another(demo_bundle: Path) -
 
 
 def test_the_text_encoder_is_gone_before_the_rest_comes(demo: Pipeline) -> None:
-    prompts = [PROMPT, "a small blue star", PROMPT]
-    opened: list[tuple[set[str], weakref.ref[Backend]]] = []
+    prompts = [PROMPT, "a small blue star", PROMPT, "a green ring"]
+    opened: list[tuple[set[str], weakref.ref[CpuExecutor]]] = []
 
     def open_part(part: Bundle) -> Backend:
-        assert all(backend() is None for _, backend in opened), "two parts at once"
-        backend = on_the_cpu(part)
-        opened.append((set(part.manifest.graphs), weakref.ref(backend)))
-        return backend
+        assert all(executor() is None for _, executor in opened), "two parts at once"
+        executor = CpuExecutor(part)
+        opened.append((set(part.manifest.graphs), weakref.ref(executor)))
+        return PlannedBackend(part, executor)
 
     laps: list[str] = []
-    pipeline = Pipeline.for_prompts(demo.bundle, prompts, 1, open_part, lap=laps.append)
+    pipeline = Pipeline.for_prompts(demo.bundle, prompts, 2, open_part, lap=laps.append)
     assert laps == ["load", "text encoder", "load"]
     assert [graphs for graphs, _ in opened] == [{"text_encoder"}, set(GRAPHS)]
     assert pixels(pipeline(prompts, seed=5)) == pixels(demo(prompts, seed=5))
+    with pytest.raises(InputError, match="opened for other prompts, found 'a square'"):
+        pipeline([PROMPT, "a square"])
+
+
+def test_with_many_prompts_everything_stays_open(demo: Pipeline) -> None:
+    prompts = [f"a circle {number}" for number in range(MOST_ENCODED + 1)]
+    opened: list[set[str]] = []
+
+    def open_part(part: Bundle) -> Backend:
+        opened.append(set(part.manifest.graphs))
+        return on_the_cpu(part)
+
+    pipeline = Pipeline.for_prompts(demo.bundle, prompts, 2, open_part)
+    assert opened == [{"text_encoder", *GRAPHS}]
+    assert pixels(pipeline(PROMPT)) == pixels(demo(PROMPT))
 
 
 def test_the_runtime_never_imports_torch(demo_bundle: Path) -> None:

@@ -7,7 +7,7 @@ manifest itself is only as trustworthy as whoever sent the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Pat
             continue
         reasons = mismatches(manifest, bundle, package, capability)
         if not reasons:
-            _verify_files(file.parent, manifest, mend)
+            _verify_files(file.parent, manifest, bundle.manifest.planned_graphs, mend)
             return file.parent, manifest
         found.append(f"{file.parent.name}: {'; '.join(reasons)}")
     if not found:
@@ -158,8 +158,9 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
     return reasons
 
 
-def _verify_files(folder: Path, manifest: EngineManifest, mend: str) -> None:
-    for name, engine in manifest.engines.items():
+def _verify_files(folder: Path, manifest: EngineManifest, graphs: Iterable[str], mend: str) -> None:
+    for name in graphs:
+        engine = manifest.engines[name]
         path = folder / engine_file(name)
         if not path.is_file():
             raise InputError(f"{path}: missing; build it with: {mend}")

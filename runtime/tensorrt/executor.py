@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class EngineExecutor(CudaMemory):
         )
         self._scratch = self.allocate(self._scratch_size)
         self._contexts: dict[tuple[str, int], Any] = {}
-        self._cache = _RuntimeCache(package, self.manifest) if package.ahead_of_time else None
+        self._cache = _RuntimeCache(package, self.manifest, self._engines) if package.ahead_of_time else None
         self._runs: dict[int, int] = {}
         self._captured: dict[int, Any] = {}
         self._capture = self._cache is None
@@ -155,9 +156,10 @@ class EngineExecutor(CudaMemory):
 class _RuntimeCache:
     """What TensorRT-RTX compiles for this GPU at first use, kept in the user's cache folder."""
 
-    def __init__(self, package: Package, manifest: EngineManifest) -> None:
+    def __init__(self, package: Package, manifest: EngineManifest, engines: Iterable[str]) -> None:
         self._trt = package.api
-        identity = next(iter(manifest.engines.values())).file.sha256[:16]
+        hashes = "".join(manifest.engines[name].file.sha256 for name in engines)
+        identity = hashlib.sha256(hashes.encode()).hexdigest()[:16]
         self._file = user_cache_path("hart-runtime") / f"{package.name}-{package.version}-{identity}.cache"
         self._cache: Any = None
         self._grown = False

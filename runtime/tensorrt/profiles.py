@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.bundle import GraphSpec, Manifest, ModelSpec
+from runtime.bundle import TEXT_ENCODER, GraphSpec, Manifest, ModelSpec
 from runtime.shapes import Dims, Shape, scale_dims, shape_of
 
+ONE_BY_ONE = frozenset({TEXT_ENCODER, "decoder"})
+"""Graphs that run with smaller batches than pictures are drawn in: equal prompts are encoded once, and
+pictures are decoded one after another."""
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
 
@@ -57,9 +60,12 @@ def make_profiles(
     """Profiles that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
 
     Args:
+        batches: smallest and largest; of :data:`ONE_BY_ONE` from 1 on.
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
     """
+    if graph.file.removesuffix(".onnx") in ONE_BY_ONE:
+        batches = (1, batches[1])
     smallest, largest = (scale_rows(manifest.model, graph, batch) for batch in batches)
     rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
     if not per_scale:
