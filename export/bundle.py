@@ -12,6 +12,7 @@ import torch
 
 from export.graphs import build_graphs, unconditional_graph
 from export.hub import name_of
+from export.specs import describe_model
 from export.system_prompt import read_system_prompt, sha256_of_text
 from export.vocabulary import read_vocabulary
 from export.writer import WeightFile, write_append, write_graph
@@ -39,7 +40,6 @@ from runtime.bundle import (
     WEIGHTS,
     GraphSpec,
     Manifest,
-    ModelSpec,
     describe_files,
     sha256_of,
     write_manifest,
@@ -120,7 +120,7 @@ def export_bundle(
             name=output.name,
             precision=precision,
             max_batch=max_batch,
-            model=describe_model(model, patch_nums),
+            model=describe_model(model.transformer.config, model.tokenizer.config, patch_nums),
             sampling=sampling_defaults(checkpoint, model),
             graphs=graphs,
             files=describe_files(partial, names),
@@ -163,22 +163,6 @@ def _read_words(text_folder: Path | None, given: str | None) -> str | None:
             raise InputError(f"--system-prompt {given}: there is no text encoder; give --text-encoder too")
         return None
     return read_system_prompt(given, read_text_config(text_folder).use_llm_system_prompt)
-
-
-def describe_model(model: Hart, patch_nums: tuple[int, ...]) -> ModelSpec:
-    """What the loop has to know about a model."""
-    config, tokenizer = model.transformer.config, model.tokenizer.config
-    return ModelSpec(
-        patch_nums=patch_nums,
-        depth=config.depth,
-        embed_dim=config.embed_dim,
-        num_heads=config.num_heads,
-        vocab_size=tokenizer.vocab_size,
-        latent_channels=tokenizer.z_channels,
-        image_size=patch_nums[-1] * tokenizer.downsample,
-        context_token=config.context_token,
-        context_dim=config.context_dim,
-    )
 
 
 def sampling_defaults(checkpoint: Path, model: Hart) -> SamplingSettings:

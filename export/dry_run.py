@@ -16,12 +16,11 @@ from bench.counting import count
 from export.bundle import (
     PRECISIONS,
     describe_configuration,
-    describe_model,
     own_text_encoder,
     sampling_defaults,
 )
 from export.footprint import Weights, scratch_of, typed, weights_of
-from export.specs import manifest_of
+from export.specs import describe_model, manifest_of
 from hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder, find_folders
 from hart.errors import InputError
 from hart.model import Hart
@@ -131,7 +130,7 @@ def _manifest(
 ) -> Manifest:
     config = model.transformer.config
     planned = manifest_of(
-        describe_model(model, config.patch_nums),
+        describe_model(config, model.tokenizer.config, config.patch_nums),
         config.diff_width,
         precision,
         max_batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hart.config import TokenizerConfig, TransformerConfig
 from hart.schedule import SamplingSettings
 from runtime.bundle import (
     APPEND,
@@ -16,6 +17,23 @@ from runtime.bundle import (
     TensorSpec,
     cache_names,
 )
+
+
+def describe_model(
+    llm: TransformerConfig, tokenizer: TokenizerConfig, patch_nums: tuple[int, ...]
+) -> ModelSpec:
+    """What the loop has to know about a model."""
+    return ModelSpec(
+        patch_nums=patch_nums,
+        depth=llm.depth,
+        embed_dim=llm.embed_dim,
+        num_heads=llm.num_heads,
+        vocab_size=tokenizer.vocab_size,
+        latent_channels=tokenizer.z_channels,
+        image_size=patch_nums[-1] * tokenizer.downsample,
+        context_token=llm.context_token,
+        context_dim=llm.context_dim,
+    )
 
 
 def manifest_of(

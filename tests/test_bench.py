@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from bench.cli import main
 from bench.compare import is_change
+from bench.host import main as host_main
 from bench.machine import Company, describe_jetson
 from bench.stages import stages_of
 from bench.timing import HOST, TimedBackend, by_graph, by_stage
@@ -80,6 +82,13 @@ def test_stages_and_host_time_add_up_to_the_wall_time(
     assert stages["scale 0 sampling"].inside == 2000  # the draw and the way to the next scale
     assert stages["decoder"].inside == 2000  # the last codes, then the pixels
     assert sum(stage.host for stage in stages.values()) == trace.wall % 1000 > 0
+
+
+def test_the_host_alone_is_measured_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = CliRunner().invoke(host_main, ["--shape", "mid-256px", "--batch", "2", "--iterations", "3"])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"mid-256px: [\d.]+ ms of host time for 2 picture.*256 x 256 px", done.output)
 
 
 def test_stages_are_named_by_the_order_of_graphs() -> None:

@@ -1,0 +1,73 @@
+"""What the host does while a device draws: the loop over graphs that return at once.
+
+``python -m bench.host``. A device that computes faster than this waits for the host. No weights and
+no GPU are needed: the memory plan, uploads and random numbers of a model depend on its sizes alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from export.specs import describe_model, manifest_of
+from hart.console import ends_with_a_sentence
+from hart.noise import SeededNoise
+from hart.random_checkpoint import read_shape
+from hart.schedule import SamplingSettings
+from runtime.bundle import Bundle
+from runtime.host import HostMemory, array_at
+from runtime.loop import draw
+from runtime.planned import Binding, PlannedBackend
+
+
+class NoGraphs(HostMemory):
+    """An executor whose graphs return at once (see :class:`runtime.planned.Executor`)."""
+
+    name = "none"
+
+    def execute(
+        self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
+    ) -> None:
+        if graph == "decoder":  # one flat colour would be refused
+            array_at(bindings["image"]).flat[0] = 1
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--shape", default="hart-0.7b-1024px", show_default=True, metavar="NAME|FILE")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="For random numbers. [default: all cores]")
+@click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
+@ends_with_a_sentence
+def main(shape: str, batch: int, threads: int | None, iterations: int) -> None:
+    """Time the loop's own work for one batch, in memory of the host."""
+    sizes = read_shape(shape)
+    settings = SamplingSettings(steps=sizes.llm.num_sampling_steps, **sizes.sampling)
+    model = describe_model(sizes.llm, sizes.tokenizer, sizes.llm.patch_nums)
+    manifest = manifest_of(
+        model, sizes.llm.diff_width, "fp16", max_batch=batch, modulated=sizes.llm.modulated
+    )
+    backend = PlannedBackend(Bundle(Path(), manifest, ""), NoGraphs())
+    features = np.zeros((batch, model.context_token, model.context_dim), np.float32)
+    mask = np.ones((batch, model.context_token), np.bool_)
+    times = []
+    for number in range(-2, iterations):  # the first two plan, and touch the memory
+        noise = SeededNoise([iterations + number + i for i in range(batch)], threads)
+        start = time.perf_counter()
+        draw(backend, manifest, features, mask, noise, settings)
+        times.append((time.perf_counter() - start) * 1000)
+    drawn = times[2:]
+    click.echo(
+        f"{shape}: {statistics.median(drawn):.1f} ms of host time for {batch} picture(s) of "
+        f"{model.image_size} x {model.image_size} px (from {min(drawn):.1f} to {max(drawn):.1f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
