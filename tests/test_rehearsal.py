@@ -45,7 +45,7 @@ def test_every_step_says_what_it_took(rehearsed: tuple[Path, list[str]]) -> None
     answers = [line.strip() for line in said if "asked for" in line]
     assert len(answers) == 2
     assert answers[0].endswith("times the weights, asked for at most 1.6: NO")
-    assert answers[1].endswith("beside weights and KV cache, asked for at most 3: yes")
+    assert answers[1].endswith("GB, asked for at most 3 more: yes")
 
 
 def test_the_large_scales_are_compared(rehearsed: tuple[Path, list[str]]) -> None:
