@@ -74,7 +74,7 @@ def text_encoder_graph(text: TextEncoder, tokens: int) -> Graph:
 
 
 def unconditional_graph(model: Hart, tokens_first: bool = False) -> Graph:
-    """Beside the keys and values of the text's conditional half, those of the other one.
+    """The constants of the unconditional half put beside what the transformer made of the text.
 
     Args:
         tokens_first: the layout of :func:`export.cache.append_only`.

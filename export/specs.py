@@ -55,8 +55,7 @@ def manifest_of(
     last, channels, vocab = model.patch_nums[-1], model.latent_channels, model.vocab_size
     cells, head = last * last, model.embed_dim // model.num_heads
     half = "float16" if precision == "fp16" else "float32"
-    names = cache_names(model.depth)
-    cached = tuple(names)
+    names = tuple(cache_names(model.depth))
 
     def graph(
         file: str, inputs: dict[str, tuple[object, ...]], outputs: dict[str, tuple[object, ...]]
@@ -66,7 +65,7 @@ def manifest_of(
 
         def tensors(shapes: dict[str, tuple[object, ...]]) -> tuple[TensorSpec, ...]:
             return tuple(
-                TensorSpec(name, half if name.endswith(cached) else types.get(name, "float32"), shape)  # type: ignore[arg-type]
+                TensorSpec(name, half if name.endswith(names) else types.get(name, "float32"), shape)  # type: ignore[arg-type]
                 for name, shape in shapes.items()
             )
 

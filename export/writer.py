@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ import torch
 
 from export.cache import append_only
 from export.graphs import Graph
-from export.modules import TransformerGraph, UnconditionalGraph
 from export.quantize import quantize_products, quantize_weights
 from runtime.bundle import (
     APPEND,
@@ -125,10 +125,9 @@ def _save(model: ir.Model, name: str, folder: Path, weights: WeightFile | None =
 
 def _trace(graph: Graph) -> ir.Model:
     free: tuple[Any, ...] = tuple(dims or None for _, dims in graph.inputs.values())
-    if isinstance(graph.module, TransformerGraph):  # its forward takes the cache as *rest
-        free = (*free[:2], free[2:])
-    elif isinstance(graph.module, UnconditionalGraph):  # and this one everything
-        free = (free,)
+    parameters = list(inspect.signature(graph.module.forward).parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # the exporter wants what it takes as one
+        free = (*free[: len(parameters) - 1], free[len(parameters) - 1 :])
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph.module.eval(),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hart.schedule import SamplingSettings
 from runtime.backend import Backend, Value
-from runtime.bundle import NEW, PAST, UNCONDITIONAL, Manifest
+from runtime.bundle import NEW, PAST, Manifest
 from runtime.loop import draw
 from runtime.shapes import Shape, cache_length, shape_of, solve
 
@@ -185,7 +185,7 @@ class _Planner(Backend):
             shape = shape_of(tensor, dims)
             name = tensor.name.removeprefix(NEW)
             past = call.inputs.get(PAST + name)
-            if graph == UNCONDITIONAL and name != tensor.name:  # both halves: what the cache begins with
+            if past is None and name != tensor.name:  # added to nothing: what the cache begins with
                 cache = self._new(PAST + name, self.cache_shape, tensor.dtype, now)
                 call.outputs[tensor.name] = results[name] = View(cache.slot, shape)
             elif past is None or not past.nbytes:
