@@ -29,7 +29,7 @@ bench: engines/demo-fp32/manifest.json engines/mid-256px/manifest.json
 
 # The published model's sizes with random weights: about an hour, 24 GB of memory, 40 GB of disk.
 rehearsal: .venv/dev.done
-	"$(BIN)/python" -m compare.rehearsal --folder rehearsal
+	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder rehearsal
 
 engines/demo-fp32/manifest.json: .venv/bench.done
 	"$(BIN)/hart-export" --backend onnx --precision fp32 --output engines/demo-fp32 --force
@@ -39,7 +39,7 @@ engines/mid-256px/manifest.json: checkpoints/mid-256px/sampling.json
 
 checkpoints/mid-256px/sampling.json: .venv/bench.done
 	rm -rf checkpoints/mid-256px
-	"$(BIN)/python" -m hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
+	"$(BIN)/python" -m hart_runtime.hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
 
 clean:
 	rm -rf engines/demo engines/demo-fp32 engines/mid-256px checkpoints rehearsal .venv

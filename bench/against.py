@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench import EAGER
-from bench.result import Samples
-from bench.workload import draw_features, text_features
-from hart.errors import InputError
-from hart.noise import SeededNoise
-from runtime.bundle import Bundle, sha256_of
-from runtime.pipeline import Pipeline, to_images
+from hart_runtime.bench import EAGER
+from hart_runtime.bench.result import Samples
+from hart_runtime.bench.workload import draw_features, text_features
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.runtime.bundle import Bundle, sha256_of
+from hart_runtime.runtime.pipeline import Pipeline, to_images
 
 if TYPE_CHECKING:
-    from hart.model import Hart
+    from hart_runtime.hart.model import Hart
 
 BUNDLE = "bundle"
 Draw = Callable[[], list[Image.Image]]
@@ -107,7 +107,7 @@ def find_checkpoint(bundle: Bundle, given: Path | None) -> Path:
         raise InputError(
             "--against needs torch; install it with: pip install 'hart-runtime[export]'"
         ) from None
-    from hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.demo import DEMO_CHECKPOINT
 
     checkpoint = given or DEMO_CHECKPOINT
     if _weights(bundle, checkpoint) == {part: _exported(bundle)[part] for part in ("llm", "tokenizer")}:
@@ -122,7 +122,7 @@ def find_checkpoint(bundle: Bundle, given: Path | None) -> Path:
 
 def _weights(bundle: Bundle, checkpoint: Path) -> dict[str, dict[str, str]]:
     """sha256 of the weight files that an export of this checkpoint would read."""
-    from hart.checkpoint import find_folders, llm_weight_files, weight_files
+    from hart_runtime.hart.checkpoint import find_folders, llm_weight_files, weight_files
 
     llm, tokenizer = find_folders(checkpoint)
     files = {"llm": llm_weight_files(llm, _averaged(bundle)), "tokenizer": weight_files(tokenizer)}
@@ -143,7 +143,7 @@ def _load(pipeline: Pipeline, checkpoint: Path) -> Hart:
     """The reference model on the bundle's device."""
     import torch
 
-    from hart.checkpoint import load_hart
+    from hart_runtime.hart.checkpoint import load_hart
 
     device = pipeline.backend.device
     # Autocast would convert float32 weights again in every call, and slow the reference down.
@@ -168,7 +168,7 @@ def _reference(
     """Text features to pixels with the reference loop: half-precision autocast on CUDA."""
     import torch
 
-    from hart.generate import generate
+    from hart_runtime.hart.generate import generate
 
     device, manifest = pipeline.backend.device, pipeline.bundle.manifest
     inputs = torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench import COMPILED, EAGER
-from hart.console import ends_with_a_sentence
-from hart.errors import InputError
-from hart.files import refuse_existing, whole_folder
-from runtime.choices import BACKENDS
+from hart_runtime.bench import COMPILED, EAGER
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import refuse_existing, whole_folder
+from hart_runtime.runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
-    from bench.compare import Change
-    from bench.measure import Plan
-    from bench.result import Result
+    from hart_runtime.bench.compare import Change
+    from hart_runtime.bench.measure import Plan
+    from hart_runtime.bench.result import Result
 
 PATH = click.Path(path_type=Path)
 FILE_WIDTH = 120
@@ -68,10 +68,10 @@ def main(
     _need("psutil", "pynvml", "matplotlib", "onnx")
     from rich.console import Console
 
-    from bench.measure import Plan
-    from bench.plots import write_plots
-    from bench.report import print_report, write_markdown
-    from bench.result import write_result
+    from hart_runtime.bench.measure import Plan
+    from hart_runtime.bench.plots import write_plots
+    from hart_runtime.bench.report import print_report, write_markdown
+    from hart_runtime.bench.result import write_result
 
     names = tuple(dict.fromkeys(name for name in against.split(",") if name))
     if unknown := [name for name in names if name not in REFERENCES]:
@@ -100,8 +100,8 @@ def compare_results(before: Path, after: Path, everything: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench.compare import compare, different_conditions
-    from bench.result import read_result
+    from hart_runtime.bench.compare import compare, different_conditions
+    from hart_runtime.bench.result import read_result
 
     first, second = read_result(before), read_result(after)
     try:
@@ -146,7 +146,7 @@ def _need(*modules: str) -> None:
 def _with_progress(plan: Plan) -> Result:
     from rich.console import Console
 
-    from bench.measure import measure
+    from hart_runtime.bench.measure import measure
 
     console = Console(stderr=True)
     if not console.is_terminal:

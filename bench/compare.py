@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.machine import Company
+from hart_runtime.bench.machine import Company
 
 AGREEMENT = 0.95
 """Share of all pairs of samples, one of each result, that have to agree on which is larger."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench import stages
-from hart.config import TextEncoderConfig, TokenizerConfig, TransformerConfig, config_from_dict
-from hart.diffusion_schedule import diffusion_schedule
-from runtime.bundle import Manifest
+from hart_runtime.bench import stages
+from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig, config_from_dict
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.runtime.bundle import Manifest
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 """Bytes of a weight of a matrix product, and of a cached key, by bundle precision."""
@@ -27,7 +27,7 @@ CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}
 FLOAT = 4
 """Bytes of everything that passes between graphs: float32 at any precision."""
 DECODER_BLOCKS = 3
-"""Residual blocks per resolution (:mod:`hart.autoencoder` has them too, but needs torch)."""
+"""Residual blocks per resolution (:mod:`hart_runtime.hart.autoencoder` has them too, but needs torch)."""
 
 
 @dataclass(frozen=True)

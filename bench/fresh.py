@@ -1,6 +1,6 @@
 """The first picture of a new process, as hart-run draws it: where its time and memory go.
 
-The process is this module (``python -m bench.fresh``), so that its peak memory is its own; it
+The process is this module (``python -m hart_runtime.bench.fresh``), so that its peak memory is its own; it
 imports what hart-run imports and nothing of the benchmark's.
 """
 
@@ -48,13 +48,13 @@ def draw_in_a_fresh_process(bundle: Path, device: str, threads: int | None, back
     Raises:
         RunError: the process failed; holds the last line it wrote.
     """
-    from bench import gpu
-    from hart.errors import RunError
+    from hart_runtime.bench import gpu
+    from hart_runtime.common.errors import RunError
 
     before = gpu.memory_used()
     options = {"bundle": str(bundle), "device": device, "threads": threads, "backend": backend}
     done = subprocess.run(
-        [sys.executable, "-m", "bench.fresh", json.dumps({**options, "started": time.time()})],
+        [sys.executable, "-m", "hart_runtime.bench.fresh", json.dumps({**options, "started": time.time()})],
         capture_output=True,
         text=True,
         check=False,
@@ -72,12 +72,12 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     """Load, draw and save once in this process."""
     import rich.progress  # noqa: F401
 
-    import runtime.cli  # noqa: F401
-    from bench.workload import PROMPT, drawing
-    from runtime.backend import Backend, open_backend
-    from runtime.bundle import Bundle, open_bundle
-    from runtime.choices import OPENVINO
-    from runtime.pipeline import Pipeline
+    import hart_runtime.runtime.cli  # noqa: F401
+    from hart_runtime.bench.workload import PROMPT, drawing
+    from hart_runtime.runtime.backend import Backend, open_backend
+    from hart_runtime.runtime.bundle import Bundle, open_bundle
+    from hart_runtime.runtime.choices import OPENVINO
+    from hart_runtime.runtime.pipeline import Pipeline
 
     if options["backend"] in ("auto", "onnxruntime"):
         import onnxruntime  # noqa: F401
@@ -118,7 +118,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     seconds["run"] += encoding
     peak = _resident("VmHWM")
 
-    from bench import gpu
+    from hart_runtime.bench import gpu
 
     return {
         **seconds,

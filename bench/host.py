@@ -1,7 +1,7 @@
 """What the host does while a device draws: the loop over graphs that return at once.
 
-``python -m bench.host``. A device that computes faster than this waits for the host. No weights and
-no GPU are needed: the memory plan, uploads and random numbers of a model depend on its sizes alone.
+``python -m hart_runtime.bench.host``. A device that computes faster than this waits for the host. No
+weights and no GPU are needed: memory plan, uploads and random numbers depend on a model's sizes alone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from export.specs import describe_model, manifest_of
-from hart.console import ends_with_a_sentence
-from hart.noise import SeededNoise
-from hart.random_checkpoint import read_shape
-from hart.schedule import SamplingSettings
-from runtime.bundle import Bundle
-from runtime.host import HostMemory, array_at
-from runtime.loop import draw
-from runtime.planned import Binding, PlannedBackend
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.export.specs import describe_model, manifest_of
+from hart_runtime.hart.random_checkpoint import read_shape
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.host import HostMemory, array_at
+from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.planned import Binding, PlannedBackend
 
 
 class NoGraphs(HostMemory):
-    """An executor whose graphs return at once (see :class:`runtime.planned.Executor`)."""
+    """An executor whose graphs return at once (see :class:`hart_runtime.runtime.planned.Executor`)."""
 
     name = "none"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from bench import gpu
+from hart_runtime.bench import gpu
 
 LIBRARIES = (
     "hart-runtime",

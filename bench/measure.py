@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bench.against import compare_with, find_checkpoint
-from bench.counting import Work, count
-from bench.fresh import draw_in_a_fresh_process
-from bench.machine import describe_machine, read_state, watch_company
-from bench.peak import Peak, measure_peak
-from bench.result import Breakdown, Latency, Result, Samples, StageResult
-from bench.timing import TimedBackend, Trace, by_graph, by_stage
-from bench.workload import PROMPT, drawing
-from hart.errors import InputError
-from runtime.backend import open_backend
-from runtime.bundle import Bundle, open_bundle
-from runtime.pipeline import Pipeline
+from hart_runtime.bench.against import compare_with, find_checkpoint
+from hart_runtime.bench.counting import Work, count
+from hart_runtime.bench.fresh import draw_in_a_fresh_process
+from hart_runtime.bench.machine import describe_machine, read_state, watch_company
+from hart_runtime.bench.peak import Peak, measure_peak
+from hart_runtime.bench.result import Breakdown, Latency, Result, Samples, StageResult
+from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
+from hart_runtime.bench.workload import PROMPT, drawing
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.backend import open_backend
+from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.pipeline import Pipeline
 
 FRESH_PROCESSES = 5
 Progress = Callable[[str], None]

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.timing import TimedBackend
-from runtime.backend import open_backend
-from runtime.bundle import WEIGHTS, Bundle, GraphSpec, TensorSpec, describe_files
-from runtime.cuda import compute_capability
-from runtime.tensorrt.build import BuildOptions
-from runtime.tensorrt.folder import build_engines
-from runtime.tensorrt.package import MODULES, import_package
+from hart_runtime.bench.timing import TimedBackend
+from hart_runtime.runtime.backend import open_backend
+from hart_runtime.runtime.bundle import WEIGHTS, Bundle, GraphSpec, TensorSpec, describe_files
+from hart_runtime.runtime.cuda import compute_capability
+from hart_runtime.runtime.tensorrt.build import BuildOptions
+from hart_runtime.runtime.tensorrt.folder import build_engines
+from hart_runtime.runtime.tensorrt.package import MODULES, import_package
 
 OPSET, IR_VERSION = 20, 10
 PRODUCT, COPY = "product", "copy"

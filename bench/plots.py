@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bench.result import Result
-from bench.stages import CONTEXT, DECODER, TEXT_ENCODER
-from bench.timing import HOST
+from hart_runtime.bench.result import Result
+from hart_runtime.bench.stages import CONTEXT, DECODER, TEXT_ENCODER
+from hart_runtime.bench.timing import HOST
 
 SCALES, BATCHES = "scales.png", "batches.png"
 NUMBERED = re.compile(r"(scale \d+) (transformer|sampling)")

@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.result import Result, Samples, StageResult
-from bench.timing import HOST
+from hart_runtime.bench.result import Result, Samples, StageResult
+from hart_runtime.bench.timing import HOST
 
 Row = tuple[str, ...]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hart.config import read_json
-from hart.errors import InputError
+from hart_runtime.common.config import read_json
+from hart_runtime.common.errors import InputError
 
 if TYPE_CHECKING:
-    from bench.against import Comparison
-    from bench.fresh import FirstPicture
-    from bench.machine import Company, Facts
-    from bench.peak import Peak
+    from hart_runtime.bench.against import Comparison
+    from hart_runtime.bench.fresh import FirstPicture
+    from hart_runtime.bench.machine import Company, Facts
+    from hart_runtime.bench.peak import Peak
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "bench.json"

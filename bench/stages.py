@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtime.bundle import TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.bundle import TRANSFORMER, UNCONDITIONAL
 
 SAMPLING_GRAPHS = ("sample", "smooth", "next_scale")
 DECODER_GRAPHS = ("latent", "decoder")

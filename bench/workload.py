@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hart.noise import SeededNoise
-from runtime.loop import draw
-from runtime.pipeline import Pipeline, to_images
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.pipeline import Pipeline, to_images
 
 PROMPT = "a red circle on a white background"
 

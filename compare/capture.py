@@ -10,8 +10,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from compare.reference import Array, Reference, Tensors, system_prompt_identity
-from hart.checkpoint import (
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.noise import Noise, RecordedNoise, SeededNoise
+from hart_runtime.common.schedule import SamplingSettings, scale_steps
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.compare.reference import Array, Reference, Tensors, system_prompt_identity
+from hart_runtime.hart.checkpoint import (
     TEXT_ENCODER_FOLDER,
     find_folders,
     llm_weight_files,
@@ -19,15 +23,11 @@ from hart.checkpoint import (
     load_text_encoder,
     weight_files,
 )
-from hart.errors import InputError
-from hart.generate import Record, generate
-from hart.model import Hart
-from hart.noise import Noise, RecordedNoise, SeededNoise
-from hart.sampling import smooth_codes
-from hart.schedule import SamplingSettings, scale_steps
-from hart.text_encoder import TextEncoder
-from hart.text_tokenizer import PromptTokenizer
-from runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, sha256_of
+from hart_runtime.hart.generate import Record, generate
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.sampling import smooth_codes
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, sha256_of
 
 DROPPED = (
     *(".logits_raw", ".logits_cfg", ".cfg_t", ".next_map", ".next_level", ".h", "cond"),

@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compare.metrics import compare_tensors
-from compare.reference import step_slack
-from compare.rehearsal import CACHE
-from compare.replay import RELATIVE
-from export.graphs import build_graphs
-from hart.checkpoint import load_hart
-from hart.diffusion import guide
-from hart.model import Hart
-from hart.rope import Rotation
-from hart.transformer import attention
-from runtime.bundle import TRANSFORMER, Manifest
-from runtime.shapes import scale_dims
+from hart_runtime.compare.metrics import compare_tensors
+from hart_runtime.compare.reference import step_slack
+from hart_runtime.compare.rehearsal import CACHE
+from hart_runtime.compare.replay import RELATIVE
+from hart_runtime.export.graphs import build_graphs
+from hart_runtime.hart.checkpoint import load_hart
+from hart_runtime.hart.diffusion import guide
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.rope import Rotation
+from hart_runtime.hart.transformer import attention
+from hart_runtime.runtime.bundle import TRANSFORMER, Manifest
+from hart_runtime.runtime.shapes import scale_dims
 
 INDICES = 1e-3
 """Share of indices that may differ: a draw can fall between two roundings of the same boundary."""
@@ -39,7 +39,7 @@ def compare_captured(checkpoint: Path, manifest: Manifest, folder: Path) -> Iter
     """Compare run after run of a float32 bundle.
 
     Args:
-        folder: what :class:`compare.rehearsal_steps.Capture` wrote.
+        folder: what :class:`hart_runtime.compare.rehearsal_steps.Capture` wrote.
 
     Returns:
         A line for each run with the largest error of its outputs over the reference's largest

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart.console import ends_with_a_sentence
-from hart.errors import InputError
-from runtime.choices import BACKENDS
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
-    from compare.capture import Checkpoint
-    from compare.reference import Reference
-    from compare.replay import Watch
-    from runtime.bundle import Bundle
+    from hart_runtime.compare.capture import Checkpoint
+    from hart_runtime.compare.reference import Reference
+    from hart_runtime.compare.replay import Watch
+    from hart_runtime.runtime.bundle import Bundle
 
 PATH = click.Path(path_type=Path)
 PROMPTS = (
@@ -89,10 +89,10 @@ def main(
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ERROR
-    from compare.engine import measure
-    from compare.html import save_html
-    from compare.report import Limits, as_json, graph_table, layer_lines, loop_lines, save_json
-    from runtime.bundle import open_bundle
+    from hart_runtime.compare.engine import measure
+    from hart_runtime.compare.html import save_html
+    from hart_runtime.compare.report import Limits, as_json, graph_table, layer_lines, loop_lines, save_json
+    from hart_runtime.runtime.bundle import open_bundle
 
     bundle = open_bundle(engine)
     if layers is not None and layers not in bundle.manifest.graphs:
@@ -125,11 +125,11 @@ def _checkpoint(
     """The bundle's checkpoint, verified; None where none is needed and none was given."""
     if given is None and not needed:
         return None
-    from hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.demo import DEMO_CHECKPOINT
 
     _require("torch", "the reference model", "export")
-    from compare.capture import Checkpoint
-    from compare.reference import check_fits
+    from hart_runtime.compare.capture import Checkpoint
+    from hart_runtime.compare.reference import check_fits
 
     source = Checkpoint(given or DEMO_CHECKPOINT, text_encoder, bundle.manifest)
     try:
@@ -158,8 +158,8 @@ def _reference(
     """Load the ruler, or make it; with the errors of torch in fp16 where they are the measure."""
     from dataclasses import replace
 
-    from compare.reference import check_fits, load_reference
-    from compare.reference import save_reference as save
+    from hart_runtime.compare.reference import check_fits, load_reference
+    from hart_runtime.compare.reference import save_reference as save
 
     if saved is not None:
         ruler = load_reference(saved)
@@ -170,7 +170,7 @@ def _reference(
                 f"{bundle.folder} has {list(bundle.manifest.model.patch_nums)}"
             )
     else:
-        from compare.capture import capture_prompts, torch_device
+        from hart_runtime.compare.capture import capture_prompts, torch_device
 
         assert source is not None
         watch("reference in float32")
@@ -182,9 +182,9 @@ def _reference(
                 f"--reference {saved}: holds no errors of torch in fp16, which a {bundle.manifest.precision} "
                 f"bundle is measured against; give --checkpoint, or save the reference again"
             )
-        from compare.capture import torch_device
-        from compare.replay import half_errors
-        from compare.torch_backend import TorchHalfBackend
+        from hart_runtime.compare.capture import torch_device
+        from hart_runtime.compare.replay import half_errors
+        from hart_runtime.compare.torch_backend import TorchHalfBackend
 
         half = TorchHalfBackend(source, ruler.patch_nums, torch_device(device))
         errors = half_errors(half, bundle.manifest, ruler, lambda name: watch(f"torch in fp16: {name}"))
@@ -199,7 +199,7 @@ def _prompts(file: Path | None, count: int | None, reference: Path | None) -> li
         raise InputError(
             "--reference brings its own prompts, found --prompts-file or --num-prompts beside it"
         )
-    from runtime.cli import read_prompts
+    from hart_runtime.runtime.cli import read_prompts
 
     prompts = read_prompts(file) if file else list(PROMPTS)
     if count is not None and count > len(prompts):

@@ -6,18 +6,18 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from compare.reference import Reference, graph_calls
-from compare.replay import Row, Watch, replay
-from compare.report import Engine, Limits, Run, arithmetic
-from compare.trajectory import free_running, teacher_forced
-from hart.errors import InputError
-from runtime.backend import Backend, open_backend
-from runtime.bundle import Bundle
-from runtime.tensorrt.package import MODULES
+from hart_runtime.common.errors import InputError
+from hart_runtime.compare.reference import Reference, graph_calls
+from hart_runtime.compare.replay import Row, Watch, replay
+from hart_runtime.compare.report import Engine, Limits, Run, arithmetic
+from hart_runtime.compare.trajectory import free_running, teacher_forced
+from hart_runtime.runtime.backend import Backend, open_backend
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
-    from compare.capture import Checkpoint
-    from compare.layers import LayerReport
+    from hart_runtime.compare.capture import Checkpoint
+    from hart_runtime.compare.layers import LayerReport
 
 TORCH_FP16 = "torch-fp16"
 PACKAGES = {TORCH_FP16: "torch", **MODULES}
@@ -80,7 +80,7 @@ def _look_into(
     limits: Limits,
 ) -> LayerReport:
     """The graph's first call that failed, or its first call."""
-    from compare.layers import find_layer
+    from hart_runtime.compare.layers import find_layer
 
     mine = [row for row in rows if row.graph == graph]
     if not mine:
@@ -95,8 +95,8 @@ def _open(name: str, bundle: Bundle, reference: Reference, source: Checkpoint | 
     if name == TORCH_FP16:
         if source is None:
             raise InputError("--backend torch-fp16: needs the model itself, give --checkpoint")
-        from compare.capture import torch_device
-        from compare.torch_backend import TorchHalfBackend
+        from hart_runtime.compare.capture import torch_device
+        from hart_runtime.compare.torch_backend import TorchHalfBackend
 
         return TorchHalfBackend(source, reference.patch_nums, torch_device(device))
     return open_backend(bundle, device, backend=name)

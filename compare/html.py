@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compare.metrics import Picture
-from compare.reference import Reference
-from compare.replay import Row
-from compare.report import Run, layer_lines, loop_lines, number, worst_rows
-from compare.trajectory import Trajectory
-from runtime.pipeline import to_images
+from hart_runtime.compare.metrics import Picture
+from hart_runtime.compare.reference import Reference
+from hart_runtime.compare.replay import Row
+from hart_runtime.compare.report import Run, layer_lines, loop_lines, number, worst_rows
+from hart_runtime.compare.trajectory import Trajectory
+from hart_runtime.runtime.pipeline import to_images
 
 AMPLIFIED = 16
 """Differences are shown this many times as large, around grey."""

@@ -21,13 +21,13 @@ import torch
 from polygraphy.backend.onnx import modify_outputs
 from torch import Tensor, nn
 
-from compare.capture import Checkpoint, replay
-from compare.metrics import Array, compare_tensors
-from compare.reference import Call, Reference
-from compare.replay import INT8_RELATIVE
-from compare.torch_backend import TorchHalfBackend
-from runtime.bundle import INT8, INT8_GRAPHS, WEIGHTS, Bundle, TensorSpec
-from runtime.sessions import open_sessions
+from hart_runtime.compare.capture import Checkpoint, replay
+from hart_runtime.compare.metrics import Array, compare_tensors
+from hart_runtime.compare.reference import Call, Reference
+from hart_runtime.compare.replay import INT8_RELATIVE
+from hart_runtime.compare.torch_backend import TorchHalfBackend
+from hart_runtime.runtime.bundle import INT8, INT8_GRAPHS, WEIGHTS, Bundle, TensorSpec
+from hart_runtime.runtime.sessions import open_sessions
 
 WINDOWS = {
     "context": ("ctx.mask", "scale0.x_in"),

@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.config import read_json
-from hart.diffusion_schedule import diffusion_schedule
-from hart.errors import InputError
-from hart.files import whole_folder
-from hart.schedule import (
+from hart_runtime.common.config import read_json
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import whole_folder
+from hart_runtime.common.schedule import (
     SamplingSettings,
     downsample_matrix,
     residual_guidance,
     scale_steps,
     upsample_matrix,
 )
-from runtime.bundle import APPEND_FORMS, NEW, PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
+from hart_runtime.runtime.bundle import APPEND_FORMS, NEW, PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "reference.json"
@@ -42,7 +42,7 @@ EPS_ROUNDING = 1e-5
 
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
-"""One batch's trajectory, under the names :func:`hart.generate.generate` records."""
+"""One batch's trajectory, under the names :func:`hart_runtime.hart.generate.generate` records."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The whole way of a published checkpoint, with random numbers in its place.
 
-``python -m compare.rehearsal --folder DIR`` writes a random checkpoint of the full published shape,
-exports it in both precisions, draws one picture and compares it with the reference, and builds
-engines. Every step is a process of its own, whose time and peak memory are printed. Steps that are
-done already (their folder is there) are not done again.
+``python -m hart_runtime.compare.rehearsal --folder DIR`` writes a random checkpoint of the full
+published shape, exports it in both precisions, draws one picture and compares it with the
+reference, and builds engines. Every step is a process of its own, whose time and peak memory are
+printed. Steps that are done already (their folder is there) are not done again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 
 import click
 
-from hart.console import ends_with_a_sentence
-from hart.errors import RunError
+import hart_runtime
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import RunError
 
 SHAPE = "hart-0.7b-1024px"
 SEED = 0
@@ -67,11 +68,12 @@ class Step:
 def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
     """The rehearsal, in order; file names are relative to its folder."""
     python = [sys.executable, "-m"]
-    random = [*python, "hart.random_checkpoint", "--shape", shape, "--published", "--output", CHECKPOINT]
+    random = [*python, "hart_runtime.hart.random_checkpoint", "--published", "--output", CHECKPOINT]
+    random += ["--shape", shape]
     export = [*_command("export"), CHECKPOINT, "--backend", "onnx"]
     export += ["--system-prompt", NO_SYSTEM_PROMPT]
     build = [*_command("runtime.tensorrt"), "--backend", "tensorrt-rtx"]
-    own = [*python, "compare.rehearsal_steps", "--largest", str(largest)]
+    own = [*python, "hart_runtime.compare.rehearsal_steps", "--largest", str(largest)]
     compare = [*_command("compare"), "--checkpoint", CHECKPOINT]
     return [
         Step("checkpoint", [*random, "--text-encoder", text_encoder], CHECKPOINT),
@@ -90,9 +92,9 @@ def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
     ]
 
 
-def _command(package: str) -> list[str]:
-    """What runs a package's command with this interpreter, installed or not."""
-    return [sys.executable, "-c", f"from {package}.cli import main; main()"]
+def _command(room: str) -> list[str]:
+    """What runs a room's command with this interpreter, installed or not."""
+    return [sys.executable, "-c", f"from hart_runtime.{room}.cli import main; main()"]
 
 
 def run(command: list[str], folder: Path, log: Path) -> Usage:
@@ -102,7 +104,7 @@ def run(command: list[str], folder: Path, log: Path) -> Usage:
         RunError: it failed; holds the last line of its output.
     """
     # The modules that run here run there, whatever folder it is.
-    here = str(Path(__file__).resolve().parent.parent)
+    here = str(Path(hart_runtime.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     start = time.perf_counter()
     with log.open("wb") as output:

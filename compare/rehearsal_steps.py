@@ -13,15 +13,15 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
-from hart.console import ends_with_a_sentence
-from hart.noise import SeededNoise
-from hart.schedule import SamplingSettings
-from runtime.backend import Backend, Tensor, Value, open_backend
-from runtime.bundle import PAST, TRANSFORMER, Bundle, open_bundle
-from runtime.loop import draw
-from runtime.pipeline import Pipeline, to_images
-from runtime.plan import make_plan
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
+from hart_runtime.runtime.backend import Backend, Tensor, Value, open_backend
+from hart_runtime.runtime.bundle import PAST, TRANSFORMER, Bundle, open_bundle
+from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.pipeline import Pipeline, to_images
+from hart_runtime.runtime.plan import make_plan
 
 PROMPT = "a small blue star on a yellow background"
 
@@ -122,8 +122,8 @@ def draw_(largest: int, bundle: Path) -> None:
 @ends_with_a_sentence
 def export_prefix(largest: int, output: Path) -> None:
     """Export the checkpoint with the scales up to the largest: the same weights, fewer tokens."""
-    from export.bundle import export_bundle
-    from hart.checkpoint import empty_hart
+    from hart_runtime.export.bundle import export_bundle
+    from hart_runtime.hart.checkpoint import empty_hart
 
     root = Path(CHECKPOINT)
     sides = empty_hart(root).transformer.config.patch_nums
@@ -136,7 +136,7 @@ def export_prefix(largest: int, output: Path) -> None:
 @ends_with_a_sentence
 def compare_(bundle: Path) -> None:
     """Hold everything that was captured against the reference; exit code 1 if something is off."""
-    from compare.captured import compare_captured
+    from hart_runtime.compare.captured import compare_captured
 
     fine = True
     for line, ok in compare_captured(Path(CHECKPOINT), open_bundle(bundle).manifest, Path(CAPTURED)):

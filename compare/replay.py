@@ -14,12 +14,12 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
-from compare.metrics import Errors, compare_tensors
-from compare.reference import Call, Reference, error_key, graph_calls
-from runtime.backend import Backend
-from runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
-from runtime.choices import OPENVINO
-from runtime.openvino_backend import BFLOAT16_GRAPHS
+from hart_runtime.compare.metrics import Errors, compare_tensors
+from hart_runtime.compare.reference import Call, Reference, error_key, graph_calls
+from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
+from hart_runtime.runtime.choices import OPENVINO
+from hart_runtime.runtime.openvino_backend import BFLOAT16_GRAPHS
 
 RELATIVE = 1e-4
 """Allowed error of float32 graphs, over the reference's largest magnitude; at reduced

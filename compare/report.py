@@ -9,10 +9,10 @@
       engine           name, identity, precision, arithmetic, backend, device
       passed
       first_failure    graph, call, output and module of the first failure, or null
-      graphs           a row per output of every graph call (see compare.metrics.Errors)
+      graphs           a row per output of every graph call (see hart_runtime.compare.metrics.Errors)
       not_run          graphs that these settings do not use
       layers           a graph module by module, or null
-      teacher_forced, free_running   a list with one entry per batch (see compare.trajectory)
+      teacher_forced, free_running   a list with one entry per batch (see hart_runtime.compare.trajectory)
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compare.reference import Reference
-from compare.replay import FACTOR, RELATIVE, Row
-from compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
-from runtime.choices import OPENVINO
+from hart_runtime.compare.reference import Reference
+from hart_runtime.compare.replay import FACTOR, RELATIVE, Row
+from hart_runtime.compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
+from hart_runtime.runtime.choices import OPENVINO
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from compare.layers import LayerReport
+    from hart_runtime.compare.layers import LayerReport
 
 SCHEMA_VERSION = 1
 PICTURES = ("images",)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compare.capture import Checkpoint
-from export.graphs import build_graphs
-from hart.errors import RunError
-from hart.schedule import SamplingSettings
-from hart.transformer import attention
-from runtime.backend import Value
+from hart_runtime.common.errors import RunError
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.compare.capture import Checkpoint
+from hart_runtime.export.graphs import build_graphs
+from hart_runtime.hart.transformer import attention
+from hart_runtime.runtime.backend import Value
 
 
 class TorchHalfBackend:

@@ -1,6 +1,6 @@
 """The whole loop, twice: with the reference's tokens, and on its own.
 
-Both run :func:`runtime.loop.draw`, the deployed loop, on the reference's random numbers.
+Both run :func:`hart_runtime.runtime.loop.draw`, the deployed loop, on the reference's random numbers.
 
 Teacher-forced: at every scale the transformer is fed the reference's input tokens and angles
 and its own KV cache; its own hidden states go through its own sampling; then the drawn index
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
-from compare.reference import Reference, Tensors
-from hart.errors import RunError
-from hart.noise import RecordedNoise
-from hart.schedule import SamplingSettings
-from runtime.backend import Backend, Tensor, Value
-from runtime.bundle import Manifest
-from runtime.loop import draw
+from hart_runtime.common.errors import RunError
+from hart_runtime.common.noise import RecordedNoise
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
+from hart_runtime.compare.reference import Reference, Tensors
+from hart_runtime.runtime.backend import Backend, Tensor, Value
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.loop import draw
 
 INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.85}
 """Least share of equal indices under teacher forcing, by precision of the bundle."""

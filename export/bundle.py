@@ -10,13 +10,18 @@ from typing import Any
 
 import torch
 
-from export.graphs import build_graphs, unconditional_graph
-from export.hub import name_of
-from export.specs import describe_model
-from export.system_prompt import read_system_prompt, sha256_of_text
-from export.vocabulary import read_vocabulary
-from export.writer import WeightFile, write_append, write_graph
-from hart.checkpoint import (
+from hart_runtime.common.config import config_to_dict, read_json
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import whole_folder
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.export.graphs import build_graphs, unconditional_graph
+from hart_runtime.export.hub import name_of
+from hart_runtime.export.specs import describe_model
+from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
+from hart_runtime.export.vocabulary import read_vocabulary
+from hart_runtime.export.writer import WeightFile, write_append, write_graph
+from hart_runtime.hart.checkpoint import (
     SAMPLING_FILE,
     TEXT_ENCODER_FOLDER,
     find_folders,
@@ -26,14 +31,9 @@ from hart.checkpoint import (
     read_text_config,
     weight_files,
 )
-from hart.config import config_to_dict, read_json
-from hart.errors import InputError
-from hart.files import whole_folder
-from hart.model import Hart
-from hart.schedule import SamplingSettings
-from hart.text_encoder import TextEncoder
-from hart.text_tokenizer import PromptTokenizer
-from runtime.bundle import (
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.bundle import (
     APPEND,
     MANIFEST,
     TEXT_TOKENIZER,
@@ -69,11 +69,11 @@ def export_bundle(
     Args:
         checkpoint: folder in the published layout.
         precision: "fp32", "fp16" or "int8", the type of the matrix products (int8: on the CPU, and
-            only those of :data:`runtime.bundle.INT8_GRAPHS`).
+            only those of :data:`hart_runtime.runtime.bundle.INT8_GRAPHS`).
         text_encoder: Qwen2 folder; by default ``text_encoder/`` inside the checkpoint. Without
             one, the bundle draws from text features only.
         system_prompt: what stands before every prompt: a file, "none", or None for what the text
-            encoder's ``config.json`` says, see :func:`export.system_prompt.read_system_prompt`.
+            encoder's ``config.json`` says, see :func:`hart_runtime.export.system_prompt.read_system_prompt`.
         patch_nums: another pyramid than the checkpoint's, for models whose weights do not
             depend on it (rotary attention with timestep level embeddings).
         ema: prefer the averaged weights, as the published sampler does.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hart.console import ends_with_a_sentence
-from hart.errors import InputError
-from runtime.bundle import INT8
-from runtime.tensorrt.package import MODULES
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.bundle import INT8
+from hart_runtime.runtime.tensorrt.package import MODULES
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,9 +75,9 @@ def main(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from export.hub import CONFIGURATIONS, WANTED, resolve
-    from hart.demo import DEMO_CHECKPOINT
-    from runtime.tensorrt.package import import_package
+    from hart_runtime.export.hub import CONFIGURATIONS, WANTED, resolve
+    from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.runtime.tensorrt.package import import_package
 
     if revision is not None and checkpoint is None:
         raise InputError(f"--revision {revision}: the demo checkpoint has none; name a CHECKPOINT")
@@ -86,7 +87,7 @@ def main(
     target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
     if dry_run:
         _need_torch()
-        from export.dry_run import forecast, show
+        from hart_runtime.export.dry_run import forecast, show
 
         show(forecast(source, encoder, max_batch, ema), precision, target)
         return
@@ -100,7 +101,7 @@ def main(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("checkpoint", total=None)
         _need_torch()
-        from export.bundle import export_bundle
+        from hart_runtime.export.bundle import export_bundle
 
         manifest = export_bundle(
             source,
@@ -134,7 +135,7 @@ def main(
 
 def _tell_system_prompt(found: dict[str, Any] | None) -> None:
     """Which system prompt is inside: another than the model's own spoils pictures silently."""
-    from export.system_prompt import SHA256
+    from hart_runtime.export.system_prompt import SHA256
 
     if found is None:
         click.echo("system prompt: none")
@@ -150,20 +151,16 @@ def _tell_system_prompt(found: dict[str, Any] | None) -> None:
 
 
 def _need_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise InputError(
-            "hart-export needs torch; install it with: pip install 'hart-runtime[export]'"
-        ) from None
+    if find_spec("torch") is None:
+        raise InputError("hart-export needs torch; install it with: pip install 'hart-runtime[export]'")
 
 
 def _build(target: Path, backend: str) -> None:
     """Build engines with the package asked for, or with what there is."""
-    from runtime.bundle import open_bundle
-    from runtime.tensorrt.build import BuildOptions
-    from runtime.tensorrt.cli import choose_package, report
-    from runtime.tensorrt.package import INSTALL
+    from hart_runtime.runtime.bundle import open_bundle
+    from hart_runtime.runtime.tensorrt.build import BuildOptions
+    from hart_runtime.runtime.tensorrt.cli import choose_package, report
+    from hart_runtime.runtime.tensorrt.package import INSTALL
 
     if backend == "onnx":
         return
@@ -180,7 +177,7 @@ def _build(target: Path, backend: str) -> None:
 
 def _name(checkpoint: str) -> str:
     """engines/NAME for a folder or hub id; ``x/llm`` is named after ``x``."""
-    from export.hub import name_of
+    from hart_runtime.export.hub import name_of
 
     path = Path(checkpoint.rstrip("/"))
     folder = path.resolve().parent if path.name == "llm" else path

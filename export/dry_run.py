@@ -12,21 +12,27 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.counting import count
-from export.bundle import (
+from hart_runtime.bench.counting import count
+from hart_runtime.common.errors import InputError
+from hart_runtime.export.bundle import (
     PRECISIONS,
     describe_configuration,
     own_text_encoder,
     sampling_defaults,
 )
-from export.footprint import Weights, scratch_of, typed, weights_of
-from export.specs import describe_model, manifest_of
-from hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder, find_folders
-from hart.errors import InputError
-from hart.model import Hart
-from hart.text_encoder import TextEncoder
-from runtime.bundle import PAST, Manifest
-from runtime.plan import make_plan
+from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
+from hart_runtime.export.specs import describe_model, manifest_of
+from hart_runtime.hart.checkpoint import (
+    check_hart,
+    check_text_encoder,
+    empty_hart,
+    empty_text_encoder,
+    find_folders,
+)
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.bundle import PAST, Manifest
+from hart_runtime.runtime.plan import make_plan
 
 BATCHES = (1, 2, 4, 8)
 WEIGHT_FILES = ("*.safetensors", "*.bin")

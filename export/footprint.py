@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from export.graphs import build_graphs
-from export.quantize import SMALLEST
-from hart.checkpoint import matrix_parameters
-from hart.model import Hart
-from hart.text_encoder import TextEncoder
-from runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
-from runtime.shapes import shape_of
-from runtime.tensorrt.profiles import scale_rows
+from hart_runtime.export.graphs import build_graphs
+from hart_runtime.export.quantize import SMALLEST
+from hart_runtime.hart.checkpoint import matrix_parameters
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
+from hart_runtime.runtime.shapes import shape_of
+from hart_runtime.runtime.tensorrt.profiles import scale_rows
 
 Held = dict[tuple[int, bool], Tensor]
 """Weights by identity, and whether as 8-bit integers: what graphs of both kinds hold is stored twice."""
@@ -46,7 +46,7 @@ def weights_of(
 
     Args:
         model, text: on the meta device, in the precision of the export (see :func:`typed`).
-        manifest: as :func:`export.specs.manifest_of` makes it.
+        manifest: as :func:`hart_runtime.export.specs.manifest_of` makes it.
     """
     found: dict[str, Weights] = {}
     everything: Held = {}

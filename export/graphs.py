@@ -1,6 +1,6 @@
 """The graphs of a bundle: their inputs and outputs, by name, and which dimensions are free.
 
-What each one computes is in :mod:`export.modules`.
+What each one computes is in :mod:`hart_runtime.export.modules`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from export.modules import (
+from hart_runtime.export.modules import (
     ContextGraph,
     DecoderGraph,
     LatentGraph,
@@ -26,10 +26,10 @@ from export.modules import (
     UnconditionalGraph,
     multi_head_attention,
 )
-from hart.model import Hart
-from hart.text_encoder import TextEncoder
-from hart.transformer import AttentionFunction
-from runtime.bundle import NEW, TEXT, UNCONDITIONAL, UNCONDITIONAL_APPEND, cache_names
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.transformer import AttentionFunction
+from hart_runtime.runtime.bundle import NEW, TEXT, UNCONDITIONAL, UNCONDITIONAL_APPEND, cache_names
 
 OPSET = 23
 DECODER_OPSET = 20
@@ -77,7 +77,7 @@ def unconditional_graph(model: Hart, tokens_first: bool = False) -> Graph:
     """The constants of the unconditional half put beside what the transformer made of the text.
 
     Args:
-        tokens_first: the layout of :func:`export.cache.append_only`.
+        tokens_first: the layout of :func:`hart_runtime.export.cache.append_only`.
     """
     config = model.transformer.config
     b, tokens, dim = 2, config.context_token, config.embed_dim
@@ -101,7 +101,7 @@ def build_graphs(
 ) -> list[Callable[[], Graph]]:
     """Every graph of a bundle, built one at a time so that their examples do not pile up.
 
-    With :func:`hart.transformer.attention` as ``attend``, PyTorch runs them as they are.
+    With :func:`hart_runtime.hart.transformer.attention` as ``attend``, PyTorch runs them as they are.
     """
     llm, config = model.transformer, model.transformer.config
     dim, depth, size = config.embed_dim, config.depth, patch_nums[-1]

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision: a branch, a tag or a commit."""

@@ -1,6 +1,6 @@
 """What each graph of a bundle computes, as small modules around the reference model.
 
-Together they are the loop of :mod:`hart.generate`, cut where the host has a decision to make.
+Together they are the loop of :mod:`hart_runtime.hart.generate`, cut where the host has a decision to make.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export import strips
-from hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart.model import Hart
-from hart.quantizer import Phi
-from hart.rope import context_angles, image_angles
-from hart.schedule import phi_index
-from hart.text_encoder import TextEncoder
-from hart.transformer import AttentionFunction
+from hart_runtime.common.schedule import phi_index
+from hart_runtime.export import strips
+from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.quantizer import Phi
+from hart_runtime.hart.rope import context_angles, image_angles
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.transformer import AttentionFunction
 
 DRAW_BLOCK = 64
 """Codes that are summed up before one of them is drawn."""
@@ -132,7 +132,7 @@ class SampleGraph(nn.Module):
     """Hidden states to one drawn code per cell of the map, (B, n, n).
 
     The vocabulary projection is affine, so guidance is applied to its input: one projection
-    instead of two. Truncation and the draw are those of :mod:`hart.sampling`, in float32.
+    instead of two. Truncation and the draw are those of :mod:`hart_runtime.hart.sampling`, in float32.
     """
 
     codebook: Tensor
@@ -173,7 +173,7 @@ class SampleGraph(nn.Module):
 
 
 def draw_in_blocks(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The draw of :func:`hart.sampling.draw`, first of a block of codes and then of a code in it.
+    """The draw of :func:`hart_runtime.hart.sampling.draw`, first of a block of codes, then of a code in it.
 
     Sums of 64 and of V / 64 numbers are closer to float64's than one of V, and take a tenth of its time.
     (..., V), (...) -> index (...) int64 and the whole mass (..., 1)

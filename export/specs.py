@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hart.config import TokenizerConfig, TransformerConfig
-from hart.schedule import SamplingSettings
-from runtime.bundle import (
+from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.runtime.bundle import (
     APPEND,
     NEW,
     PAST,

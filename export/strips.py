@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hart.autoencoder import Decoder, GroupNorm, Level, ResnetBlock, Upsample
+from hart_runtime.hart.autoencoder import Decoder, GroupNorm, Level, ResnetBlock, Upsample
 
 STRIPS = 4
 """More strips need less memory and make a larger graph, whose export takes longer."""

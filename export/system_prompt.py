@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 from huggingface_hub import constants
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 NONE = "none"
 """What ``--system-prompt`` says for text encoders that are to run without one."""

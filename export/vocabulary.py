@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from hart.config import read_json
-from hart.errors import InputError
+from hart_runtime.common.config import read_json
+from hart_runtime.common.errors import InputError
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -18,10 +18,10 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from export.cache import append_only
-from export.graphs import Graph
-from export.quantize import quantize_products, quantize_weights
-from runtime.bundle import (
+from hart_runtime.export.cache import append_only
+from hart_runtime.export.graphs import Graph
+from hart_runtime.export.quantize import quantize_products, quantize_weights
+from hart_runtime.runtime.bundle import (
     APPEND,
     DEQUANTIZED,
     INT8,

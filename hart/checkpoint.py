@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hart.config import (
+from hart_runtime.common.config import (
     TextEncoderConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -32,13 +32,13 @@ from hart.config import (
     config_to_dict,
     read_json,
 )
-from hart.errors import InputError
-from hart.layers import Linear
-from hart.model import Hart
-from hart.quantizer import Phi
-from hart.text_encoder import TextEncoder
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
+from hart_runtime.common.errors import InputError
+from hart_runtime.hart.layers import Linear
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.quantizer import Phi
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
 
 UNUSED_LLM = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
 """Persistent buffers of the published transformer that its inference does not read."""
@@ -106,7 +106,7 @@ def load_text_encoder(
 
     Args:
         system_prompt: tokens that precede every prompt, see
-            :meth:`hart.text_tokenizer.PromptTokenizer.system_prompt`.
+            :meth:`hart_runtime.common.text_tokenizer.PromptTokenizer.system_prompt`.
     """
     encoder = empty_text_encoder(folder)
     _fill_text_encoder(encoder, folder, dtype)

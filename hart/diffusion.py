@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hart.config import TransformerConfig
-from hart.diffusion_schedule import diffusion_schedule
-from hart.layers import Linear, TimestepEmbedder
+from hart_runtime.common.config import TransformerConfig
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.hart.layers import Linear, TimestepEmbedder
 
 RESIDUAL_SCALE = 0.6
 """The network works on residual / 0.6, clamped to [-1, 1] (a constant of the published code)."""

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart.diffusion_schedule import diffusion_schedule
-from hart.model import Hart
-from hart.noise import Noise
-from hart.quantizer import shrink
-from hart.rope import context_angles, image_angles
-from hart.sampling import draw, guide_logits, smooth_codes, truncate
-from hart.schedule import SamplingSettings, cell_positions, residual_guidance, scale_steps
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.noise import Noise
+from hart_runtime.common.schedule import SamplingSettings, cell_positions, residual_guidance, scale_steps
+from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.quantizer import shrink
+from hart_runtime.hart.rope import context_angles, image_angles
+from hart_runtime.hart.sampling import draw, guide_logits, smooth_codes, truncate
 
 Record = Callable[[str, Tensor], None]
 """Called with the name and value of every tensor of the trajectory."""

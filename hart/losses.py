@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hart.quantizer import HybridQuantizer, shrink
-from hart.rope import context_angles, image_angles
-from hart.sampling import draw, truncate
-from hart.schedule import cell_positions
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
+from hart_runtime.common.schedule import cell_positions
+from hart_runtime.hart.quantizer import HybridQuantizer, shrink
+from hart_runtime.hart.rope import context_angles, image_angles
+from hart_runtime.hart.sampling import draw, truncate
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
 
 
 def tokenizer_loss(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
 
 
 class Hart(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hart.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.config import TokenizerConfig, TransformerConfig
 
 Makers = dict[str, Callable[[], Tensor]]
 """Key -> what makes the tensor, so that none exists before it is written."""

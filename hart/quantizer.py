@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hart.config import TokenizerConfig
-from hart.schedule import phi_index
+from hart_runtime.common.config import TokenizerConfig
+from hart_runtime.common.schedule import phi_index
 
 
 class HybridTokens(NamedTuple):

@@ -1,6 +1,6 @@
 """A checkpoint of random numbers in the published layout, to measure speed at any size.
 
-``python -m hart.random_checkpoint --shape mid-256px --output DIR``. Weights have the size of
+``python -m hart_runtime.hart.random_checkpoint --shape mid-256px --output DIR``. Weights have the size of
 trained ones (activations keep their scale through every layer), so that no stage computes with
 NaN, infinity or denormals. A random text encoder with the demo's vocabulary comes along, small or of
 the size of the published one. ``--published`` writes everything that published files hold.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from hart.config import (
+from hart_runtime.common.config import (
     TextEncoderConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -26,15 +26,15 @@ from hart.config import (
     config_to_dict,
     read_json,
 )
-from hart.console import ends_with_a_sentence
-from hart.errors import InputError
-from hart.files import whole_folder
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import whole_folder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hart.published import Makers
+    from hart_runtime.hart.published import Makers
 
 Config = TransformerConfig | TokenizerConfig | TextEncoderConfig
 
@@ -120,7 +120,7 @@ def write_random_checkpoint(
         progress: told the number of tensors made and to be made.
         text_encoder: "small" or "qwen2-1.5b".
         published: also write averaged weights of their own, pickled as ``ema_model.bin``, and
-            what :mod:`hart.published` knows of.
+            what :mod:`hart_runtime.hart.published` knows of.
 
     Returns:
         How many weights it holds.
@@ -131,12 +131,12 @@ def write_random_checkpoint(
     import torch
     from tokenizers import Tokenizer
 
-    from hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER
-    from hart.demo import DEMO_CHECKPOINT
-    from hart.published import llm_buffers, tokenizer_extras
-    from hart.text_encoder import TextEncoder
-    from hart.tokenizer import ImageTokenizer
-    from hart.transformer import ScaleTransformer
+    from hart_runtime.hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER
+    from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.published import llm_buffers, tokenizer_extras
+    from hart_runtime.hart.text_encoder import TextEncoder
+    from hart_runtime.hart.tokenizer import ImageTokenizer
+    from hart_runtime.hart.transformer import ScaleTransformer
 
     vocabulary = Tokenizer.from_file(str(DEMO_CHECKPOINT / TEXT_ENCODER_FOLDER / "tokenizer.json"))
     text = QWEN2_1_5B

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hart.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError
 
 GUIDELINE = (
     '"No Harmful Pictures": A prompt must not ask for a picture that encourages violence, self-harm or '

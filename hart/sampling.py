@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hart.schedule import ScaleStep
+from hart_runtime.common.schedule import ScaleStep
 
 
 def guide_logits(logits: Tensor, guidance: float) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hart.config import TextEncoderConfig
-from hart.layers import Linear, RMSNorm
-from hart.rope import Rotation, apply_rope
+from hart_runtime.common.config import TextEncoderConfig
+from hart_runtime.hart.layers import Linear, RMSNorm
+from hart_runtime.hart.rope import Rotation, apply_rope
 
 
 class SelfAttention(nn.Module):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hart.autoencoder import Decoder, Encoder
-from hart.config import TokenizerConfig
-from hart.quantizer import HybridQuantizer, HybridTokens
+from hart_runtime.common.config import TokenizerConfig
+from hart_runtime.hart.autoencoder import Decoder, Encoder
+from hart_runtime.hart.quantizer import HybridQuantizer, HybridTokens
 
 
 class ImageTokenizer(nn.Module):

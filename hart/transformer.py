@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hart.config import TransformerConfig
-from hart.diffusion import ResidualDiffusion
-from hart.layers import Linear, RMSNorm, TimestepEmbedder
-from hart.rope import Rotation, apply_rope
+from hart_runtime.common.config import TransformerConfig
+from hart_runtime.hart.diffusion import ResidualDiffusion
+from hart_runtime.hart.layers import Linear, RMSNorm, TimestepEmbedder
+from hart_runtime.hart.rope import Rotation, apply_rope
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
 Cache = Sequence[tuple[Tensor, Tensor]]

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from hart.errors import InputError
-from hart.schedule import SamplingSettings
-from runtime.bundle import INT8, Bundle
-from runtime.choices import OPENVINO
-from runtime.tensorrt.package import MODULES
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.runtime.bundle import INT8, Bundle
+from hart_runtime.runtime.choices import OPENVINO
+from hart_runtime.runtime.tensorrt.package import MODULES
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def open_backend(
     Args:
         device: "cpu", "cuda" or "auto".
         threads: of the CPU; None for all cores.
-        backend: one of :data:`runtime.choices.BACKENDS`. "auto": the bundle's engines where they
+        backend: one of :data:`hart_runtime.runtime.choices.BACKENDS`. "auto": the bundle's engines where they
             run, else ONNX Runtime on CUDA, else on the CPU. What "auto" passes over is logged; a
             backend asked for by name is never replaced.
         strict: refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU.
@@ -65,11 +65,11 @@ def open_backend(
     Raises:
         InputError: what was asked for is not there, with the command that mends it.
     """
-    from runtime.onnx_backend import on_cuda, on_the_cpu
-    from runtime.sessions import has_cuda
+    from hart_runtime.runtime.onnx_backend import on_cuda, on_the_cpu
+    from hart_runtime.runtime.sessions import has_cuda
 
     if backend == OPENVINO:
-        from runtime.openvino_backend import on_openvino
+        from hart_runtime.runtime.openvino_backend import on_openvino
 
         if device == "cuda":
             raise InputError("--backend openvino runs on the CPU, found --device cuda")
@@ -103,9 +103,9 @@ def open_backend(
 
 
 def _open_engines(bundle: Bundle, name: str) -> Backend:
-    from runtime.cuda import StreamBackend
-    from runtime.tensorrt.executor import EngineExecutor
-    from runtime.tensorrt.package import import_package
+    from hart_runtime.runtime.cuda import StreamBackend
+    from hart_runtime.runtime.tensorrt.executor import EngineExecutor
+    from hart_runtime.runtime.tensorrt.package import import_package
 
     return StreamBackend(bundle, EngineExecutor(bundle, import_package(name)))
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hart.errors import InputError
-from hart.schedule import SamplingSettings
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.schedule import SamplingSettings
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"

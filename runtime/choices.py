@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.tensorrt.package import MODULES
+from hart_runtime.runtime.tensorrt.package import MODULES
 
 OPENVINO = "openvino"
 BACKENDS = ("auto", "onnxruntime", OPENVINO, *MODULES)
-"""Choices of ``--backend``, see :func:`runtime.backend.open_backend`."""
+"""Choices of ``--backend``, see :func:`hart_runtime.runtime.backend.open_backend`."""

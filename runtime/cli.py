@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart.console import ends_with_a_sentence
-from hart.errors import InputError
-from runtime.choices import BACKENDS
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.choices import BACKENDS
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from runtime.backend import Backend
-    from runtime.bundle import Bundle
-    from runtime.loop import Advance
-    from runtime.pipeline import Pipeline, Result
-    from runtime.png import Origin
+    from hart_runtime.runtime.backend import Backend
+    from hart_runtime.runtime.bundle import Bundle
+    from hart_runtime.runtime.loop import Advance
+    from hart_runtime.runtime.pipeline import Pipeline, Result
+    from hart_runtime.runtime.png import Origin
 
 
 PATH = click.Path(path_type=Path)
@@ -86,10 +86,10 @@ def main(
     import time
 
     start = time.perf_counter()
-    from runtime.backend import open_backend
-    from runtime.bundle import open_bundle
-    from runtime.pipeline import Pipeline, add_seconds, batch_size, checked_settings
-    from runtime.png import Origin, check_writable, read_origin, save_png
+    from hart_runtime.runtime.backend import open_backend
+    from hart_runtime.runtime.bundle import open_bundle
+    from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size, checked_settings
+    from hart_runtime.runtime.png import Origin, check_writable, read_origin, save_png
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
     origin = read_origin(from_image) if from_image else None
@@ -161,7 +161,7 @@ def _status(words: str) -> Status:
 
 
 def _screen(texts: list[str], safety_model: str) -> None:
-    from hart.safety import refuse_unsafe
+    from hart_runtime.hart.safety import refuse_unsafe
 
     with _status("asking the safety model"):
         refuse_unsafe(texts, safety_model)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.errors import InputError, RunError
-from runtime.bundle import Bundle
-from runtime.planned import Binding, Executor, PlannedBackend
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.planned import Binding, Executor, PlannedBackend
 
 
 def cuda() -> Any:
@@ -56,7 +56,7 @@ def compute_capability() -> str | None:
 
 
 class CudaMemory:
-    """The memory half of an executor (see :class:`runtime.planned.Executor`), in stream order.
+    """The memory half of an executor (see :class:`hart_runtime.runtime.planned.Executor`), in stream order.
 
     All memory that is allocated here is given back with the last reference to it.
     """

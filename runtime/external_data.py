@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 # Message -> {field number: message type of that field}, after onnx.proto.
 NESTED = {

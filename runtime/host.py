@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.planned import Binding
+from hart_runtime.runtime.planned import Binding
 
 
 class HostMemory:
-    """The memory half of an executor (see :class:`runtime.planned.Executor`)."""
+    """The memory half of an executor (see :class:`hart_runtime.runtime.planned.Executor`)."""
 
     device = "cpu"
 

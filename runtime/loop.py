@@ -1,6 +1,6 @@
 """The loop over scales and denoising steps, the same for every backend.
 
-The host only schedules and supplies random numbers. It mirrors :func:`hart.generate.generate`,
+The host only schedules and supplies random numbers. It mirrors :func:`hart_runtime.hart.generate.generate`,
 whose docstring explains the trajectory.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.diffusion_schedule import diffusion_schedule
-from hart.errors import RunError
-from hart.noise import Noise
-from hart.schedule import (
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import RunError
+from hart_runtime.common.noise import Noise
+from hart_runtime.common.schedule import (
     SamplingSettings,
     ScaleStep,
     downsample_matrix,
@@ -25,8 +25,8 @@ from hart.schedule import (
     scale_steps,
     upsample_matrix,
 )
-from runtime.backend import Backend, Tensor
-from runtime.bundle import PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
+from hart_runtime.runtime.backend import Backend, Tensor
+from hart_runtime.runtime.bundle import PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
 
 Array = NDArray[np.float32]
 

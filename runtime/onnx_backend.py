@@ -7,20 +7,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hart.errors import RunError
-from runtime.backend import Backend
-from runtime.bundle import Bundle, GraphSpec
-from runtime.cuda import CudaMemory, StreamBackend
-from runtime.host import HostMemory
-from runtime.planned import Binding, PlannedBackend
-from runtime.sessions import first_line, open_sessions, require_cuda
+from hart_runtime.common.errors import RunError
+from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.bundle import Bundle, GraphSpec
+from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
+from hart_runtime.runtime.host import HostMemory
+from hart_runtime.runtime.planned import Binding, PlannedBackend
+from hart_runtime.runtime.sessions import first_line, open_sessions, require_cuda
 
 NOT_CAPTURED = "-1"
 """What ONNX Runtime takes as the number of a run that is no CUDA graph."""
 
 
 class CpuExecutor(HostMemory):
-    """ONNX Runtime at host addresses (see :class:`runtime.planned.Executor`)."""
+    """ONNX Runtime at host addresses (see :class:`hart_runtime.runtime.planned.Executor`)."""
 
     name = "onnxruntime"
 

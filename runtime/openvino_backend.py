@@ -7,13 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hart.errors import InputError, RunError
-from runtime.backend import Backend
-from runtime.bundle import INT8, WEIGHTS, Bundle
-from runtime.external_data import refuse_outside
-from runtime.host import HostMemory, array_at
-from runtime.planned import Binding, PlannedBackend
-from runtime.sessions import first_line
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.bundle import INT8, WEIGHTS, Bundle
+from hart_runtime.runtime.external_data import refuse_outside
+from hart_runtime.runtime.host import HostMemory, array_at
+from hart_runtime.runtime.planned import Binding, PlannedBackend
+from hart_runtime.runtime.sessions import first_line
 
 BFLOAT16_GRAPHS = frozenset({"transformer", "decoder"})
 """Graphs of an int8 bundle that run in bfloat16 between their 8-bit products, where the processor has it.
@@ -39,7 +39,7 @@ def openvino() -> Any:
 
 
 class OpenVinoExecutor(HostMemory):
-    """OpenVINO's CPU plugin at host addresses (see :class:`runtime.planned.Executor`).
+    """OpenVINO's CPU plugin at host addresses (see :class:`hart_runtime.runtime.planned.Executor`).
 
     Bundles in float32 and float16 are computed in float32. Those in int8 are read in their second
     form, whose products OpenVINO runs in 8-bit integers with scales of its own.

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hart.diffusion_schedule import diffusion_schedule
-from hart.errors import InputError, RunError
-from hart.noise import SeededNoise
-from hart.schedule import SamplingSettings
-from hart.text_tokenizer import PromptTokenizer
-from runtime.backend import Backend, open_backend
-from runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
-from runtime.loop import Advance, Array, draw
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.runtime.backend import Backend, open_backend
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
+from hart_runtime.runtime.loop import Advance, Array, draw
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -35,7 +35,7 @@ MOST_ENCODED = 64
 
 
 class Overrides(TypedDict, total=False):
-    """Sampling settings of one call, see :class:`hart.schedule.SamplingSettings`."""
+    """Sampling settings of one call, see :class:`hart_runtime.common.schedule.SamplingSettings`."""
 
     guidance: float | None
     top_k: int | None
@@ -128,7 +128,7 @@ class Pipeline:
         backend: str = "auto",
         strict: bool = False,
     ) -> Pipeline:
-        """Verify and open a bundle folder; see :func:`runtime.backend.open_backend`."""
+        """Verify and open a bundle folder; see :func:`hart_runtime.runtime.backend.open_backend`."""
         opened = open_bundle(Path(bundle))
         return cls(opened, open_backend(opened, device, threads, backend, strict), threads)
 
@@ -150,7 +150,7 @@ class Pipeline:
 
         Args:
             batch: prompts encoded at once.
-            open_part: :func:`runtime.backend.open_backend`, with all options but the bundle.
+            open_part: :func:`hart_runtime.runtime.backend.open_backend`, with all options but the bundle.
             lap: called after "load" (twice) and "text encoder".
 
         Raises:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.schedule import SamplingSettings
-from runtime.backend import Backend, Value
-from runtime.bundle import NEW, PAST, Manifest
-from runtime.loop import draw
-from runtime.shapes import Shape, cache_length, shape_of, solve
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.runtime.backend import Backend, Value
+from hart_runtime.runtime.bundle import NEW, PAST, Manifest
+from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.shapes import Shape, cache_length, shape_of, solve
 
 ALIGNMENT = 256
 """What TensorRT asks of the address of a binding."""

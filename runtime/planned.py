@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.schedule import SamplingSettings
-from runtime.backend import Backend, Value
-from runtime.bundle import NEW, PAST, TEXT, Bundle, TensorSpec
-from runtime.plan import Call, Plan, View, make_plan, split_view
-from runtime.shapes import Shape, shape_of, solve
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.runtime.backend import Backend, Value
+from hart_runtime.runtime.bundle import NEW, PAST, TEXT, Bundle, TensorSpec
+from hart_runtime.runtime.plan import Call, Plan, View, make_plan, split_view
+from hart_runtime.runtime.shapes import Shape, shape_of, solve
 
 
 @dataclass(frozen=True)

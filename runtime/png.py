@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hart.errors import InputError
-from hart.schedule import SamplingSettings
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.schedule import SamplingSettings
 
 KEY = "hart"
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hart.errors import InputError
-from runtime.bundle import WEIGHTS, Bundle, GraphSpec
-from runtime.external_data import refuse_outside
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.bundle import WEIGHTS, Bundle, GraphSpec
+from hart_runtime.runtime.external_data import refuse_outside
 
 log = logging.getLogger(__name__)
 

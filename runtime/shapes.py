@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from runtime.bundle import ModelSpec, TensorSpec
+from hart_runtime.runtime.bundle import ModelSpec, TensorSpec
 
 Dims = dict[str, int]
 Shape = tuple[int, ...]

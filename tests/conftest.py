@@ -8,9 +8,9 @@ from typing import Protocol
 import pytest
 from filelock import FileLock
 
-from export.bundle import export_bundle
-from hart.demo import DEMO_CHECKPOINT
-from runtime import Pipeline
+from hart_runtime import Pipeline
+from hart_runtime.export.bundle import export_bundle
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
 
 
 class ExportOnce(Protocol):

@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from hart.config import TransformerConfig, config_from_dict, read_json
-from hart.noise import RecordedNoise
-from hart.schedule import SamplingSettings
+from hart_runtime.common.config import TransformerConfig, config_from_dict, read_json
+from hart_runtime.common.noise import RecordedNoise
+from hart_runtime.common.schedule import SamplingSettings
 
 HERE = Path(__file__).parent / "golden"
 INPUTS = ("ctx.", "label")
 NOISE = (".u", ".gumbel_exp", "noise")
 ABSOLUTE, IMAGE, SMOOTH = 1e-4, 2e-4, 1e-3
 """Tolerances of plain tensors, of pictures, and of everything in smooth runs."""
+AMPLIFIED, ESTIMATE = 2e-4, ".pred_xstart"
+"""Tolerance of the denoised estimate, which multiplies the rounding of eps by 1 / sqrt(alpha_bar). Kernels
+of three kinds of processors put it 0.4e-4 to 1.35e-4 from the recording, and the head in float64 0.84e-4."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -82,6 +85,8 @@ class Run:
     def tolerance(self, name: str) -> float:
         if self.settings().smooth:
             return SMOOTH
+        if name.endswith(ESTIMATE):
+            return AMPLIFIED
         return IMAGE if name == "image" else ABSOLUTE
 
     def expected(self) -> dict[str, NDArray[np.generic]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from runtime.bundle import Bundle
-from runtime.onnx_backend import CpuExecutor
-from runtime.planned import Binding
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.onnx_backend import CpuExecutor
+from hart_runtime.runtime.planned import Binding
 
 
 class HostExecutor(CpuExecutor):

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from bench.cli import main
-from bench.compare import is_change
-from bench.host import main as host_main
-from bench.machine import Company, describe_jetson
-from bench.stages import stages_of
-from bench.timing import HOST, TimedBackend, by_graph, by_stage
-from bench.workload import drawing
-from hart.schedule import SamplingSettings
-from runtime import Pipeline
-from runtime.backend import Backend
+from hart_runtime import Pipeline
+from hart_runtime.bench.cli import main
+from hart_runtime.bench.compare import is_change
+from hart_runtime.bench.host import main as host_main
+from hart_runtime.bench.machine import Company, describe_jetson
+from hart_runtime.bench.stages import stages_of
+from hart_runtime.bench.timing import HOST, TimedBackend, by_graph, by_stage
+from hart_runtime.bench.workload import drawing
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.runtime.backend import Backend
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 
@@ -71,7 +71,7 @@ def test_stages_and_host_time_add_up_to_the_wall_time(
     demo: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clocked = Clocked(demo.backend)
-    monkeypatch.setattr("bench.timing.time", SimpleNamespace(perf_counter=lambda: clocked.now))
+    monkeypatch.setattr("hart_runtime.bench.timing.time", SimpleNamespace(perf_counter=lambda: clocked.now))
     timed = TimedBackend(clocked)
     trace = timed.trace(drawing(Pipeline(demo.bundle, timed), 1))
     assert sum(call.seconds for call in trace.calls) == trace.wall == clocked.now
@@ -327,7 +327,7 @@ def test_the_fresh_process_never_imports_torch(demo_bundle: Path) -> None:
 import sys, time
 for name in ("torch", "onnx", "transformers", "safetensors", "matplotlib"):
     sys.modules[name] = None
-from bench.fresh import _draw
+from hart_runtime.bench.fresh import _draw
 options = dict(bundle={str(demo_bundle)!r}, device="cpu", threads=1, backend="auto", started=time.time())
 print(_draw(options)["peak_bytes"] > 0)
 """

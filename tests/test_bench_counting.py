@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import counting
-from hart.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
-from hart.schedule import SamplingSettings
-from hart.text_encoder import TextEncoder
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
-from runtime.bundle import Manifest, ModelSpec
+from hart_runtime.bench import counting
+from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
+from hart_runtime.runtime.bundle import Manifest, ModelSpec
 
 PLAIN = TransformerConfig(
     attn_type="llama",

@@ -11,12 +11,12 @@ from typing import Any
 import onnx
 import pytest
 
-from export.bundle import export_bundle
-from export.cli import _name
-from hart.errors import InputError
-from runtime import Pipeline
-from runtime.bundle import MANIFEST, WEIGHTS, open_bundle
-from runtime.external_data import external_files
+from hart_runtime import Pipeline
+from hart_runtime.common.errors import InputError
+from hart_runtime.export.bundle import export_bundle
+from hart_runtime.export.cli import _name
+from hart_runtime.runtime.bundle import MANIFEST, WEIGHTS, open_bundle
+from hart_runtime.runtime.external_data import external_files
 from tests.golden_runs import HERE
 
 
@@ -34,7 +34,7 @@ def reseal(folder: Path, name: str) -> None:
     """Make the manifest agree with a file that was changed."""
     from dataclasses import asdict
 
-    from runtime.bundle import describe_files
+    from hart_runtime.runtime.bundle import describe_files
 
     files = json.loads((folder / MANIFEST).read_text())["files"]
     described = {k: asdict(v) for k, v in describe_files(folder, [name]).items()}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hart.checkpoint import load_hart
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
+from hart_runtime.hart.checkpoint import load_hart
 from tests.golden_runs import HERE
 
 

@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from export.cli import main as export_main
-from runtime.bundle import MANIFEST, SCHEMA_VERSION
-from runtime.cli import main as run_main
+from hart_runtime.export.cli import main as export_main
+from hart_runtime.runtime.bundle import MANIFEST, SCHEMA_VERSION
+from hart_runtime.runtime.cli import main as run_main
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 from tests.test_bundle import poisoned
@@ -70,7 +70,7 @@ def test_several_pictures_and_json(demo_bundle: Path, tmp_path: Path) -> None:
 
 def test_a_prompt_over_the_limit_is_cut_with_a_warning(demo_bundle: Path, tmp_path: Path) -> None:
     prompt = PROMPT + " and then a lot of words that do not fit at all"
-    code = "from runtime.cli import main; main()"
+    code = "from hart_runtime.runtime.cli import main; main()"
     command = [sys.executable, "-c", code, "--engine", str(demo_bundle), prompt, "--output", "x.png"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
@@ -144,7 +144,8 @@ def test_a_bundle_without_text_encoder(export_once: ExportOnce, tmp_path: Path) 
 
 
 def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from runtime.cli import main; main()", "--engine", demo_bundle, PROMPT]
+    code = "from hart_runtime.runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "--engine", demo_bundle, PROMPT]
     output = tmp_path / "x.png"
     options = ["--num-images", 500, "--batch", 1, "--output", output]
     with subprocess.Popen([str(a) for a in (*command, *options)], stderr=subprocess.PIPE) as process:
@@ -167,7 +168,7 @@ def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     """The reason that ``hart-run --help`` answers at once."""
     script = (
-        "import sys; from runtime.cli import main\n"
+        "import sys; from hart_runtime.runtime.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'onnxruntime', 'tokenizers', 'PIL', 'torch', 'rich'} & set(sys.modules)\n"
@@ -192,7 +193,7 @@ def test_hub_ids_are_looked_up_offline(tmp_path: Path, monkeypatch: pytest.Monke
     """The real download code, on a hub cache laid out as huggingface_hub lays it out."""
     from huggingface_hub import constants
 
-    from export import hub
+    from hart_runtime.export import hub
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -220,7 +221,8 @@ def test_revisions_and_the_hubs_cache(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             (folder / "config.json").symlink_to(repository / "blobs" / commit)
     script = (
-        "import sys; from export.hub import name_of, resolve; from hart.checkpoint import find_folders\n"
+        "from hart_runtime.export.hub import name_of, resolve\n"
+        "from hart_runtime.hart.checkpoint import find_folders\n"
         "for given in [('somebody/hart',), ('somebody/hart', 'older'), ('somebody/hart@older',)]:\n"
         "    llm, tokenizer = find_folders(resolve(*given) / 'llm')\n"
         "    print(name_of(llm.parent), tokenizer.name)"

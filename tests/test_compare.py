@@ -14,14 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from compare.capture import Checkpoint, capture, describe
-from compare.cli import main
-from compare.metrics import IDENTICAL_PSNR, compare_tensors, lpips, psnr, ssim
-from compare.reference import Reference, load_reference, save_reference
-from compare.report import arithmetic
-from hart.demo import DEMO_CHECKPOINT
-from hart.noise import SeededNoise
-from runtime.bundle import APPEND_FORMS, GRAPHS, open_bundle
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.compare.capture import Checkpoint, capture, describe
+from hart_runtime.compare.cli import main
+from hart_runtime.compare.metrics import IDENTICAL_PSNR, compare_tensors, lpips, psnr, ssim
+from hart_runtime.compare.reference import Reference, load_reference, save_reference
+from hart_runtime.compare.report import arithmetic
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.bundle import APPEND_FORMS, GRAPHS, open_bundle
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE, Run, variants
 
@@ -135,7 +135,7 @@ def test_a_saved_reference_needs_no_torch(
         "        if name.split('.')[0] in ('torch', 'onnx'):\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, NoTorch())\n"
-        "from compare.cli import main\n"
+        "from hart_runtime.compare.cli import main\n"
         "main()\n"
     )
     given = ["--engine", demo_bundle, "--reference", saved[1], "--output", tmp_path, "--device", "cpu"]
@@ -280,7 +280,7 @@ def test_half_precision_on_the_cpu_is_not_called_so() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from compare.cli import main\n"
+        "import sys; from hart_runtime.compare.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'onnx', 'onnxruntime', 'polygraphy', 'skimage', 'torch'} & set(sys.modules)\n"

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from onnx import GraphProto, NodeProto, helper, numpy_helper
 
-from compare.cli import main
-from compare.reference import save_reference
-from runtime.bundle import APPEND, TRANSFORMER, WEIGHTS, open_bundle
+from hart_runtime.compare.cli import main
+from hart_runtime.compare.reference import save_reference
+from hart_runtime.runtime.bundle import APPEND, TRANSFORMER, WEIGHTS, open_bundle
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal

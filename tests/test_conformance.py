@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hart.demo import DEMO_CHECKPOINT
-from hart.errors import InputError, RunError
-from runtime import Pipeline
-from runtime.backend import Backend, open_backend
-from runtime.bundle import Bundle, open_bundle
-from runtime.cuda import compute_capability
-from runtime.loop import draw
-from runtime.planned import PlannedBackend
-from runtime.tensorrt.build import BuildOptions
-from runtime.tensorrt.folder import build_engines
-from runtime.tensorrt.package import import_package
+from hart_runtime import Pipeline
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.backend import Backend, open_backend
+from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.cuda import compute_capability
+from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.planned import PlannedBackend
+from hart_runtime.runtime.tensorrt.build import BuildOptions
+from hart_runtime.runtime.tensorrt.folder import build_engines
+from hart_runtime.runtime.tensorrt.package import import_package
 from tests.conftest import ExportOnce
 from tests.golden_runs import Run, compare, runs
 from tests.host_executor import HostExecutor

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime import Pipeline
-from runtime.bundle import Bundle, open_bundle
-from runtime.cuda import CudaMemory, StreamBackend
-from runtime.onnx_backend import on_the_cpu, run_bound
-from runtime.planned import Binding
-from runtime.sessions import open_sessions
+from hart_runtime import Pipeline
+from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
+from hart_runtime.runtime.onnx_backend import on_the_cpu, run_bound
+from hart_runtime.runtime.planned import Binding
+from hart_runtime.runtime.sessions import open_sessions
 
 PROMPTS = ["a red circle on a white background", "a small blue star on a yellow background"]
 
 
 class HostCuda:
-    """What :mod:`runtime.cuda` uses of cuda-python, as late as CUDA may be.
+    """What :mod:`hart_runtime.runtime.cuda` uses of cuda-python, as late as CUDA may be.
 
     Whatever is put on the stream happens when somebody waits for it, and not before. Copies must lie
     inside what was allocated.
@@ -116,7 +116,7 @@ class StandIn(CudaMemory):
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     runtime = HostCuda()
-    monkeypatch.setattr("runtime.cuda.cuda", lambda: runtime)
+    monkeypatch.setattr("hart_runtime.runtime.cuda.cuda", lambda: runtime)
     return runtime
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hart.checkpoint import load_hart
-from hart.demo import DEMO_CHECKPOINT
-from hart.demo.checker import Verdict, look
-from hart.demo.draw import draw_scene
-from hart.demo.report import features, frechet, reconstruction
-from hart.demo.scenes import SHAPES, Scene, all_scenes, split_scenes
-from runtime import Pipeline
+from hart_runtime import Pipeline
+from hart_runtime.hart.checkpoint import load_hart
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.demo.checker import Verdict, look
+from hart_runtime.hart.demo.draw import draw_scene
+from hart_runtime.hart.demo.report import features, frechet, reconstruction
+from hart_runtime.hart.demo.scenes import SHAPES, Scene, all_scenes, split_scenes
 
 COLOURS_RIGHT, PICTURES_RIGHT, GAIN_DB = 194, 186, 3.0
 """What the checkpoint must keep, of 200 pictures and in decibels. Its card says 95 % on the seeds of
-`hart.demo.report`; other seeds, and processors that round otherwise, differ by a few pictures."""
+`hart_runtime.hart.demo.report`; other seeds, and processors that round otherwise, differ by a few."""
 
 
 def test_the_checker_recognises_what_was_drawn() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from export.modules import DRAW_BLOCK, draw_in_blocks
-from hart.sampling import draw, truncate
+from hart_runtime.export.modules import DRAW_BLOCK, draw_in_blocks
+from hart_runtime.hart.sampling import draw, truncate
 
 
 @pytest.mark.parametrize("vocabulary", [64, 512, 1000, 4096])

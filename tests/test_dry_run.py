@@ -13,14 +13,14 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from export import dry_run
-from export.cli import main
-from export.dry_run import forecast
-from hart.config import read_json
-from hart.demo import DEMO_CHECKPOINT
-from hart.random_checkpoint import SHAPES
-from runtime.bundle import PAST, WEIGHTS, open_bundle
-from runtime.plan import make_plan
+from hart_runtime.common.config import read_json
+from hart_runtime.export import dry_run
+from hart_runtime.export.cli import main
+from hart_runtime.export.dry_run import forecast
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.random_checkpoint import SHAPES
+from hart_runtime.runtime.bundle import PAST, WEIGHTS, open_bundle
+from hart_runtime.runtime.plan import make_plan
 
 FULL = SHAPES / "hart-0.7b-1024px.json"
 

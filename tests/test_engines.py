@@ -18,16 +18,16 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
-from export.cli import main as export_main
-from hart.errors import InputError, RunError
-from runtime.backend import open_backend
-from runtime.bundle import GraphSpec, TensorSpec, open_bundle, sha256_of
-from runtime.cuda import compute_capability
-from runtime.shapes import scale_dims
-from runtime.tensorrt.build import BuildOptions, build_engine
-from runtime.tensorrt.cli import main as build_main
-from runtime.tensorrt.cli import parse_capabilities
-from runtime.tensorrt.engines import (
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.export.cli import main as export_main
+from hart_runtime.runtime.backend import open_backend
+from hart_runtime.runtime.bundle import GraphSpec, TensorSpec, open_bundle, sha256_of
+from hart_runtime.runtime.cuda import compute_capability
+from hart_runtime.runtime.shapes import scale_dims
+from hart_runtime.runtime.tensorrt.build import BuildOptions, build_engine
+from hart_runtime.runtime.tensorrt.cli import main as build_main
+from hart_runtime.runtime.tensorrt.cli import parse_capabilities
+from hart_runtime.runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
     ENGINE_SCHEMA,
     engine_file,
@@ -35,9 +35,9 @@ from runtime.tensorrt.engines import (
     mismatches,
     read_engine_manifest,
 )
-from runtime.tensorrt.folder import build_engines, parse_batches
-from runtime.tensorrt.package import INSTALL, Package, available_packages, import_package
-from runtime.tensorrt.profiles import names_in
+from hart_runtime.runtime.tensorrt.folder import build_engines, parse_batches
+from hart_runtime.runtime.tensorrt.package import INSTALL, Package, available_packages, import_package
+from hart_runtime.runtime.tensorrt.profiles import names_in
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal
 
@@ -154,7 +154,7 @@ NO_LARGE_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2_
 
 def interrupted(bundle: Path, before: str, stop: int | None) -> subprocess.CompletedProcess[str]:
     """Run hart-build in a process of its own; send it a signal when it is at work."""
-    code = f"{before}from runtime.tensorrt.cli import main; main()"
+    code = f"{before}from hart_runtime.runtime.tensorrt.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--engine", str(bundle), "--force"],
         text=True,

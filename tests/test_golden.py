@@ -11,10 +11,10 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
-from hart.checkpoint import load_hart
-from hart.diffusion_schedule import diffusion_schedule
-from hart.generate import generate
-from hart.model import Hart
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.hart.checkpoint import load_hart
+from hart_runtime.hart.generate import generate
+from hart_runtime.hart.model import Hart
 from tests.golden_runs import ABSOLUTE, HERE, IMAGE, Run, compare, runs, variants
 
 

@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from compare.cli import main as hart_compare
-from export.cli import main as hart_export
-from export.quantize import quantize_products, quantize_weight, quantize_weights
-from hart.demo import DEMO_CHECKPOINT
-from hart.errors import InputError
-from runtime import Pipeline
-from runtime.backend import open_backend
-from runtime.bundle import DEQUANTIZED, INT8_GRAPHS, open_bundle
-from runtime.tensorrt.cli import main as hart_build
+from hart_runtime import Pipeline
+from hart_runtime.common.errors import InputError
+from hart_runtime.compare.cli import main as hart_compare
+from hart_runtime.export.cli import main as hart_export
+from hart_runtime.export.quantize import quantize_products, quantize_weight, quantize_weights
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.backend import open_backend
+from hart_runtime.runtime.bundle import DEQUANTIZED, INT8_GRAPHS, open_bundle
+from hart_runtime.runtime.tensorrt.cli import main as hart_build
 from tests.conftest import ExportOnce
 
 Array = NDArray[np.float32]

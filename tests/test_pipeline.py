@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hart.demo.checker import look
-from hart.errors import InputError, RunError
-from runtime import Pipeline, Scale
-from runtime.backend import Backend
-from runtime.bundle import GRAPHS, MANIFEST, Bundle, open_bundle
-from runtime.onnx_backend import CpuExecutor, on_the_cpu
-from runtime.pipeline import MOST_ENCODED
-from runtime.planned import PlannedBackend
-from runtime.sessions import has_cuda, misplaced
+from hart_runtime import Pipeline, Scale
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.hart.demo.checker import look
+from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.bundle import GRAPHS, MANIFEST, Bundle, open_bundle
+from hart_runtime.runtime.onnx_backend import CpuExecutor, on_the_cpu
+from hart_runtime.runtime.pipeline import MOST_ENCODED
+from hart_runtime.runtime.planned import PlannedBackend
+from hart_runtime.runtime.sessions import has_cuda, misplaced
 from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"
@@ -177,7 +177,7 @@ def test_the_runtime_never_imports_torch(demo_bundle: Path) -> None:
 import sys
 for name in ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors"):
     sys.modules[name] = None
-from runtime import Pipeline
+from hart_runtime import Pipeline
 print(len(Pipeline.load({str(demo_bundle)!r}, device="cpu")({PROMPT!r})))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hart.schedule import SamplingSettings
-from runtime.bundle import NEW, TRANSFORMER, UNCONDITIONAL, Manifest, open_bundle
-from runtime.plan import ALIGNMENT, Plan, make_plan
-from runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
-from runtime.tensorrt.profiles import choose, make_profiles
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.runtime.bundle import NEW, TRANSFORMER, UNCONDITIONAL, Manifest, open_bundle
+from hart_runtime.runtime.plan import ALIGNMENT, Plan, make_plan
+from hart_runtime.runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
+from hart_runtime.runtime.tensorrt.profiles import choose, make_profiles
 from tests.model_specs import manifest_of, manifests
 
 SAMPLING = st.builds(
@@ -97,7 +97,7 @@ def test_memory_is_given_back_only_for_good(
     manifest: Manifest, batch: int, sampling: SamplingSettings, large: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runtime.plan.LARGE", large)
+        patch.setattr("hart_runtime.runtime.plan.LARGE", large)
         plan = make_plan(manifest, batch, sampling)
     assert plan.idle or large > 1
     for number, parts in plan.idle.items():

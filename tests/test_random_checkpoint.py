@@ -13,15 +13,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from export.bundle import export_bundle
-from hart import random_checkpoint
-from hart.checkpoint import load_hart, load_text_encoder
-from hart.published import llm_buffers, tokenizer_extras
-from hart.random_checkpoint import QWEN2_1_5B, main, read_shape, write_random_checkpoint
-from hart.text_encoder import TextEncoder
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
-from runtime import Pipeline
+from hart_runtime import Pipeline
+from hart_runtime.export.bundle import export_bundle
+from hart_runtime.hart import random_checkpoint
+from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
+from hart_runtime.hart.published import llm_buffers, tokenizer_extras
+from hart_runtime.hart.random_checkpoint import QWEN2_1_5B, main, read_shape, write_random_checkpoint
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
 from tests.golden_runs import HERE
 
 SHAPE = {

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from compare import rehearsal
-from compare.rehearsal import CAPTURED, LARGEST, SHAPE, main, rehearse, steps
-from hart.errors import RunError
+from hart_runtime.common.errors import RunError
+from hart_runtime.compare import rehearsal
+from hart_runtime.compare.rehearsal import CAPTURED, LARGEST, SHAPE, main, rehearse, steps
 from tests.test_random_checkpoint import SHAPE as TINY
 
 QUICK = ("checkpoint", "export fp32", "open fp32", "draw fp32", "large scales: compare")

@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner, Result
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from hart import safety
-from hart.errors import InputError, RunError
-from runtime.cli import main as run_main
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.hart import safety
+from hart_runtime.runtime.cli import main as run_main
 
 transformers = pytest.importorskip("transformers", reason="part of the safety extra")
 

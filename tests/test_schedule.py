@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hart.diffusion_schedule import diffusion_schedule
-from hart.errors import InputError
-from hart.noise import BLOCK, SeededNoise
-from hart.schedule import (
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.noise import BLOCK, SeededNoise
+from hart_runtime.common.schedule import (
     SamplingSettings,
     downsample_matrix,
     phi_index,

@@ -7,8 +7,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export import strips
-from hart.autoencoder import Decoder
+from hart_runtime.export import strips
+from hart_runtime.hart.autoencoder import Decoder
 
 
 @pytest.fixture

@@ -17,19 +17,19 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import constants
 
-from compare.capture import Checkpoint
-from compare.reference import check_fits
-from export import system_prompt
-from export.cli import main as export_main
-from export.graphs import text_encoder_graph
-from export.system_prompt import read_system_prompt
-from export.vocabulary import read_vocabulary
-from export.writer import WeightFile, write_graph
-from hart.checkpoint import load_text_encoder
-from hart.errors import InputError
-from hart.text_encoder import TextEncoder
-from hart.text_tokenizer import PromptTokenizer
-from runtime import Pipeline
+from hart_runtime import Pipeline
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.compare.capture import Checkpoint
+from hart_runtime.compare.reference import check_fits
+from hart_runtime.export import system_prompt
+from hart_runtime.export.cli import main as export_main
+from hart_runtime.export.graphs import text_encoder_graph
+from hart_runtime.export.system_prompt import read_system_prompt
+from hart_runtime.export.vocabulary import read_vocabulary
+from hart_runtime.export.writer import WeightFile, write_graph
+from hart_runtime.hart.checkpoint import load_text_encoder
+from hart_runtime.hart.text_encoder import TextEncoder
 from tests.golden_runs import HERE
 from tests.qwen2 import PROMPTS, TEXT, TOKENS, Array, published_context, write_qwen2
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from export.vocabulary import read_vocabulary
-from hart.checkpoint import TEXT_ENCODER_FOLDER, load_text_encoder, read_text_config
-from hart.demo import DEMO_CHECKPOINT
-from hart.errors import InputError
-from hart.text_tokenizer import PromptTokenizer
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.export.vocabulary import read_vocabulary
+from hart_runtime.hart.checkpoint import TEXT_ENCODER_FOLDER, load_text_encoder, read_text_config
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from tests.qwen2 import PAD, PROMPTS, TEXT, transformers, write_qwen2
 
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.bundle import export_bundle
-from hart.checkpoint import load_hart, save_model
-from hart.config import TokenizerConfig, TransformerConfig
-from hart.generate import generate
-from hart.noise import SeededNoise
-from hart.schedule import SamplingSettings
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
-from runtime.bundle import open_bundle
-from runtime.loop import draw
-from runtime.onnx_backend import on_the_cpu
+from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.export.bundle import export_bundle
+from hart_runtime.hart.checkpoint import load_hart, save_model
+from hart_runtime.hart.generate import generate
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
+from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.onnx_backend import on_the_cpu
 
 COMMON = {
     "attn_type": "llama",

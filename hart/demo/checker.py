@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.demo.scenes import PALETTE, Scene
+from hart_runtime.hart.demo.scenes import PALETTE, Scene
 
 Array = NDArray[np.float32]
 BORDER = 2

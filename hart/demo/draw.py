@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.demo.scenes import PALETTE, Scene
+from hart_runtime.hart.demo.scenes import PALETTE, Scene
 
 SIZE = 64
 SUPERSAMPLING = 3

@@ -1,4 +1,4 @@
-"""Measures the demo: ``python -m hart.demo.report``.
+"""Measures the demo: ``python -m hart_runtime.hart.demo.report``.
 
 Reconstruction of both decoding paths, generation of held-out prompts judged by the rule-based
 checker, and how far generated pictures are from drawn ones with and without the residual.
@@ -21,17 +21,17 @@ from rich.progress import track
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, load_hart, load_text_encoder
-from hart.config import read_json
-from hart.demo import DEMO_CHECKPOINT
-from hart.demo.checker import Verdict, look
-from hart.demo.draw import draw_scene
-from hart.demo.scenes import Scene, split_scenes
-from hart.generate import generate
-from hart.model import Hart
-from hart.noise import SeededNoise
-from hart.schedule import SamplingSettings
-from hart.text_tokenizer import PromptTokenizer
+from hart_runtime.common.config import read_json
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, load_hart, load_text_encoder
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.demo.checker import Verdict, look
+from hart_runtime.hart.demo.draw import draw_scene
+from hart_runtime.hart.demo.scenes import Scene, split_scenes
+from hart_runtime.hart.generate import generate
+from hart_runtime.hart.model import Hart
 
 BATCH = 25
 Array = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Trains the demo checkpoint: ``python -m hart.demo.train``.
+"""Trains the demo checkpoint: ``python -m hart_runtime.hart.demo.train``.
 
 Stage 1 learns the image tokenizer, stage 2 the text encoder, the scale transformer and the
 residual diffusion together. Every step draws its randomness from (seed, stage, step), so a
@@ -24,18 +24,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, save_model
-from hart.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
-from hart.demo import DEMO_CHECKPOINT
-from hart.demo.draw import SIZE, draw_scene
-from hart.demo.scenes import Scene, split_scenes
-from hart.demo.vocabulary import train_vocabulary
-from hart.losses import tokenizer_loss, transformer_loss
-from hart.quantizer import shrink
-from hart.text_encoder import TextEncoder
-from hart.text_tokenizer import PromptTokenizer
-from hart.tokenizer import ImageTokenizer
-from hart.transformer import ScaleTransformer
+from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, save_model
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.demo.draw import SIZE, draw_scene
+from hart_runtime.hart.demo.scenes import Scene, split_scenes
+from hart_runtime.hart.demo.vocabulary import train_vocabulary
+from hart_runtime.hart.losses import tokenizer_loss, transformer_loss
+from hart_runtime.hart.quantizer import shrink
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.transformer import ScaleTransformer
 
 Array = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ TRANSFORMER = TransformerConfig(
 RESIDUAL_PERCENTILE, RESIDUAL_REACH = 99.0, 0.45
 """The latent is rescaled so that this share of residuals stays inside the diffusion's range."""
 SAMPLING = {"guidance": 1.0, "top_k": 5, "top_p": 0.5, "smooth": False}
-"""Chosen with ``python -m hart.demo.report`` on training scenes."""
+"""Chosen with ``python -m hart_runtime.hart.demo.report`` on training scenes."""
 EMA_DECAY = 0.995
 SAVE_EVERY = 100
 
@@ -100,7 +100,7 @@ class TokenizerStage(Stage):
 
 @dataclass(frozen=True)
 class TransformerStage(Stage):
-    """See :func:`hart.losses.transformer_loss` for ``balance`` and ``residual_share``."""
+    """See :func:`hart_runtime.hart.losses.transformer_loss` for ``balance`` and ``residual_share``."""
 
     weight_decay: float = 0.02
     balance: float = 0.0

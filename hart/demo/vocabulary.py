@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from hart.demo.scenes import Scene
+from hart_runtime.hart.demo.scenes import Scene
 
 PAD = "<|endoftext|>"
 

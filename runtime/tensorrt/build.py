@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hart.errors import InputError, RunError
-from runtime.bundle import WEIGHTS, GraphSpec, ModelSpec
-from runtime.external_data import refuse_outside
-from runtime.tensorrt.package import Package
-from runtime.tensorrt.profiles import Profile, Range, top_k_range
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.bundle import WEIGHTS, GraphSpec, ModelSpec
+from hart_runtime.runtime.external_data import refuse_outside
+from hart_runtime.runtime.tensorrt.package import Package
+from hart_runtime.runtime.tensorrt.profiles import Profile, Range, top_k_range
 
 SHAPE_VALUES: dict[str, Callable[[ModelSpec], Range]] = {"top_k": top_k_range}
 """Inputs whose values decide about shapes, and what they can be."""

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart.console import ends_with_a_sentence
-from hart.errors import InputError
-from runtime.bundle import INT8
-from runtime.tensorrt.package import MODULES
+from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.bundle import INT8
+from hart_runtime.runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-    from runtime.tensorrt.build import BuildOptions
-    from runtime.tensorrt.package import Package
+    from hart_runtime.runtime.bundle import Bundle
+    from hart_runtime.runtime.tensorrt.build import BuildOptions
+    from hart_runtime.runtime.tensorrt.package import Package
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,10 +57,10 @@ def main(
     An engine is a program for the GPU: build engines yourself, or take them only from someone
     whose programs you would run.
     """
-    from runtime.bundle import open_bundle
-    from runtime.tensorrt.build import BuildOptions
-    from runtime.tensorrt.folder import parse_batches
-    from runtime.tensorrt.package import INSTALL
+    from hart_runtime.runtime.bundle import open_bundle
+    from hart_runtime.runtime.tensorrt.build import BuildOptions
+    from hart_runtime.runtime.tensorrt.folder import parse_batches
+    from hart_runtime.runtime.tensorrt.package import INSTALL
 
     options = BuildOptions(
         batches=parse_batches(batch),
@@ -84,8 +84,8 @@ def main(
 
 def choose_package(backend: str) -> Package | None:
     """The package asked for, or with "auto" the first that can build here, if there is one."""
-    from runtime.cuda import compute_capability
-    from runtime.tensorrt.package import available_packages, import_package
+    from hart_runtime.runtime.cuda import compute_capability
+    from hart_runtime.runtime.tensorrt.package import available_packages, import_package
 
     if backend != "auto":
         return import_package(backend)
@@ -98,9 +98,9 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from runtime.cuda import compute_capability as present
-    from runtime.tensorrt.build import Step
-    from runtime.tensorrt.folder import build_engines
+    from hart_runtime.runtime.cuda import compute_capability as present
+    from hart_runtime.runtime.tensorrt.build import Step
+    from hart_runtime.runtime.tensorrt.folder import build_engines
 
     capability = present()
     if capability is None and not package.ahead_of_time:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hart.errors import InputError
-from runtime.bundle import (
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.bundle import (
     WEIGHTS,
     Bundle,
     FileSpec,
@@ -22,9 +22,9 @@ from runtime.bundle import (
     TensorSpec,
     sha256_of,
 )
-from runtime.tensorrt.build import BuildOptions
-from runtime.tensorrt.package import Package, operating_system
-from runtime.tensorrt.profiles import Profile, Range
+from hart_runtime.runtime.tensorrt.build import BuildOptions
+from hart_runtime.runtime.tensorrt.package import Package, operating_system
+from hart_runtime.runtime.tensorrt.profiles import Profile, Range
 
 ENGINE_SCHEMA = 1
 ENGINE_MANIFEST = "engines.json"

@@ -12,19 +12,19 @@ from typing import Any
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from hart.errors import InputError, RunError
-from runtime.bundle import Bundle
-from runtime.cuda import CudaMemory, check
-from runtime.planned import Binding
-from runtime.tensorrt.engines import EngineManifest, engine_file, find_engines
-from runtime.tensorrt.package import Package
-from runtime.tensorrt.profiles import choose
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.cuda import CudaMemory, check
+from hart_runtime.runtime.planned import Binding
+from hart_runtime.runtime.tensorrt.engines import EngineManifest, engine_file, find_engines
+from hart_runtime.runtime.tensorrt.package import Package
+from hart_runtime.runtime.tensorrt.profiles import choose
 
 log = logging.getLogger(__name__)
 
 
 class EngineExecutor(CudaMemory):
-    """An executor of planned calls (see :class:`runtime.planned.Executor`) on the first GPU.
+    """An executor of planned calls (see :class:`hart_runtime.runtime.planned.Executor`) on the first GPU.
 
     Every planned call is run plainly twice, captured as a CUDA graph with the second run and
     replayed from then on. TensorRT-RTX captures on its own.

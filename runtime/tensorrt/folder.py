@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hart.errors import InputError
-from hart.files import whole_folder
-from runtime.bundle import Bundle, FileSpec, describe_files, sha256_of
-from runtime.tensorrt.build import BuildOptions, Step, build_engine, signals_wait
-from runtime.tensorrt.engines import (
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import whole_folder
+from hart_runtime.runtime.bundle import Bundle, FileSpec, describe_files, sha256_of
+from hart_runtime.runtime.tensorrt.build import BuildOptions, Step, build_engine, signals_wait
+from hart_runtime.runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
     EngineManifest,
     EngineSpec,
@@ -22,8 +22,8 @@ from runtime.tensorrt.engines import (
     sources,
     write_engine_manifest,
 )
-from runtime.tensorrt.package import Package, operating_system
-from runtime.tensorrt.profiles import make_profiles
+from hart_runtime.runtime.tensorrt.package import Package, operating_system
+from hart_runtime.runtime.tensorrt.profiles import make_profiles
 
 Watch = Callable[[str, int, int], Step]
 """Called with an engine's name, its number and how many there are; returns who follows its build."""

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.bundle import TEXT_ENCODER, GraphSpec, Manifest, ModelSpec
-from runtime.shapes import Dims, Shape, scale_dims, shape_of
+from hart_runtime.runtime.bundle import TEXT_ENCODER, GraphSpec, Manifest, ModelSpec
+from hart_runtime.runtime.shapes import Dims, Shape, scale_dims, shape_of
 
 ONE_BY_ONE = frozenset({TEXT_ENCODER, "decoder"})
 """Graphs that run with smaller batches than pictures are drawn in: equal prompts are encoded once, and

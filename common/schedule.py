@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 Array = NDArray[np.float32]
 

@@ -12,8 +12,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hart.diffusion_schedule import diffusion_schedule
-from hart.errors import InputError
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import InputError
 
 DEFAULT_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 
 class PromptTokenizer:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hart.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError
 
 
 def refuse_existing(output: Path) -> None:

@@ -11,7 +11,7 @@ from typing import ParamSpec
 
 import click
 
-from hart.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError
 
 P = ParamSpec("P")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hart.errors import InputError
+from hart_runtime.common.errors import InputError
 
 TRAIN_STEPS = 1000
 MAX_BETA = 0.999

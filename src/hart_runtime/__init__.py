@@ -1,0 +1,50 @@
+"""Draws pictures with an exported HART bundle, without torch.
+
+>>> from hart_runtime import Pipeline
+>>> Pipeline.load("engines/demo")("a red circle", seed=0)[0].save("out.png")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hart_runtime.common.errors import InputError, RunError
+    from hart_runtime.common.schedule import SamplingSettings
+    from hart_runtime.runtime.loop import Advance
+    from hart_runtime.runtime.pipeline import Pipeline, Result, Scale
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Advance",
+    "InputError",
+    "Pipeline",
+    "Result",
+    "RunError",
+    "SamplingSettings",
+    "Scale",
+    "__version__",
+]
+
+_PLACES = {
+    "Advance": "runtime.loop",
+    "InputError": "common.errors",
+    "Pipeline": "runtime.pipeline",
+    "Result": "runtime.pipeline",
+    "RunError": "common.errors",
+    "SamplingSettings": "common.schedule",
+    "Scale": "runtime.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for on first use: ``hart-run --help`` should not wait for it."""
+    if name in _PLACES:
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
