@@ -5,11 +5,10 @@ BIN := .venv/bin
 OUTPUT ?= out.png
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test test-gpu bench rehearsal clean
+.PHONY: demo test test-release test-gpu bench rehearsal clean
 
 demo: .venv/export.done
-	@if [ -f engines/demo/manifest.json ]; then echo "engines/demo is there already (make clean exports it again)"; \
-	else "$(BIN)/hart-export" --output engines/demo; fi
+	@"$(BIN)/hart-export"
 	@"$(BIN)/hart-run" --engine engines/demo "$(PROMPT)" --output "$(OUTPUT)"
 	@echo "the picture is in $(CURDIR)/$(OUTPUT)"
 
@@ -18,42 +17,46 @@ test: .venv/dev.done
 	"$(BIN)/python" -m mypy
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
+# README block by block, and the wheel in an empty environment: three minutes, and needs the package index.
+test-release: .venv/dev.done
+	"$(BIN)/python" -m pytest -m release
+
 # The same conformance suite on every backend of this machine, and why the others were left out.
 test-gpu: .venv/dev.done
 	"$(BIN)/python" -m pytest -v -rs tests/test_conformance.py
 
-bench: engines/demo-fp32/manifest.json engines/mid-256px/manifest.json
-	"$(BIN)/hart-bench" --engine engines/demo-fp32 --batch 1,4,8 --against torch-eager
-	"$(BIN)/hart-bench" --engine engines/mid-256px --batch 1,4 --iterations 5 --warmup 1 --against torch-eager \
+bench: bundles/demo-fp32/manifest.json bundles/mid-256px/manifest.json
+	"$(BIN)/hart-bench" --engine bundles/demo-fp32 --batch 1,4,8 --against torch-eager
+	"$(BIN)/hart-bench" --engine bundles/mid-256px --batch 1,4 --iterations 5 --warmup 1 --against torch-eager \
 	--checkpoint checkpoints/mid-256px
 
 # The published model's sizes with random weights: about an hour, 24 GB of memory, 40 GB of disk.
 rehearsal: .venv/dev.done
-	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder rehearsal
+	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder bundles/rehearsal
 
-engines/demo-fp32/manifest.json: .venv/bench.done
-	"$(BIN)/hart-export" --backend onnx --precision fp32 --output engines/demo-fp32 --force
+bundles/demo-fp32/manifest.json: .venv/bench.done
+	"$(BIN)/hart-export" --backend onnxruntime --precision fp32 --output bundles/demo-fp32 --force
 
-engines/mid-256px/manifest.json: checkpoints/mid-256px/sampling.json
-	"$(BIN)/hart-export" checkpoints/mid-256px --backend onnx --precision fp32 --output engines/mid-256px --force
+bundles/mid-256px/manifest.json: checkpoints/mid-256px/sampling.json
+	"$(BIN)/hart-export" checkpoints/mid-256px --backend onnxruntime --precision fp32 --output bundles/mid-256px --force
 
 checkpoints/mid-256px/sampling.json: .venv/bench.done
 	rm -rf checkpoints/mid-256px
 	"$(BIN)/python" -m hart_runtime.hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
 
 clean:
-	rm -rf engines/demo engines/demo-fp32 engines/mid-256px checkpoints rehearsal .venv
+	rm -rf engines/demo bundles checkpoints .venv
 
 .venv/pip.done:
 	"$(PYTHON)" -m venv .venv
 	@touch $@
 
 .venv/export.done: .venv/pip.done pyproject.toml constraints.txt
-	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[export]"
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[cpu,export]"
 	@touch $@
 
 .venv/bench.done: .venv/pip.done pyproject.toml constraints.txt
-	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[bench,export]"
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[bench,cpu,export]"
 	@touch $@
 
 .venv/dev.done: .venv/pip.done pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
 """Measures a bundle: ``hart-bench``."""
 
-EAGER, COMPILED = "torch-eager", "torch-compile"
+REFERENCES = EAGER, COMPILED = "torch-eager", "torch-compile"
 """The references that a bundle can be measured against."""

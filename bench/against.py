@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hart_runtime.bench import EAGER
-from hart_runtime.bench.result import Samples
+from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.workload import draw_features, text_features
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.checkpoint import LLM, TOKENIZER, Checkpoint
+from hart_runtime.common.install import require
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.runtime.bundle import Bundle, sha256_of
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.origin import exported_from
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Comparison:
 def compare_with(
     references: Sequence[str],
     pipeline: Pipeline,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     iterations: int,
     warmup: int,
     threads: int | None,
@@ -57,7 +59,7 @@ def compare_with(
     """Draw one picture with the bundle and with each reference, ``iterations`` times in turns.
 
     Args:
-        checkpoint: as :func:`find_checkpoint` returned it.
+        checkpoint: as :func:`find_reference` returned it.
         warmup: rounds that are not counted, the first pictures among them.
     """
     import torch
@@ -95,51 +97,19 @@ def compare_with(
     ]
 
 
-def find_checkpoint(bundle: Bundle, given: Path | None) -> Path:
+def find_reference(bundle: Bundle, given: Path | None) -> Checkpoint:
     """The checkpoint that a bundle was exported from: the one given, or the demo's.
 
     Raises:
         InputError: torch is not there, or the weight files are not those that were exported.
     """
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise InputError(
-            "--against needs torch; install it with: pip install 'hart-runtime[export]'"
-        ) from None
+    require("`against`", "export", "torch", "safetensors")
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
 
-    checkpoint = given or DEMO_CHECKPOINT
-    if _weights(bundle, checkpoint) == {part: _exported(bundle)[part] for part in ("llm", "tokenizer")}:
-        return checkpoint
-    source = bundle.manifest.checkpoint["source"]
-    if given is None:
-        raise InputError(f"--against needs the checkpoint of {bundle.folder} ({source}); give --checkpoint")
-    raise InputError(
-        f"--checkpoint {given}: its weights are not those that {bundle.folder} was exported from ({source})"
-    )
+    return exported_from(bundle, given, DEMO_CHECKPOINT, networks=(LLM, TOKENIZER))
 
 
-def _weights(bundle: Bundle, checkpoint: Path) -> dict[str, dict[str, str]]:
-    """sha256 of the weight files that an export of this checkpoint would read."""
-    from hart_runtime.hart.checkpoint import find_folders, llm_weight_files, weight_files
-
-    llm, tokenizer = find_folders(checkpoint)
-    files = {"llm": llm_weight_files(llm, _averaged(bundle)), "tokenizer": weight_files(tokenizer)}
-    return {part: {file.name: sha256_of(file) for file in found} for part, found in files.items()}
-
-
-def _exported(bundle: Bundle) -> dict[str, dict[str, str]]:
-    weights: dict[str, dict[str, str]] = bundle.manifest.checkpoint["weights"]
-    return weights
-
-
-def _averaged(bundle: Bundle) -> bool:
-    """Whether the bundle holds the averaged weights."""
-    return "ema_model.bin" in _exported(bundle)["llm"]
-
-
-def _load(pipeline: Pipeline, checkpoint: Path) -> Hart:
+def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Hart:
     """The reference model on the bundle's device."""
     import torch
 
@@ -148,7 +118,7 @@ def _load(pipeline: Pipeline, checkpoint: Path) -> Hart:
     device = pipeline.backend.device
     # Autocast would convert float32 weights again in every call, and slow the reference down.
     dtype = torch.float32 if device == "cpu" else torch.float16
-    model = load_hart(checkpoint, dtype, _averaged(pipeline.bundle))
+    model = load_hart(checkpoint, dtype)
     return type(model)(model.transformer.to(device), model.tokenizer.to(device))
 
 

@@ -8,46 +8,40 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.bench import COMPILED, EAGER
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import InputError
+from hart_runtime.bench import REFERENCES
+from hart_runtime.common.console import command, group
+from hart_runtime.common.errors import InputError, one_of
 from hart_runtime.common.files import refuse_existing, whole_folder
-from hart_runtime.runtime.choices import BACKENDS
+from hart_runtime.common.install import require
+from hart_runtime.runtime.options import BUNDLE_HELP, PATH, backend_option, device_option, threads_option
 
 if TYPE_CHECKING:
     from hart_runtime.bench.compare import Change
     from hart_runtime.bench.measure import Plan
     from hart_runtime.bench.result import Result
 
-PATH = click.Path(path_type=Path)
 FILE_WIDTH = 120
 """Columns of the tables where no terminal says how wide it is."""
 RESULTS = Path("benchmarks/results")
-REFERENCES = (EAGER, COMPILED)
 
 
-@click.group(
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    subcommand_metavar="[compare A.json B.json]",
-)
-@click.option("--engine", type=PATH, help="Bundle folder made by hart-export.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
+@group(invoke_without_command=True, subcommand_metavar="[compare A.json B.json]")
+@click.option("--engine", "bundle", type=PATH, metavar="BUNDLE", help=BUNDLE_HELP)
+@device_option
+@backend_option
 @click.option(
     "--batch", default="1", show_default=True, help="Batch sizes: 1,4,8. Stages are timed at the first."
 )
 @click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--warmup", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
+@threads_option
 @click.option("--against", default="", help=f"References to run in turns: {','.join(REFERENCES)}.")
 @click.option("--checkpoint", type=PATH, help="What the bundle was exported from, for --against.")
 @click.option("--output", type=PATH, help=f"Result folder. [default: {RESULTS}/BUNDLE-DEVICE-DATE]")
 @click.pass_context
-@ends_with_a_sentence
 def main(
     context: click.Context,
-    engine: Path | None,
+    bundle: Path | None,
     device: str,
     backend: str,
     batch: str,
@@ -58,14 +52,14 @@ def main(
     checkpoint: Path | None,
     output: Path | None,
 ) -> None:
-    """Measure the bundle in ENGINE: latency, throughput, memory, and the time of every stage."""
+    """Measure the bundle in BUNDLE: latency, throughput, memory, and the time of every stage."""
     if context.invoked_subcommand:
         return
-    if engine is None:
-        raise InputError("--engine: expected a bundle folder, found nothing; hart-bench --help shows more")
+    if bundle is None:
+        raise InputError("`bundle`: expected a bundle folder, found nothing; hart-bench --help shows more")
     if output:
         refuse_existing(output)
-    _need("psutil", "pynvml", "matplotlib", "onnx")
+    require("hart-bench", "bench", "psutil", "pynvml", "matplotlib", "onnx")
     from rich.console import Console
 
     from hart_runtime.bench.measure import Plan
@@ -74,9 +68,9 @@ def main(
     from hart_runtime.bench.result import write_result
 
     names = tuple(dict.fromkeys(name for name in against.split(",") if name))
-    if unknown := [name for name in names if name not in REFERENCES]:
-        raise InputError(f"--against: expected {' or '.join(REFERENCES)}, found {', '.join(unknown)}")
-    plan = Plan(engine, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
+    for name in names:
+        one_of("against", name, REFERENCES)
+    plan = Plan(bundle, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
     result = _with_progress(plan)
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     target = output or RESULTS / f"{result.bundle['name']}-{result.device}-{stamp}"
@@ -89,14 +83,13 @@ def main(
     click.echo(target)
 
 
-@main.command("compare")
+@command(name="compare")
 @click.argument("before", metavar="A.json", type=PATH)
 @click.argument("after", metavar="B.json", type=PATH)
 @click.option("--all", "everything", is_flag=True, help="Also what did not change beyond the noise.")
-@ends_with_a_sentence
 def compare_results(before: Path, after: Path, everything: bool) -> None:
     """Print what changed from A.json to B.json beyond the noise of their samples."""
-    _need("psutil")
+    require("hart-bench", "bench", "psutil")
     from rich.console import Console
     from rich.table import Table
 
@@ -120,6 +113,9 @@ def compare_results(before: Path, after: Path, everything: bool) -> None:
     click.echo(f"{sum(not change.noise for change in changes)} of {len(changes)} quantities changed")
 
 
+main.add_command(compare_results)
+
+
 def _values(change: Change) -> tuple[str, str]:
     forms = {"seconds": (1e3, "{:.2f} ms"), "bytes": (1e-6, "{:.1f} MB"), "ratio": (1.0, "{:.2f}")}
     factor, form = forms[change.unit]
@@ -130,17 +126,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise InputError(f"--batch: expected numbers such as 1,4,8, found {text!r}") from None
-
-
-def _need(*modules: str) -> None:
-    """Refuse to start without the libraries of the benchmark."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in modules if find_spec(name) is None]:
-        raise InputError(
-            f"hart-bench needs {', '.join(missing)}; install it with: pip install 'hart-runtime[bench]'"
-        )
+        raise InputError(f"`batch`: expected numbers such as 1,4,8, found {text!r}") from None
 
 
 def _with_progress(plan: Plan) -> Result:

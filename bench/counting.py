@@ -14,16 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hart_runtime.bench import stages
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig, config_from_dict
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.bundle import Manifest
 
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-"""Bytes of a weight of a matrix product, and of a cached key, by bundle precision."""
-FLOAT_IN_INT8 = {**WEIGHT_BYTES, "int8": 4}
-"""The same for the graphs that stay in float32 in int8 bundles."""
-CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}
 FLOAT = 4
 """Bytes of everything that passes between graphs: float32 at any precision."""
 DECODER_BLOCKS = 3
@@ -48,8 +43,8 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
     """
     llm = config_from_dict(TransformerConfig, manifest.checkpoint["llm"], "manifest")
     image = config_from_dict(TokenizerConfig, manifest.checkpoint["tokenizer"], "manifest")
-    weight, cached = WEIGHT_BYTES[manifest.precision], CACHE_BYTES[manifest.precision]
-    unchanged = FLOAT_IN_INT8[manifest.precision]
+    weight = manifest.kind.weight_bytes
+    cached = unchanged = manifest.kind.traced_bytes  # the latter: graphs without products in int8
     patch_nums, tokens, dim = manifest.model.patch_nums, llm.context_token, llm.embed_dim
     channels, last = image.z_channels, patch_nums[-1]
     both, latent = 2 * batch, batch * last**2 * channels * FLOAT
@@ -179,7 +174,7 @@ def decoder_counts(image: TokenizerConfig, side: int) -> tuple[int, int]:
 
 def _sampling(manifest: Manifest, image: TokenizerConfig, dim: int, batch: int, scale: int) -> Work:
     """Hidden states of one scale to the transformer's input for the next."""
-    weight = WEIGHT_BYTES[manifest.precision]
+    weight = manifest.kind.weight_bytes
     patch_nums, vocab, channels = manifest.model.patch_nums, image.vocab_size, image.z_channels
     side, size = patch_nums[scale], patch_nums[-1]
     tokens = batch * side**2

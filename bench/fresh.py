@@ -74,12 +74,13 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
 
     import hart_runtime.runtime.cli  # noqa: F401
     from hart_runtime.bench.workload import PROMPT, drawing
-    from hart_runtime.runtime.backend import Backend, open_backend
+    from hart_runtime.runtime.backend import Backend
     from hart_runtime.runtime.bundle import Bundle, open_bundle
-    from hart_runtime.runtime.choices import OPENVINO
     from hart_runtime.runtime.pipeline import Pipeline
+    from hart_runtime.runtime.registry import AUTO, ONNXRUNTIME, OPENVINO, open_backend
+    from hart_runtime.runtime.stages import TEXT_ENCODER
 
-    if options["backend"] in ("auto", "onnxruntime"):
+    if options["backend"] in (AUTO, ONNXRUNTIME):
         import onnxruntime  # noqa: F401
     elif options["backend"] == OPENVINO:
         import openvino  # noqa: F401
@@ -96,7 +97,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     def lap(stage: str) -> None:
         nonlocal encoding, last
         now = time.time()
-        if stage == "text encoder":
+        if stage == TEXT_ENCODER:
             encoding += now - last
         last = now
 

@@ -16,15 +16,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.console import command
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.schedule import SamplingSettings
-from hart_runtime.export.specs import describe_model, manifest_of
+from hart_runtime.common.precisions import FP16
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.random_checkpoint import read_shape
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.host import HostMemory, array_at
 from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.planned import Binding, PlannedBackend
+from hart_runtime.runtime.specs import describe_model, manifest_of
 
 
 class NoGraphs(HostMemory):
@@ -39,20 +40,17 @@ class NoGraphs(HostMemory):
             array_at(bindings["image"]).flat[0] = 1
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command()
 @click.option("--shape", default="hart-0.7b-1024px", show_default=True, metavar="NAME|FILE")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="For random numbers. [default: all cores]")
 @click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
-@ends_with_a_sentence
 def main(shape: str, batch: int, threads: int | None, iterations: int) -> None:
     """Time the loop's own work for one batch, in memory of the host."""
     sizes = read_shape(shape)
     settings = SamplingSettings(steps=sizes.llm.num_sampling_steps, **sizes.sampling)
     model = describe_model(sizes.llm, sizes.tokenizer, sizes.llm.patch_nums)
-    manifest = manifest_of(
-        model, sizes.llm.diff_width, "fp16", max_batch=batch, modulated=sizes.llm.modulated
-    )
+    manifest = manifest_of(model, sizes.llm.diff_width, FP16, max_batch=batch, modulated=sizes.llm.modulated)
     backend = PlannedBackend(Bundle(Path(), manifest, ""), NoGraphs())
     features = np.zeros((batch, model.context_token, model.context_dim), np.float32)
     mask = np.ones((batch, model.context_token), np.bool_)

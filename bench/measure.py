@@ -8,18 +8,20 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from hart_runtime.bench.against import compare_with, find_checkpoint
+from hart_runtime.bench import REFERENCES
+from hart_runtime.bench.against import compare_with, find_reference
 from hart_runtime.bench.counting import Work, count
 from hart_runtime.bench.fresh import draw_in_a_fresh_process
 from hart_runtime.bench.machine import describe_machine, read_state, watch_company
 from hart_runtime.bench.peak import Peak, measure_peak
-from hart_runtime.bench.result import Breakdown, Latency, Result, Samples, StageResult
+from hart_runtime.bench.result import Breakdown, Latency, Result, StageResult
+from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
 from hart_runtime.bench.workload import PROMPT, drawing
-from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.backend import open_backend
+from hart_runtime.common.errors import in_range, one_of
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.pipeline import Pipeline
+from hart_runtime.runtime.registry import AUTO, open_backend
 
 FRESH_PROCESSES = 5
 Progress = Callable[[str], None]
@@ -30,9 +32,9 @@ Progress = Callable[[str], None]
 class Plan:
     """What to measure."""
 
-    engine: Path
-    device: str = "auto"
-    backend: str = "auto"
+    bundle: Path
+    device: str = AUTO
+    backend: str = AUTO
     batches: tuple[int, ...] = (1,)
     """Latency is measured for all, stages for the first."""
     iterations: int = 10
@@ -50,14 +52,13 @@ def measure(plan: Plan, progress: Progress) -> Result:
         InputError: the bundle cannot be opened, or cannot do what the plan asks for.
         RunError: a picture failed.
     """
+    for name in plan.against:
+        one_of("against", name, REFERENCES)
     progress("opening the bundle")
-    bundle = open_bundle(plan.engine)
+    bundle = open_bundle(plan.bundle)
     for batch in plan.batches:
-        if not 1 <= batch <= bundle.manifest.max_batch:
-            raise InputError(
-                f"--batch: expected 1 to {bundle.manifest.max_batch} (the bundle's maximum), found {batch}"
-            )
-    checkpoint = find_checkpoint(bundle, plan.checkpoint) if plan.against else None
+        in_range("batch", batch, 1, bundle.manifest.max_batch, " (the bundle's maximum)")
+    checkpoint = find_reference(bundle, plan.checkpoint) if plan.against else None
     backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
     device = backend.device
     before = read_state()
@@ -65,7 +66,7 @@ def measure(plan: Plan, progress: Progress) -> Result:
         first = []
         for _ in range(min(plan.iterations, FRESH_PROCESSES)):
             progress("first picture of a fresh process")
-            first.append(draw_in_a_fresh_process(plan.engine, device, plan.threads, backend.name))
+            first.append(draw_in_a_fresh_process(bundle.folder, device, plan.threads, backend.name))
         progress("the device's peak")
         peak = measure_peak(bundle, device, plan.threads, backend.name)
         pipeline = Pipeline(bundle, backend, plan.threads)

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.bench.timing import TimedBackend
-from hart_runtime.runtime.backend import open_backend
 from hart_runtime.runtime.bundle import WEIGHTS, Bundle, GraphSpec, TensorSpec, describe_files
 from hart_runtime.runtime.cuda import compute_capability
+from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.folder import build_engines
 from hart_runtime.runtime.tensorrt.package import MODULES, import_package
@@ -54,7 +54,7 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
     """
     side, elements = PRODUCT_SIDE[device], COPY_ELEMENTS[device]
     # Precisions that are not a type of the graph's inputs are compared with float32.
-    dtype = np.dtype(np.float16 if bundle.manifest.precision == "fp16" else np.float32)
+    dtype = np.dtype(bundle.manifest.kind.traced)
     with tempfile.TemporaryDirectory(prefix="hart-bench-") as folder:
         graphs = _write_graphs(Path(folder), side, elements, dtype)
         files = describe_files(Path(folder), [WEIGHTS, *(graph.file for graph in graphs.values())])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from hart_runtime.bench.result import Result
-from hart_runtime.bench.stages import CONTEXT, DECODER, TEXT_ENCODER
 from hart_runtime.bench.timing import HOST
+from hart_runtime.runtime.stages import (
+    CONTEXT,
+    DECODER,
+    RESIDUAL,
+    SAMPLING_PART,
+    TEXT_ENCODER,
+    TRANSFORMER_PART,
+    scale_and_part,
+)
 
 SCALES, BATCHES = "scales.png", "batches.png"
-NUMBERED = re.compile(r"(scale \d+) (transformer|sampling)")
+GRAPHS = "graphs"
+"""The part of a bar that has no parts."""
 
 
 def write_plots(result: Result, folder: Path) -> tuple[str, ...]:
@@ -27,15 +35,14 @@ def _plot_scales(result: Result, file: Path) -> None:
 
     bars: dict[str, dict[str, float]] = {}
     for stage in result.breakdown.stages:
-        match = NUMBERED.fullmatch(stage.name)
-        bar, part = match.groups() if match else (_bar(stage.name), "graphs")
+        bar, part = scale_and_part(stage.name) or (_bar(stage.name), GRAPHS)
         heights = bars.setdefault(bar, {})
         heights[part] = heights.get(part, 0.0) + stage.seconds.p50 * 1e3
         heights[HOST] = heights.get(HOST, 0.0) + stage.host.p50 * 1e3
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     bottom = [0.0] * len(bars)
-    for part in ("transformer", "sampling", "graphs", HOST):
+    for part in (TRANSFORMER_PART, SAMPLING_PART, GRAPHS, HOST):
         heights_ = [bar.get(part, 0.0) for bar in bars.values()]
         axes.bar(list(bars), heights_, bottom=bottom, label=part)
         bottom = [low + height for low, height in zip(bottom, heights_, strict=True)]
@@ -48,9 +55,9 @@ def _plot_scales(result: Result, file: Path) -> None:
 
 def _bar(stage: str) -> str:
     """Small stages share a bar."""
-    if stage.startswith("residual"):
-        return "residual"
-    names = {TEXT_ENCODER: "text", CONTEXT: "text", DECODER: "decoder", HOST: "after"}
+    if stage.startswith(RESIDUAL):
+        return RESIDUAL
+    names = {TEXT_ENCODER: "text", CONTEXT: "text", DECODER: DECODER, HOST: "after"}
     return names.get(stage, stage)
 
 

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hart_runtime.bench.result import Result, Samples, StageResult
+from hart_runtime.bench.result import Result, StageResult
+from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.timing import HOST
 
 Row = tuple[str, ...]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from hart_runtime.bench.samples import Samples
 from hart_runtime.common.config import read_json
 from hart_runtime.common.errors import InputError
 
@@ -21,21 +19,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "bench.json"
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Repeated measurements of one quantity, in the order they were taken."""
-
-    values: tuple[float, ...]
-    p50: float
-    p90: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Samples:
-        p50, p90, p99 = (float(p) for p in np.percentile(values, (50, 90, 99)))
-        return cls(tuple(values), p50, p90, p99)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from hart_runtime.bench.stages import stages_of
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend, Tensor, Value
+from hart_runtime.runtime.stages import stages_of
 
 HOST = "host"
 SYNCHRONOUS = ("cpu",)

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hart_runtime.common.noise import SeededNoise
-from hart_runtime.runtime.loop import draw
-from hart_runtime.runtime.pipeline import Pipeline, to_images
+from hart_runtime.runtime.pipeline import Pipeline
 
 PROMPT = "a red circle on a white background"
 
@@ -29,9 +27,7 @@ def drawing(pipeline: Pipeline, batch: int) -> Callable[[], list[Image.Image]]:
 
 def draw_features(pipeline: Pipeline, features: Any, mask: NDArray[np.bool_]) -> list[Image.Image]:
     """Text features (B, T, D) and their mask (B, T) to PNG-ready pixels, seeds 0, 1, ..."""
-    manifest, noise = pipeline.bundle.manifest, SeededNoise(range(len(mask)), pipeline.threads)
-    drawn = draw(pipeline.backend, manifest, features, mask, noise, manifest.sampling)
-    return to_images(drawn.images)
+    return pipeline.from_features(features, mask).images
 
 
 def text_features(pipeline: Pipeline, batch: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.settings import SamplingSettings
 
 DEFAULT_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
@@ -42,7 +43,7 @@ class TransformerConfig:
     patch_nums: tuple[int, ...] = DEFAULT_PATCH_NUMS
     diff_width: int = 1024
     diff_depth: int = 6
-    num_sampling_steps: str = "8"
+    num_sampling_steps: str = SamplingSettings.steps
     sampler: str = "iddpm"
 
     def __post_init__(self) -> None:
@@ -183,6 +184,39 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) 
         return cls(**chosen)
     except (InputError, TypeError) as error:
         raise InputError(f"{source}: {error}") from error
+
+
+def text_config_from_dict(values: Mapping[str, Any], source: str) -> TextEncoderConfig:
+    """The parsed ``config.json`` of a text encoder, also where Qwen2-VL nests the text model's part.
+
+    Raises:
+        InputError: a key is missing, or it asks for what the text encoder here does not compute.
+    """
+    values = {**values, **(values.get("text_config") or {})}
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # newer files, older files
+    found = {
+        "model_type": str(values.get("model_type", "qwen2")).removesuffix("_text"),
+        "hidden_act": values.get("hidden_act", "silu"),
+        "use_sliding_window": values.get("use_sliding_window") or False,
+        # Sections split positions between text, rows and columns; for text they are all equal.
+        "rope_type": "default"
+        if "mrope_section" in rope
+        else rope.get("rope_type", rope.get("type", "default")),
+    }
+    known: dict[str, tuple[object, ...]] = {
+        "model_type": ("qwen2", "qwen2_vl"),
+        "hidden_act": ("silu",),
+        "use_sliding_window": (False,),
+        "rope_type": ("default",),
+    }
+    for name, value in found.items():
+        if value not in known[name]:
+            expected = " or ".join(map(repr, known[name]))
+            raise InputError(f"{source}: {name}: expected {expected}, found {value!r}")
+    theta = values.get("rope_theta", rope.get("rope_theta"))
+    if theta is None:
+        raise InputError(f"{source}: missing rope_theta")
+    return config_from_dict(TextEncoderConfig, {**values, "rope_theta": theta}, source)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,13 +1,73 @@
-"""The two ways a command can fail, shared by every package of the project."""
+"""The two ways a command can fail, shared by every room of the project."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a path, a file, an option (exit code 2).
+    """Something the caller gave is wrong: a path, a file, a parameter.
 
-    The message is one sentence that names the file or option, what was expected
-    and what was found.
+    The message is one sentence that names the file or parameter, what was expected and what was
+    found. A parameter stands between backticks, with its value if that matters, in the words of
+    the Python API (see :func:`parameter`); commands print their own option in its place and end
+    with exit code 2.
     """
 
 
 class RunError(RuntimeError):
     """The run itself failed, for example by producing NaN (exit code 1)."""
+
+
+def parameter(name: str, value: object) -> str:
+    """A parameter with its value, as messages spell it."""
+    said = value if isinstance(value, bool | int | float) else str(value)
+    return f"`{name}={said!r}`"
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> None:
+    """Refuse a name that there is not, with the list of what there is.
+
+    Raises:
+        InputError: ``value`` is none of ``known``.
+    """
+    names = list(known)
+    if value not in names:
+        listed = " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
+        raise InputError(f"{parameter(name, value)}: expected {listed}{_meant(value, names)}")
+
+
+def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names, such as those of settings, that there are not.
+
+    Args:
+        what: begins the message: a file, or the call.
+
+    Raises:
+        InputError: one of ``found`` is none of ``known``.
+    """
+    names = list(known)
+    if unknown := [name for name in found if name not in names]:
+        hint = _meant(unknown[0], names)
+        raise InputError(f"{what}: unknown {', '.join(unknown)}; there are {', '.join(names)}{hint}")
+
+
+def in_range(name: str, value: object, low: float, high: float, note: str = "") -> None:
+    """Refuse a value that is no number from ``low`` to ``high``.
+
+    Raises:
+        InputError: with both limits, ``note`` behind them, and the value.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
+        raise InputError(f"`{name}`: expected {low} to {high}{note}, found {value!r}")
+
+
+def _meant(value: object, names: list[str]) -> str:
+    said = str(value).lower()
+    close = [name for name in names if said and name.startswith(said)]
+    for spelled in (said.replace("_", "-"), said):
+        close = close or difflib.get_close_matches(spelled, names, 1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, parameter
 
 
 def refuse_existing(output: Path) -> None:
     """Refuse a folder that is there already, before anything is computed for it."""
     if output.exists():
-        raise InputError(f"--output {output}: exists already, and is not replaced; give another")
+        raise InputError(f"{parameter('output', output)}: exists already, and is not replaced; give another")
 
 
 @contextlib.contextmanager
@@ -61,3 +62,12 @@ def _move_into_place(partial: Path, output: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

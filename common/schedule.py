@@ -15,43 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.settings import SamplingSettings
 
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample. The defaults are those of the published sampler."""
+PUBLISHED_TOP_K, PUBLISHED_TOP_K_LATE, LATE = 600, 300, 7
+"""The published sampler's, and the scale from which on it keeps fewer codes."""
 
-    guidance: float = 4.5
-    """Classifier-free guidance weight, reached (almost) at the last scale."""
-    top_k: int | None = None
-    """Codes kept per token; ``None`` is the published rule, 600 and then 300 from scale 7 on."""
-    top_p: float = 0.0
-    """Nucleus mass kept after top-k; 0 keeps everything."""
-    smooth: bool = True
-    """Feed a Gumbel-softmax mixture of codes instead of the drawn code."""
-    residual: bool = True
-    """Add the continuous residual predicted by the diffusion head."""
-    steps: str = "8"
-    """Denoising steps of the residual, in the published respacing notation."""
 
-    def __post_init__(self) -> None:
-        """Settings come from files too, so their types are checked."""
-        number = (int, float)
-        kinds: dict[str, tuple[type, ...]] = {
-            "guidance": number,
-            "top_k": (int, type(None)),
-            "top_p": number,
-            "smooth": (bool,),
-            "residual": (bool,),
-            "steps": (str,),
-        }
-        for name, allowed in kinds.items():
-            value = getattr(self, name)
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-                raise InputError(f"sampling setting {name}: cannot be {value!r}")
+def published_top_k(scale: int) -> int:
+    """Codes kept per token where no setting says otherwise."""
+    return PUBLISHED_TOP_K if scale < LATE else PUBLISHED_TOP_K_LATE
 
 
 @dataclass(frozen=True)
@@ -87,7 +62,6 @@ def scale_steps(
     steps = []
     for index, patch_num in enumerate(patch_nums):
         ratio = min(index, last - 1) / last
-        published_top_k = 600 if index < 7 else 300
         steps.append(
             ScaleStep(
                 index=index,
@@ -95,7 +69,7 @@ def scale_steps(
                 guidance=settings.guidance * ratio,
                 logit_gain=1 + ratio,
                 temperature=max(0.27 * (1 - ratio * 0.95), 0.005),
-                top_k=min(settings.top_k or published_top_k, vocab_size),
+                top_k=min(settings.top_k or published_top_k(index), vocab_size),
                 top_p=settings.top_p,
             )
         )

@@ -48,7 +48,7 @@ class PromptTokenizer:
         """
         tokens: list[int] = self.tokenizer.encode(text).ids
         if not 0 < len(tokens) <= self.max_tokens:
-            raise InputError(f"--system-prompt: expected 1 to {self.max_tokens} tokens, found {len(tokens)}")
+            raise InputError(f"`system_prompt`: expected 1 to {self.max_tokens} tokens, found {len(tokens)}")
         return tokens
 
     def cut_off(self, prompt: str) -> str:

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from hart_runtime.common.checkpoint import Checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.noise import Noise, RecordedNoise, SeededNoise
-from hart_runtime.common.schedule import SamplingSettings, scale_steps
+from hart_runtime.common.schedule import scale_steps
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.compare.reference import Array, Reference, Tensors, system_prompt_identity
-from hart_runtime.hart.checkpoint import (
-    TEXT_ENCODER_FOLDER,
-    find_folders,
-    llm_weight_files,
-    load_hart,
-    load_text_encoder,
-    weight_files,
-)
+from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.generate import Record, generate
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.sampling import smooth_codes
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, sha256_of
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest
 
 DROPPED = (
     *(".logits_raw", ".logits_cfg", ".cfg_t", ".next_map", ".next_level", ".h", "cond"),
@@ -36,32 +31,23 @@ DROPPED = (
 """Endings of recorded names that no graph takes or returns."""
 
 
-class Checkpoint:
-    """Where the engine's weights came from, verified against its manifest."""
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint of a bundle, and what else the reference has to know to be the same model."""
 
-    def __init__(self, root: Path, text_encoder: Path | None, manifest: Manifest) -> None:
-        llm, tokenizer = find_folders(root)
-        recorded = manifest.checkpoint["weights"]
-        self.root = root
-        self.ema = "ema_model.bin" in recorded["llm"]
-        """Which weights the bundle was exported with: averaged, or those in training."""
-        own = llm.absolute().parent / TEXT_ENCODER_FOLDER
-        wanted = recorded["text_encoder"] and (text_encoder or own.is_dir())
-        self.text_folder = (text_encoder or own) if wanted else None
+    checkpoint: Checkpoint
+    system_prompt: tuple[int, ...]
+    """Tokens in front of every prompt."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, manifest: Manifest) -> Source:
         prompt = manifest.checkpoint.get("system_prompt")
-        self.system_prompt: list[int] = prompt["tokens"] if prompt else []
-        files = {
-            "llm": llm_weight_files(llm, self.ema),
-            "tokenizer": weight_files(tokenizer),
-            "text_encoder": weight_files(self.text_folder) if self.text_folder else [],
-        }
-        self.weights = {network: {f.name: sha256_of(f) for f in paths} for network, paths in files.items()}
-        self.weights["system_prompt"] = system_prompt_identity(manifest)
+        return cls(checkpoint, tuple(prompt["tokens"]) if prompt else ())
 
     def load(self, dtype: torch.dtype, device: str) -> tuple[Hart, TextEncoder | None]:
-        model = load_hart(self.root, dtype, self.ema)
-        folder = self.text_folder
-        text = load_text_encoder(folder, dtype, self.system_prompt) if folder else None
+        model = load_hart(self.checkpoint, dtype)
+        network = self.checkpoint.text_encoder
+        text = load_text_encoder(network, dtype, self.system_prompt) if network else None
         on_device = Hart(model.transformer.to(device), model.tokenizer.to(device))
         return on_device, text.to(device) if text else None
 
@@ -73,13 +59,13 @@ def torch_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def capture_prompts(checkpoint: Checkpoint, bundle: Bundle, prompts: Sequence[str], device: str) -> Reference:
+def capture_prompts(source: Source, bundle: Bundle, prompts: Sequence[str], device: str) -> Reference:
     """Draw prompts with the reference in float32 (seeds 0, 1, ...) and record everything."""
-    model, text = checkpoint.load(torch.float32, device)
+    model, text = source.load(torch.float32, device)
     if text is None:
         raise InputError(
             f"{bundle.folder}: this bundle has no text encoder, so there are no prompts to compare; "
-            f"export it again with --text-encoder"
+            f"export it again with one (`text_encoder`)"
         )
     manifest = bundle.manifest
     tokenizer = Tokenizer.from_file(str(bundle.path(TEXT_TOKENIZER)))
@@ -92,7 +78,7 @@ def capture_prompts(checkpoint: Checkpoint, bundle: Bundle, prompts: Sequence[st
         seeds = range(start, min(rows.stop, len(prompts)))
         tensors = capture(model, features, mask[rows], SeededNoise(seeds), manifest.sampling, manifest)
         batches.append({"input_ids": ids[rows], **tensors})
-    return describe(checkpoint, manifest, manifest.sampling, batches, device, prompts)
+    return describe(source.checkpoint, manifest, manifest.sampling, batches, device, prompts)
 
 
 def describe(
@@ -108,10 +94,10 @@ def describe(
         prompts=list(prompts),
         settings=settings,
         patch_nums=manifest.model.patch_nums,
-        weights=checkpoint.weights,
+        weights={**checkpoint.weights, "system_prompt": system_prompt_identity(manifest)},
         made_with={
             "checkpoint": checkpoint.root.resolve().name,
-            "llm_weights": "EMA" if checkpoint.ema else "plain",
+            "llm_weights": "EMA" if checkpoint.averaged else "plain",
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "torch": torch.__version__,
         },

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.compare.metrics import compare_tensors
 from hart_runtime.compare.reference import step_slack
 from hart_runtime.compare.rehearsal import CACHE
@@ -45,7 +46,7 @@ def compare_captured(checkpoint: Path, manifest: Manifest, folder: Path) -> Iter
         A line for each run with the largest error of its outputs over the reference's largest
         magnitude (for indices: the share that differs), and whether that is within 1e-4 (1e-3).
     """
-    model = load_hart(checkpoint, ema="ema_model.bin" in manifest.checkpoint["weights"]["llm"])
+    model = load_hart(find_checkpoint(checkpoint, ema=manifest.averaged))
     for file in sorted(folder.glob("[0-9]*.npz")):
         _, graph, scale = file.stem.split("-")
         with np.load(file) as opened:

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.choices import BACKENDS
+from hart_runtime.common.console import command
+from hart_runtime.common.errors import InputError, one_of, parameter
+from hart_runtime.common.install import require
+from hart_runtime.common.precisions import FP16
+from hart_runtime.compare import TORCH_FP16
+from hart_runtime.runtime.options import PATH, bundle_option, device_option
+from hart_runtime.runtime.registry import AUTO, BACKENDS
 
 if TYPE_CHECKING:
-    from hart_runtime.compare.capture import Checkpoint
+    from hart_runtime.compare.capture import Source
     from hart_runtime.compare.reference import Reference
     from hart_runtime.compare.replay import Watch
     from hart_runtime.runtime.bundle import Bundle
 
-PATH = click.Path(path_type=Path)
+FILE_WIDTH = 160
+"""Columns of the table where no terminal says how wide it is: no name of it is cut."""
 PROMPTS = (
     "a red circle on a white background",
     "a small blue star on a yellow background",
@@ -29,8 +34,8 @@ PROMPTS = (
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--engine", required=True, type=PATH, help="Bundle folder made by hart-export.")
+@command()
+@bundle_option
 @click.option(
     "--checkpoint",
     type=PATH,
@@ -39,13 +44,13 @@ PROMPTS = (
 @click.option(
     "--text-encoder", type=PATH, help="Its Qwen2 folder. [default: text_encoder/ inside the checkpoint]"
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@device_option
 @click.option(
     "--backend",
     "backends",
-    type=click.Choice([*BACKENDS, "torch-fp16"]),
+    type=click.Choice([*BACKENDS, TORCH_FP16]),
     multiple=True,
-    default=["auto"],
+    default=[AUTO],
     help="What runs the bundle; can be given several times. [default: auto]",
 )
 @click.option("--prompts-file", type=PATH, help="Text file with one prompt a line. [default: four shapes]")
@@ -65,9 +70,8 @@ PROMPTS = (
 @click.option(
     "--output", type=PATH, default=Path("compare-report"), show_default=True, help="Folder for the report."
 )
-@ends_with_a_sentence
 def main(
-    engine: Path,
+    bundle: Path,
     checkpoint: Path | None,
     text_encoder: Path | None,
     device: str,
@@ -80,12 +84,12 @@ def main(
     layers: str | None,
     output: Path,
 ) -> None:
-    """Compare the bundle in ENGINE with the reference model, graph by graph and picture by picture.
+    """Compare the bundle in BUNDLE with the reference model, graph by graph and picture by picture.
 
     Writes report.json and report.html to the output folder. Exit code 0: all within
     tolerance, 1: not, 2: bad input.
     """
-    _require("polygraphy", "hart-compare", "compare")
+    require("hart-compare", "compare", "polygraphy", "skimage")
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ERROR
@@ -94,17 +98,17 @@ def main(
     from hart_runtime.compare.report import Limits, as_json, graph_table, layer_lines, loop_lines, save_json
     from hart_runtime.runtime.bundle import open_bundle
 
-    bundle = open_bundle(engine)
-    if layers is not None and layers not in bundle.manifest.graphs:
-        raise InputError(f"--layers {layers}: expected one of {', '.join(bundle.manifest.graphs)}")
+    opened = open_bundle(bundle)
+    if layers is not None:
+        one_of("layers", layers, opened.manifest.graphs)
     if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output}: expected a folder, found a file")
+        raise InputError(f"{parameter('output', output)}: expected a folder, found a file")
     with _progress() as watch:
-        source = _checkpoint(checkpoint, text_encoder, bundle, reference is None or layers is not None)
+        source = _source(checkpoint, text_encoder, opened, reference is None or layers is not None)
         prompts = _prompts(prompts_file, num_prompts, reference)
-        ruler = _reference(reference, save_reference, source, bundle, prompts, device, backends, watch)
+        ruler = _reference(reference, save_reference, source, opened, prompts, device, backends, watch)
         limits = Limits(factor=factor)
-        runs = [measure(name, bundle, ruler, source, device, layers, limits, watch) for name in backends]
+        runs = [measure(name, opened, ruler, source, device, layers, limits, watch) for name in backends]
     output.mkdir(parents=True, exist_ok=True)
     report = as_json(ruler, runs, limits)
     save_json(report, output / "report.json")
@@ -119,36 +123,23 @@ def main(
     sys.exit(0 if report["passed"] else 1)
 
 
-def _checkpoint(
-    given: Path | None, text_encoder: Path | None, bundle: Bundle, needed: bool
-) -> Checkpoint | None:
+def _source(given: Path | None, text_encoder: Path | None, bundle: Bundle, needed: bool) -> Source | None:
     """The bundle's checkpoint, verified; None where none is needed and none was given."""
     if given is None and not needed:
         return None
+    require("the reference model", "export", "torch", "safetensors")
+    from hart_runtime.compare.capture import Source
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.runtime.origin import exported_from
 
-    _require("torch", "the reference model", "export")
-    from hart_runtime.compare.capture import Checkpoint
-    from hart_runtime.compare.reference import check_fits
-
-    source = Checkpoint(given or DEMO_CHECKPOINT, text_encoder, bundle.manifest)
-    try:
-        check_fits(source.weights, bundle.manifest, f"--checkpoint {source.root}")
-    except InputError:
-        if given is not None:
-            raise
-        name = bundle.manifest.checkpoint["source"]
-        raise InputError(
-            f"{bundle.folder}: was exported from {name}, which is not the demo checkpoint; "
-            f"give its folder as --checkpoint"
-        ) from None
-    return source
+    found = exported_from(bundle, given, DEMO_CHECKPOINT, text_encoder)
+    return Source.of(found, bundle.manifest)
 
 
 def _reference(
     saved: Path | None,
     save_to: Path | None,
-    source: Checkpoint | None,
+    source: Source | None,
     bundle: Bundle,
     prompts: list[str],
     device: str,
@@ -163,10 +154,10 @@ def _reference(
 
     if saved is not None:
         ruler = load_reference(saved)
-        check_fits(ruler.weights, bundle.manifest, f"--reference {saved}")
+        check_fits(ruler, bundle.manifest, parameter("reference", saved))
         if ruler.patch_nums != bundle.manifest.model.patch_nums:
             raise InputError(
-                f"--reference {saved}: was recorded with scales {list(ruler.patch_nums)}, "
+                f"{parameter('reference', saved)}: was recorded with scales {list(ruler.patch_nums)}, "
                 f"{bundle.folder} has {list(bundle.manifest.model.patch_nums)}"
             )
     else:
@@ -175,12 +166,13 @@ def _reference(
         assert source is not None
         watch("reference in float32")
         ruler = capture_prompts(source, bundle, prompts, torch_device(device))
-    reduced = bundle.manifest.precision == "fp16" or "torch-fp16" in backends or save_to is not None
+    reduced = bundle.manifest.precision == FP16 or TORCH_FP16 in backends or save_to is not None
     if reduced and ruler.half_errors is None:
         if source is None:
             raise InputError(
-                f"--reference {saved}: holds no errors of torch in fp16, which a {bundle.manifest.precision} "
-                f"bundle is measured against; give --checkpoint, or save the reference again"
+                f"{parameter('reference', saved)}: holds no errors of torch in fp16, which a "
+                f"{bundle.manifest.precision} bundle is measured against; give `checkpoint`, or save the "
+                f"reference again"
             )
         from hart_runtime.compare.capture import torch_device
         from hart_runtime.compare.replay import half_errors
@@ -197,14 +189,15 @@ def _reference(
 def _prompts(file: Path | None, count: int | None, reference: Path | None) -> list[str]:
     if reference is not None and (file is not None or count is not None):
         raise InputError(
-            "--reference brings its own prompts, found --prompts-file or --num-prompts beside it"
+            "`reference` brings its own prompts, found `prompts_file` or `num_prompts` beside it"
         )
     from hart_runtime.runtime.cli import read_prompts
 
     prompts = read_prompts(file) if file else list(PROMPTS)
     if count is not None and count > len(prompts):
         raise InputError(
-            f"--num-prompts {count}: only {len(prompts)} prompts are there; give more in --prompts-file"
+            f"{parameter('num_prompts', count)}: only {len(prompts)} prompts are there; "
+            f"give more in `prompts_file`"
         )
     return prompts[:count]
 
@@ -225,11 +218,4 @@ def _print(table: object) -> None:
     from rich.console import Console
 
     console = Console()
-    Console(width=max(console.width, 110)).print(table)
-
-
-def _require(package: str, purpose: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise InputError(f"{purpose} needs {package}; install it with: pip install 'hart-runtime[{extra}]'")
+    (console if console.is_terminal else Console(width=FILE_WIDTH)).print(table)

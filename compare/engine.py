@@ -6,20 +6,22 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.precisions import FP16
+from hart_runtime.compare import TORCH_FP16
 from hart_runtime.compare.reference import Reference, graph_calls
 from hart_runtime.compare.replay import Row, Watch, replay
 from hart_runtime.compare.report import Engine, Limits, Run, arithmetic
 from hart_runtime.compare.trajectory import free_running, teacher_forced
-from hart_runtime.runtime.backend import Backend, open_backend
+from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
-    from hart_runtime.compare.capture import Checkpoint
+    from hart_runtime.compare.capture import Source
     from hart_runtime.compare.layers import LayerReport
 
-TORCH_FP16 = "torch-fp16"
 PACKAGES = {TORCH_FP16: "torch", **MODULES}
 """Backends that are named otherwise than the package they run on."""
 
@@ -28,7 +30,7 @@ def measure(
     name: str,
     bundle: Bundle,
     reference: Reference,
-    source: Checkpoint | None,
+    source: Source | None,
     device: str,
     layers: str | None,
     limits: Limits,
@@ -42,7 +44,7 @@ def measure(
     backend = _open(name, bundle, reference, source, device)
     kind = backend.name
     manifest = bundle.manifest
-    precision = "fp16" if kind == TORCH_FP16 else manifest.precision
+    precision = FP16 if kind == TORCH_FP16 else manifest.precision
     package = PACKAGES.get(kind, kind)
     engine = Engine(
         name=manifest.name,
@@ -75,7 +77,7 @@ def _look_into(
     rows: list[Row],
     bundle: Bundle,
     reference: Reference,
-    source: Checkpoint,
+    source: Source,
     device: str,
     limits: Limits,
 ) -> LayerReport:
@@ -84,17 +86,19 @@ def _look_into(
 
     mine = [row for row in rows if row.graph == graph]
     if not mine:
-        raise InputError(f"--layers {graph}: the bundle's sampling settings do not use this graph")
+        raise InputError(
+            f"{parameter('layers', graph)}: the bundle's sampling settings do not use this graph"
+        )
     row = next((row for row in mine if not row.passed), mine[0])
     calls = graph_calls(reference.batches[row.batch], reference.settings, bundle.manifest)
     call = next(call for call in calls if (call.graph, call.label) == (row.graph, row.call))
     return find_layer(source, reference, row.batch, call, bundle, device, limits.factor, limits.relative)
 
 
-def _open(name: str, bundle: Bundle, reference: Reference, source: Checkpoint | None, device: str) -> Backend:
+def _open(name: str, bundle: Bundle, reference: Reference, source: Source | None, device: str) -> Backend:
     if name == TORCH_FP16:
         if source is None:
-            raise InputError("--backend torch-fp16: needs the model itself, give --checkpoint")
+            raise InputError(f"{parameter('backend', TORCH_FP16)}: needs the model itself, give `checkpoint`")
         from hart_runtime.compare.capture import torch_device
         from hart_runtime.compare.torch_backend import TorchHalfBackend
 

@@ -21,12 +21,13 @@ import torch
 from polygraphy.backend.onnx import modify_outputs
 from torch import Tensor, nn
 
-from hart_runtime.compare.capture import Checkpoint, replay
+from hart_runtime.common.precisions import FP16, INT8
+from hart_runtime.compare.capture import Source, replay
 from hart_runtime.compare.metrics import Array, compare_tensors
 from hart_runtime.compare.reference import Call, Reference
 from hart_runtime.compare.replay import INT8_RELATIVE
 from hart_runtime.compare.torch_backend import TorchHalfBackend
-from hart_runtime.runtime.bundle import INT8, INT8_GRAPHS, WEIGHTS, Bundle, TensorSpec
+from hart_runtime.runtime.bundle import INT8_GRAPHS, WEIGHTS, Bundle, TensorSpec
 from hart_runtime.runtime.sessions import open_sessions
 
 WINDOWS = {
@@ -90,7 +91,7 @@ class _Place:
 
 
 def find_layer(
-    checkpoint: Checkpoint,
+    source: Source,
     reference: Reference,
     batch: int,
     call: Call,
@@ -100,14 +101,14 @@ def find_layer(
     relative: float,
 ) -> LayerReport:
     """Compare one graph call module by module, on ONNX Runtime."""
-    seen, names = _observe_reference(checkpoint, reference, batch, call, bundle)
+    seen, names = _observe_reference(source, reference, batch, call, bundle)
     model = onnx.load(bundle.path(bundle.manifest.graphs[call.graph].file), load_external_data=False)
     places = _places(model.graph, call, seen)
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
     in_int8 = bundle.manifest.precision == INT8 and call.graph in INT8_GRAPHS
     half = {}
-    if bundle.manifest.precision == "fp16":
-        backend = TorchHalfBackend(checkpoint, reference.patch_nums, "cpu")
+    if bundle.manifest.precision == FP16:
+        backend = TorchHalfBackend(source, reference.patch_nums, "cpu")
         with _hooks({"": backend.modules[call.graph]}, [True]) as observed:
             returned = backend.run(call.graph, call.inputs)
         its = replace(call, outputs={name: value.float().numpy() for name, value in returned.items()})
@@ -131,12 +132,12 @@ def find_layer(
 
 
 def _observe_reference(
-    checkpoint: Checkpoint, reference: Reference, batch: int, call: Call, bundle: Bundle
+    source: Source, reference: Reference, batch: int, call: Call, bundle: Bundle
 ) -> tuple[Seen, dict[str, str]]:
     """What the reference's modules took and returned in this call, by the graph's module path;
     and the reference's path of each of these.
     """
-    model, text = checkpoint.load(torch.float32, "cpu")
+    model, text = source.load(torch.float32, "cpu")
     roots: dict[str, nn.Module] = {"transformer": model.transformer, "tokenizer": model.tokenizer}
     number = int(re.sub(r"\D", "", call.label) or 0)
     names: dict[str, str] = {}

@@ -22,16 +22,12 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.config import read_json
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.files import whole_folder
-from hart_runtime.common.schedule import (
-    SamplingSettings,
-    downsample_matrix,
-    residual_guidance,
-    scale_steps,
-    upsample_matrix,
-)
+from hart_runtime.common.schedule import downsample_matrix, residual_guidance, scale_steps, upsample_matrix
+from hart_runtime.common.settings import SamplingSettings, settings_of
 from hart_runtime.runtime.bundle import APPEND_FORMS, NEW, PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
+from hart_runtime.runtime.origin import check_same_weights
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "reference.json"
@@ -89,7 +85,9 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
     from polygraphy.json import save_json
 
     if folder.exists() and not (folder / DESCRIPTION).is_file():
-        raise InputError(f"--save-reference {folder}: exists and is not a reference, not replaced")
+        raise InputError(
+            f"{parameter('save_reference', folder)}: exists and is not a reference, not replaced"
+        )
     with whole_folder(folder, replace=True) as partial:
         results = RunResults()
         results.add([dict(tensors) for tensors in reference.batches], runner_name=RUNNER)
@@ -123,17 +121,17 @@ def load_reference(folder: Path) -> Reference:
     if schema != SCHEMA_VERSION:
         raise InputError(
             f"{folder / DESCRIPTION}: expected schema {SCHEMA_VERSION}, found {schema!r}; "
-            f"make it again with --save-reference"
+            f"make it again with `save_reference`"
         )
     try:
         iterations = RunResults.load(str(folder / TRAJECTORY))[RUNNER]
-        values["settings"] = SamplingSettings(**values["settings"])
+        values["settings"] = settings_of(values["settings"], "settings")
         values["patch_nums"] = tuple(values["patch_nums"])
         return Reference(batches=[dict(iteration.items()) for iteration in iterations], **values)
     except Exception as error:  # Polygraphy's errors have no useful base class
         raise InputError(
             f"{folder}: the reference is damaged ({str(error).strip().splitlines()[0]}); "
-            f"make it again with --save-reference"
+            f"make it again with `save_reference`"
         ) from None
 
 
@@ -143,17 +141,15 @@ def system_prompt_identity(manifest: Manifest) -> dict[str, str]:
     return {"text": prompt["sha256"]} if prompt else {}
 
 
-def check_fits(weights: Mapping[str, Mapping[str, str]], manifest: Manifest, source: str) -> None:
-    """Refuse other weights than the engine's; both are sha256 by file name and network."""
+def check_fits(reference: Reference, manifest: Manifest, source: str) -> None:
+    """Refuse a reference that was recorded with other weights than a bundle's, or another system prompt."""
+    check_same_weights(reference.weights, manifest, source)
     prompt = system_prompt_identity(manifest)
-    for network, files in (manifest.checkpoint["weights"] | {"system_prompt": prompt}).items():
-        found = weights.get(network, {})
-        if found != files:
-            raise InputError(
-                f"{source}: its {network} weights are {_describe(found)}, engine {manifest.name} was "
-                f"exported from {_describe(files)}; give what the engine was made from "
-                f"(--checkpoint, --text-encoder)"
-            )
+    if reference.weights.get("system_prompt", {}) != prompt:
+        raise InputError(
+            f"{source}: was recorded with another system prompt than bundle {manifest.name} was exported "
+            f"with; make it again with `save_reference`"
+        )
 
 
 def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) -> Iterator[Call]:
@@ -325,7 +321,3 @@ def _append_form(call: Call) -> Call:
     outputs = {k: v for k, v in call.outputs.items() if k not in kept}
     new = {NEW + k: call.outputs[k][:, past:].swapaxes(0, 1) for k in kept}
     return replace(call, graph=APPEND_FORMS[call.graph], inputs=inputs, outputs=outputs | new)
-
-
-def _describe(files: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({digest[:12]}...)" for name, digest in files.items()) or "none"

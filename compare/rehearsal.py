@@ -21,8 +21,9 @@ from pathlib import Path
 import click
 
 import hart_runtime
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import RunError
+from hart_runtime.common.console import command
+from hart_runtime.common.errors import RunError, one_of
+from hart_runtime.runtime.registry import ONNXRUNTIME
 
 SHAPE = "hart-0.7b-1024px"
 SEED = 0
@@ -70,7 +71,7 @@ def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
     python = [sys.executable, "-m"]
     random = [*python, "hart_runtime.hart.random_checkpoint", "--published", "--output", CHECKPOINT]
     random += ["--shape", shape]
-    export = [*_command("export"), CHECKPOINT, "--backend", "onnx"]
+    export = [*_command("export"), CHECKPOINT, "--backend", ONNXRUNTIME]
     export += ["--system-prompt", NO_SYSTEM_PROMPT]
     build = [*_command("runtime.tensorrt"), "--backend", "tensorrt-rtx"]
     own = [*python, "hart_runtime.compare.rehearsal_steps", "--largest", str(largest)]
@@ -182,16 +183,18 @@ def _little_extra(folder: Path, used: Usage) -> tuple[str, bool]:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command()
 @click.option("--folder", required=True, type=click.Path(path_type=Path), help="Where everything is written.")
 @click.option("--shape", default=SHAPE, show_default=True, metavar="NAME|FILE", help="Shape of the model.")
 @click.option("--text-encoder", default="qwen2-1.5b", show_default=True, help="Or small.")
 @click.option("--largest", default=LARGEST, show_default=True, help="Largest scale compared as a whole.")
 @click.option("--only", multiple=True, metavar="STEP", help="Only this step; can be given several times.")
-@ends_with_a_sentence
 def main(folder: Path, shape: str, text_encoder: str, largest: int, only: tuple[str, ...]) -> None:
     """Rehearse export, drawing, comparison and engines with random weights of a published shape."""
-    todo = [step for step in steps(shape, text_encoder, largest) if not only or step.name in only]
+    known = {step.name: step for step in steps(shape, text_encoder, largest)}
+    for name in only:
+        one_of("only", name, known)
+    todo = [step for name, step in known.items() if not only or name in only]
     if not rehearse(folder, todo, click.echo):
         raise RunError("the rehearsal: not everything that was asked for is so")
 

@@ -13,15 +13,18 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.console import ends_with_a_sentence
+from hart_runtime.common.checkpoint import find_checkpoint
+from hart_runtime.common.console import command, group
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.precisions import FP32
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
-from hart_runtime.runtime.backend import Backend, Tensor, Value, open_backend
+from hart_runtime.runtime.backend import Backend, Tensor, Value
 from hart_runtime.runtime.bundle import PAST, TRANSFORMER, Bundle, open_bundle
 from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 from hart_runtime.runtime.plan import make_plan
+from hart_runtime.runtime.registry import open_backend
 
 PROMPT = "a small blue star on a yellow background"
 
@@ -72,7 +75,7 @@ class Capture(Backend):
         return outputs
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@group()
 @click.option("--largest", required=True, type=int, help="Side of the largest scale that is left to others.")
 @click.pass_context
 def main(context: click.Context, largest: int) -> None:
@@ -80,9 +83,8 @@ def main(context: click.Context, largest: int) -> None:
     context.obj = largest
 
 
-@main.command("open")
+@command(name="open")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@ends_with_a_sentence
 def open_(bundle: Path) -> None:
     """Verify BUNDLE and open its sessions."""
     start = time.perf_counter()
@@ -92,10 +94,9 @@ def open_(bundle: Path) -> None:
     click.echo(f"verified in {verified - start:.0f} s, opened in {time.perf_counter() - verified:.0f} s")
 
 
-@main.command("draw")
+@command(name="draw")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.pass_obj
-@ends_with_a_sentence
 def draw_(largest: int, bundle: Path) -> None:
     """Draw one picture with BUNDLE on the CPU, as hart-run does, and keep what later scales were fed."""
     pipeline = Pipeline.for_prompts(open_bundle(bundle), [PROMPT], 1, lambda part: open_backend(part, "cpu"))
@@ -116,24 +117,22 @@ def draw_(largest: int, bundle: Path) -> None:
         click.echo(f"{stage}: {seconds:.1f} s")
 
 
-@main.command("export-prefix")
+@command(name="export-prefix")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.pass_obj
-@ends_with_a_sentence
 def export_prefix(largest: int, output: Path) -> None:
     """Export the checkpoint with the scales up to the largest: the same weights, fewer tokens."""
     from hart_runtime.export.bundle import export_bundle
-    from hart_runtime.hart.checkpoint import empty_hart
+    from hart_runtime.export.request import Request
 
-    root = Path(CHECKPOINT)
-    sides = empty_hart(root).transformer.config.patch_nums
-    sides = tuple(side for side in sides if side <= largest)
-    export_bundle(root, output, "fp32", system_prompt=NO_SYSTEM_PROMPT, patch_nums=sides)
+    checkpoint = find_checkpoint(Path(CHECKPOINT))
+    sides = tuple(side for side in checkpoint.llm_config.patch_nums if side <= largest)
+    request = Request(checkpoint, FP32, system_prompt=NO_SYSTEM_PROMPT, patch_nums=sides)
+    export_bundle(request, output)
 
 
-@main.command("compare")
+@command(name="compare")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@ends_with_a_sentence
 def compare_(bundle: Path) -> None:
     """Hold everything that was captured against the reference; exit code 1 if something is off."""
     from hart_runtime.compare.captured import compare_captured
@@ -144,6 +143,9 @@ def compare_(bundle: Path) -> None:
         fine &= ok
     sys.exit(0 if fine else 1)
 
+
+for step in (open_, draw_, export_prefix, compare_):
+    main.add_command(step)
 
 if __name__ == "__main__":
     main()

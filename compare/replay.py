@@ -14,12 +14,13 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
+from hart_runtime.common.precisions import FP16, INT8
 from hart_runtime.compare.metrics import Errors, compare_tensors
 from hart_runtime.compare.reference import Call, Reference, error_key, graph_calls
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
-from hart_runtime.runtime.choices import OPENVINO
+from hart_runtime.runtime.bundle import INT8_GRAPHS, GraphSpec, Manifest
 from hart_runtime.runtime.openvino_backend import BFLOAT16_GRAPHS
+from hart_runtime.runtime.registry import OPENVINO
 
 RELATIVE = 1e-4
 """Allowed error of float32 graphs, over the reference's largest magnitude; at reduced
@@ -109,7 +110,7 @@ def replay(
             tolerance = None if whole_numbers else INT8_RELATIVE
         elif precision == INT8 and backend.name == OPENVINO and call.graph in BFLOAT16_GRAPHS:
             tolerance = BFLOAT16_RELATIVE
-        elif precision == "fp16":
+        elif precision == FP16:
             half = limits.get(error_key(batch, call, output), 0.0)
             tolerance = None if whole_numbers else max(factor * half, relative)
         fine = errors.error is not None and (tolerance is None or errors.error <= tolerance)

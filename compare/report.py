@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hart_runtime.common.precisions import FP32, INT8
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import FACTOR, RELATIVE, Row
 from hart_runtime.compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
-from hart_runtime.runtime.choices import OPENVINO
+from hart_runtime.runtime.registry import OPENVINO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -90,9 +91,9 @@ def arithmetic(precision: str, backend: str, device: str) -> str:
     On the CPU half-precision graphs are computed in float32, so their result is not one of half
     precision.
     """
-    if precision == "fp32":
+    if precision == FP32:
         return "float32"
-    if precision == "int8":
+    if precision == INT8:
         rest = "bfloat16 where the processor has it" if backend == OPENVINO else "float32"
         return f"8-bit products, the rest in {rest}"
     rounded = backend in ("onnxruntime", OPENVINO) and device == "cpu"

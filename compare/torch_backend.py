@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import RunError
-from hart_runtime.common.schedule import SamplingSettings
-from hart_runtime.compare.capture import Checkpoint
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.compare import TORCH_FP16
+from hart_runtime.compare.capture import Source
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.hart.transformer import attention
 from hart_runtime.runtime.backend import Value
@@ -23,10 +24,10 @@ from hart_runtime.runtime.backend import Value
 class TorchHalfBackend:
     """The exported graphs' modules run by PyTorch with matrix products in float16."""
 
-    name = "torch-fp16"
+    name = TORCH_FP16
 
-    def __init__(self, checkpoint: Checkpoint, patch_nums: tuple[int, ...], device: str) -> None:
-        model, text = checkpoint.load(torch.float16, device)
+    def __init__(self, source: Source, patch_nums: tuple[int, ...], device: str) -> None:
+        model, text = source.load(torch.float16, device)
         self.device = device
         with torch.inference_mode():
             graphs = [build() for build in build_graphs(model, text, patch_nums, attention)]
@@ -49,7 +50,7 @@ class TorchHalfBackend:
         try:
             outputs = self.modules[graph](*given)
         except RuntimeError as error:
-            raise RunError(f"torch-fp16, graph {graph}: {str(error).splitlines()[0]}") from None
+            raise RunError(f"{self.name}, graph {graph}: {str(error).splitlines()[0]}") from None
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return dict(zip(self._outputs[graph], outputs, strict=True))
 

@@ -19,16 +19,17 @@ import numpy as np
 
 from hart_runtime.common.errors import RunError
 from hart_runtime.common.noise import RecordedNoise
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.precisions import FP16, FP32, INT8
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
 from hart_runtime.compare.reference import Reference, Tensors
 from hart_runtime.runtime.backend import Backend, Tensor, Value
 from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.loop import draw
 
-INDEX_AGREEMENT = {"fp32": 1.0, "fp16": 0.99, "int8": 0.85}
+INDEX_AGREEMENT = {FP32: 1.0, FP16: 0.99, INT8: 0.85}
 """Least share of equal indices under teacher forcing, by precision of the bundle."""
-PSNR = {"fp32": 40.0, "fp16": 40.0, "int8": 30.0}
+PSNR = {FP32: 40.0, FP16: 40.0, INT8: 30.0}
 """Least PSNR in dB of teacher-forced pictures, by precision of the bundle."""
 PIXEL = 1 / 255
 """Largest difference of a pixel of free-running pictures, for float32 bundles."""
@@ -83,7 +84,7 @@ def free_running(
         inputs = {"input_ids": tensors["input_ids"], "mask": tensors["ctx.mask"]}
         features = backend.run("text_encoder", inputs)["features"]
     run = _run(backend, manifest, reference, tensors, features)
-    same = precision != "fp32" or (run.pictures is not None and run.pictures.max_pixel_error <= PIXEL)
+    same = precision != FP32 or (run.pictures is not None and run.pictures.max_pixel_error <= PIXEL)
     return replace(run, passed=run.pictures is not None and same)
 
 

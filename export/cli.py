@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.bundle import INT8
+from hart_runtime.common.console import command
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
+from hart_runtime.runtime.registry import AUTO, BACKENDS
 from hart_runtime.runtime.tensorrt.package import MODULES
 
+if TYPE_CHECKING:
+    from hart_runtime.export.bundle import Progress
+    from hart_runtime.export.request import Request
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+ENGINES, DEMO = Path("engines"), "demo"
+
+
+@command()
 @click.argument("checkpoint", required=False)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
-    default="fp16",
+    type=click.Choice(list(PRECISIONS)),
+    default=DEFAULT_PRECISION,
     show_default=True,
     help="Type of the matrix products; norms, softmax, angles and sampling stay float32. int8: CPU only.",
 )
@@ -47,14 +55,14 @@ from hart_runtime.runtime.tensorrt.package import MODULES
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnx", *MODULES]),
-    default="auto",
+    type=click.Choice(BACKENDS),
+    default=AUTO,
     show_default=True,
-    help="Engines to build after the graphs; onnx: none; auto: what is installed. More with hart-build.",
+    help="What the bundle is for. TensorRT's get engines after the graphs, the others need none; auto: "
+    "engines of what is installed. More with hart-build.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be made and what does not fit here.")
-@ends_with_a_sentence
 def main(
     checkpoint: str | None,
     precision: str,
@@ -70,67 +78,87 @@ def main(
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
 
-    Without CHECKPOINT, the demo checkpoint that comes with the package is exported.
+    Without CHECKPOINT, the demo checkpoint that comes with the package is exported. What is there
+    already, of the same checkpoint with the same options, is kept, and only missing engines are built.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from hart_runtime.common.install import require
 
+    require("hart-export", "export", "torch", "onnx", "onnxscript", "huggingface_hub", "safetensors")
+    from hart_runtime.common.checkpoint import find_checkpoint
     from hart_runtime.export.hub import CONFIGURATIONS, WANTED, resolve
+    from hart_runtime.export.request import Request, check_place
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
     from hart_runtime.runtime.tensorrt.package import import_package
 
     if revision is not None and checkpoint is None:
-        raise InputError(f"--revision {revision}: the demo checkpoint has none; name a CHECKPOINT")
+        given = parameter("revision", revision)
+        raise InputError(f"{given}: the demo checkpoint has none; name a CHECKPOINT")
     patterns = CONFIGURATIONS if dry_run else WANTED
     source = resolve(checkpoint, revision, patterns) if checkpoint else DEMO_CHECKPOINT
     encoder = resolve(text_encoder, patterns=patterns) if text_encoder else None
-    target = output or Path("engines") / (_name(checkpoint) if checkpoint else "demo")
+    found = find_checkpoint(source, encoder, ema, weights=not dry_run)
+    request = Request(found, precision, max_batch, system_prompt)
+    target = output or ENGINES / (_name(checkpoint) if checkpoint else DEMO)
     if dry_run:
-        _need_torch()
         from hart_runtime.export.dry_run import forecast, show
 
-        show(forecast(source, encoder, max_batch, ema), precision, target)
+        show(forecast(request), precision, target)
         return
+    wants_engines = PRECISIONS[precision].engines
     if backend in MODULES:
-        if precision == INT8:
-            raise InputError(f"--backend {backend}: engines are fp16 or fp32, found --precision {INT8}")
+        if not wants_engines:
+            able = " or ".join(name for name, kind in PRECISIONS.items() if kind.engines)
+            asked = parameter("precision", precision)
+            raise InputError(f"{parameter('backend', backend)}: engines are {able}, found {asked}")
         import_package(backend)  # missing packages are told of before the work, not after
-    start = time.monotonic()
-    console = Console(stderr=True)
-    columns = (TextColumn("exporting {task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("checkpoint", total=None)
-        _need_torch()
-        from hart_runtime.export.bundle import export_bundle
-
-        manifest = export_bundle(
-            source,
-            target,
-            precision,
-            text_encoder=encoder,
-            system_prompt=system_prompt,
-            max_batch=max_batch,
-            ema=ema,
-            force=force,
-            progress=lambda name, done, total: progress.update(
-                task, description=name, completed=done, total=total
-            ),
-        )
-    size = sum(file.size for file in manifest.files.values())
-    click.echo(
-        f"{target}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:.1f} MB, "
-        f"{time.monotonic() - start:.1f} s"
-    )
-    if "text_encoder" not in manifest.graphs:
+    request.check()
+    if found.text_encoder is None:
         click.echo(
-            "note: no text encoder was found, so this bundle draws from text features only; "
+            "note: there is no text encoder, so this bundle will draw from text features only; "
             "give --text-encoder to draw from prompts",
             err=True,
         )
+    if check_place(request, target, force):
+        click.echo(f"{target}: is there already, from the same checkpoint with the same options")
     else:
-        _tell_system_prompt(manifest.checkpoint["system_prompt"])
-    if precision != INT8:
+        _export(request, target, force)
+    if wants_engines:
         _build(target, backend)
+
+
+def _export(request: Request, target: Path, force: bool) -> None:
+    start = time.monotonic()
+    with _progress() as progress:
+        from hart_runtime.export.bundle import export_bundle
+
+        manifest = export_bundle(request, target, force, progress)
+    size = sum(file.size for file in manifest.files.values())
+    click.echo(
+        f"{target}: {len(manifest.graphs)} graphs, {request.precision}, {size / 1e6:.1f} MB, "
+        f"{time.monotonic() - start:.1f} s"
+    )
+    if request.checkpoint.text_encoder is not None:
+        _tell_system_prompt(manifest.checkpoint["system_prompt"])
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, a line a graph elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (TextColumn("exporting {task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("checkpoint", total=None)
+
+        def told(name: str, done: int, total: int) -> None:
+            bars.update(task, description=name, completed=done, total=total)
+            if not console.is_terminal:
+                click.echo(f"exporting {name} ({done + 1} of {total})", err=True)
+
+        yield told
 
 
 def _tell_system_prompt(found: dict[str, Any] | None) -> None:
@@ -150,19 +178,14 @@ def _tell_system_prompt(found: dict[str, Any] | None) -> None:
         )
 
 
-def _need_torch() -> None:
-    if find_spec("torch") is None:
-        raise InputError("hart-export needs torch; install it with: pip install 'hart-runtime[export]'")
-
-
 def _build(target: Path, backend: str) -> None:
     """Build engines with the package asked for, or with what there is."""
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.tensorrt.build import BuildOptions
     from hart_runtime.runtime.tensorrt.cli import choose_package, report
-    from hart_runtime.runtime.tensorrt.package import INSTALL
+    from hart_runtime.runtime.tensorrt.package import how_to_install
 
-    if backend == "onnx":
+    if backend not in (AUTO, *MODULES):
         return
     package = choose_package(backend)
     if package is not None:
@@ -170,14 +193,14 @@ def _build(target: Path, backend: str) -> None:
     else:
         click.echo(
             "note: no engines were built, neither TensorRT (with a GPU) nor TensorRT-RTX is here; to have "
-            f"them: {' or '.join(INSTALL.values())}, then hart-build --engine {target}",
+            f"them: {how_to_install()}, then hart-build --engine {target}",
             err=True,
         )
 
 
 def _name(checkpoint: str) -> str:
     """engines/NAME for a folder or hub id; ``x/llm`` is named after ``x``."""
-    from hart_runtime.export.hub import name_of
+    from hart_runtime.common.checkpoint import name_of
 
     path = Path(checkpoint.rstrip("/"))
     folder = path.resolve().parent if path.name == "llm" else path

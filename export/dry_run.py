@@ -1,4 +1,4 @@
-"""``hart-export --dry-run``: what would be exported, and what of it does not fit this machine."""
+"""A dry run of ``hart-export``: what would be exported, and what of it does not fit this machine."""
 
 from __future__ import annotations
 
@@ -14,28 +14,17 @@ from rich.table import Table
 
 from hart_runtime.bench.counting import count
 from hart_runtime.common.errors import InputError
-from hart_runtime.export.bundle import (
-    PRECISIONS,
-    describe_configuration,
-    own_text_encoder,
-    sampling_defaults,
-)
+from hart_runtime.common.install import pip
+from hart_runtime.common.precisions import FP32, PRECISIONS
+from hart_runtime.export.bundle import torch_dtype
 from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
-from hart_runtime.export.specs import describe_model, manifest_of
-from hart_runtime.hart.checkpoint import (
-    check_hart,
-    check_text_encoder,
-    empty_hart,
-    empty_text_encoder,
-    find_folders,
-)
-from hart_runtime.hart.model import Hart
-from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.export.request import Request
+from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
 from hart_runtime.runtime.bundle import PAST, Manifest
 from hart_runtime.runtime.plan import make_plan
+from hart_runtime.runtime.specs import manifest_of
 
 BATCHES = (1, 2, 4, 8)
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 SECONDS, SECONDS_PER_BLOCK, SECONDS_PER_GB = 60.0, 1.5, 5.0
 """What an export took on one core of a server: tracing what every model has, each block of a
 transformer, and reading, writing and hashing weights."""
@@ -84,31 +73,30 @@ class Forecast:
 
     def export_memory(self, precision: str) -> float:
         """Estimated peak: the weights as they are exported, and the largest files they come from."""
-        mapped = self.weights["fp32"].nbytes if precision != "fp32" else 0
+        mapped = self.weights[FP32].nbytes if precision != FP32 else 0
         return self.weights[precision].nbytes + mapped + LIBRARIES
 
 
-def forecast(
-    checkpoint: Path, text_encoder: Path | None = None, max_batch: int = 8, ema: bool = True
-) -> Forecast:
+def forecast(request: Request) -> Forecast:
     """Look at configurations, and at the headers of weight files if there are any.
 
     Raises:
         InputError: a configuration cannot be used, or weight files do not fit it.
     """
-    model = empty_hart(checkpoint)
-    text_folder = text_encoder or own_text_encoder(checkpoint)
-    text = empty_text_encoder(text_folder) if text_folder else None
-    llm, tokenizer = find_folders(checkpoint)
-    checked = _has_weights(llm) and _has_weights(tokenizer)
+    request.check()
+    checkpoint, max_batch = request.checkpoint, request.max_batch
+    model, text_network = empty_hart(checkpoint), checkpoint.text_encoder
+    text = empty_text_encoder(text_network) if text_network else None
+    checked = bool(checkpoint.llm.files and checkpoint.tokenizer.files)
     if checked:
-        check_hart(checkpoint, ema)
-    if text_folder and _has_weights(text_folder):
-        check_text_encoder(text_folder)
+        check_hart(checkpoint)
+    if text_network and text_network.files:
+        check_text_encoder(text_network)
     graphs, weights, memory = {}, {}, {}
     inside: dict[tuple[torch.dtype, int], int] = {}  # int8 graphs pass float32 on, too
-    for precision, dtype in PRECISIONS.items():
-        manifest = _manifest(checkpoint, model, text, precision, max_batch)
+    for precision in PRECISIONS:
+        dtype = torch_dtype(precision)
+        manifest = _manifest(request, precision)
         for network in (model.transformer, model.tokenizer, text):
             if network is not None:
                 typed(network, dtype)
@@ -124,36 +112,26 @@ def forecast(
         checked=checked,
         graphs=graphs,
         weights=weights,
-        read=weights["fp32"].nbytes,
+        read=weights[FP32].nbytes,
         blocks=model.transformer.config.depth + layers,
         memory=memory,
         operations=sum(work.operations for work in count(manifest, 1).values()),
     )
 
 
-def _manifest(
-    checkpoint: Path, model: Hart, text: TextEncoder | None, precision: str, max_batch: int
-) -> Manifest:
-    config = model.transformer.config
+def _manifest(request: Request, precision: str) -> Manifest:
+    checkpoint = request.checkpoint
+    config = checkpoint.llm_config
     planned = manifest_of(
-        describe_model(config, model.tokenizer.config, config.patch_nums),
-        config.diff_width,
-        precision,
-        max_batch,
-        config.modulated,
-        sampling_defaults(checkpoint, model),
+        request.model, config.diff_width, precision, request.max_batch, config.modulated, checkpoint.sampling
     )
-    return replace(planned, checkpoint=describe_configuration(model, text))
+    return replace(planned, checkpoint=checkpoint.describe())
 
 
 def _memory(manifest: Manifest, batch: int, weights: int, inside: int) -> Memory:
     plan = make_plan(manifest, batch, manifest.sampling)
     cache = sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
     return Memory(weights, cache, plan.nbytes - cache, inside)
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
 
 
 def what_does_not_fit(found: Forecast, precision: str, output: Path) -> list[str]:
@@ -191,7 +169,7 @@ def machine_memory() -> tuple[int, int]:
         file = Path("/proc/meminfo")
         if not file.is_file():
             raise InputError(
-                "--dry-run needs psutil on this system; install it with: pip install psutil"
+                f"`dry_run` needs psutil on this system; install it with: {pip()} install psutil"
             ) from None
         sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", file.read_text(encoding="utf-8"), re.MULTILINE))
         return int(sizes["MemTotal"]) * 1024, int(sizes["MemAvailable"]) * 1024
@@ -230,7 +208,7 @@ def _graph_table(found: Forecast, style: box.Box | None) -> Table:
         sizes = [graphs[name].nbytes for graphs in found.graphs.values()]
         table.add_row(name, f"{held.parameters:,}", *(f"{size / 1e6:,.1f}" for size in sizes))
     totals = [weights.nbytes for weights in found.weights.values()]
-    together = f"{found.weights['fp32'].parameters:,}"
+    together = f"{found.weights[FP32].parameters:,}"
     table.add_row("together", together, *(f"{size / 1e6:,.1f}" for size in totals))
     return table
 

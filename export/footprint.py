@@ -18,12 +18,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hart_runtime.common.precisions import INT8
+from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.hart.checkpoint import matrix_parameters
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.bundle import INT8, INT8_GRAPHS, GraphSpec, Manifest
+from hart_runtime.runtime.bundle import INT8_GRAPHS, GraphSpec, Manifest
 from hart_runtime.runtime.shapes import shape_of
 from hart_runtime.runtime.tensorrt.profiles import scale_rows
 
@@ -46,7 +48,7 @@ def weights_of(
 
     Args:
         model, text: on the meta device, in the precision of the export (see :func:`typed`).
-        manifest: as :func:`hart_runtime.export.specs.manifest_of` makes it.
+        manifest: as :func:`hart_runtime.runtime.specs.manifest_of` makes it.
     """
     found: dict[str, Weights] = {}
     everything: Held = {}
@@ -101,7 +103,7 @@ def _graphs(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: in
             shapes = _largest(manifest, spec, count)
             inputs = [
                 # A number of codes to keep is read on the way; everything else stays a shape.
-                torch.tensor([min(600, manifest.model.vocab_size)], device="cpu")
+                torch.tensor([min(PUBLISHED_TOP_K, manifest.model.vocab_size)], device="cpu")
                 if name == "top_k"
                 else torch.empty(shapes[name], dtype=example.dtype)
                 for name, (example, _) in graph.inputs.items()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.modules import (
     ContextGraph,
     DecoderGraph,
@@ -150,7 +151,7 @@ def build_graphs(
                 "hidden": (torch.randn(2 * b, 5, dim), {0: BOTH, 1: LENGTH}),
                 "head_condition": (torch.randn(2 * b, dim), {0: BOTH}),
                 "guidance": (torch.tensor(1.0), {}),
-                "top_k": (torch.tensor([min(600, vocab)]), {}),
+                "top_k": (torch.tensor([min(PUBLISHED_TOP_K, vocab)]), {}),
                 "top_p": (torch.tensor(1.0), {}),
                 "uniform": (torch.rand(b, 2, 2), {0: BATCH, 1: SIDE, 2: SIDE}),
             },

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision: a branch, a tag or a commit."""
@@ -30,14 +30,20 @@ def resolve(source: str, revision: str | None = None, patterns: list[str] = WANT
     path = Path(source).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise InputError(f"--revision {revision}: only hub ids have revisions, {source} is a folder")
+            raise InputError(
+                f"{parameter('revision', revision)}: only hub ids have revisions, {source} is a folder"
+            )
         return path
+    if path.is_file():
+        raise InputError(f"{source}: is a file; give the folder of the checkpoint")
     found = HUB_ID.fullmatch(source)
     if found is None or source.startswith(".") or path.exists():
         raise InputError(f"{source}: no such folder, and not a hub id of the form owner/name")
     name, own = found.groups()
     if own and revision:
-        raise InputError(f"{source}: names a revision already, found --revision {revision} beside it")
+        raise InputError(
+            f"{source}: names a revision already, found {parameter('revision', revision)} beside it"
+        )
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -56,12 +62,3 @@ def resolve(source: str, revision: str | None = None, patterns: list[str] = WANT
         raise InputError(
             f"{source}: no such folder here, and the hub did not deliver it ({reason})"
         ) from None
-
-
-def name_of(folder: Path) -> str:
-    """What to call a checkpoint: its folder's name, or owner/name@commit for one from the hub."""
-    folder = folder.resolve()
-    cached = folder.parent.parent.name
-    if folder.parent.name == "snapshots" and cached.startswith("models--"):
-        return f"{cached.removeprefix('models--').replace('--', '/')}@{folder.name}"
-    return folder.name

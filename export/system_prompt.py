@@ -13,10 +13,10 @@ from urllib.request import urlopen
 
 from huggingface_hub import constants
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
 
 NONE = "none"
-"""What ``--system-prompt`` says for text encoders that are to run without one."""
+"""What is given for text encoders that are to run without one."""
 NAME = "llm_system_prompt"
 SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
 """Of the published system prompt in UTF-8."""
@@ -33,7 +33,7 @@ def read_system_prompt(given: str | None, wanted: bool) -> str | None:
     """The text in front of every prompt, None for no text.
 
     Args:
-        given: what ``--system-prompt`` says: a file, "none", or None to follow the checkpoint.
+        given: a file, "none", or None to follow the checkpoint.
         wanted: whether the checkpoint was trained with one; then the published one is fetched.
 
     Raises:
@@ -46,6 +46,14 @@ def read_system_prompt(given: str | None, wanted: bool) -> str | None:
     return None if given == NONE else _from_file(Path(given))
 
 
+def sha256_of_system_prompt(given: str | None, wanted: bool) -> str | None:
+    """Of the text that :func:`read_system_prompt` would return; nothing is fetched."""
+    if given is None and wanted:
+        return SHA256
+    text = read_system_prompt(given, wanted)
+    return None if text is None else sha256_of_text(text)
+
+
 def sha256_of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -53,8 +61,8 @@ def sha256_of_text(text: str) -> str:
 def fetch_published() -> str:
     """The published system prompt, from the repository it was published in."""
     ways = (
-        f"download {FILE_URL} elsewhere and give it as --system-prompt constants.py, or, for a text "
-        f"encoder trained without one, give --system-prompt {NONE}"
+        f"download {FILE_URL} elsewhere and give it as {parameter('system_prompt', 'constants.py')}, or, "
+        f"for a text encoder trained without one, give {parameter('system_prompt', NONE)}"
     )
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"the published system prompt cannot be fetched with HF_HUB_OFFLINE set; {ways}")
@@ -77,14 +85,16 @@ def _from_file(file: Path) -> str:
     try:
         text = file.read_bytes().decode()  # as it is: no newline is translated
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--system-prompt {file}: cannot be read as UTF-8 text ({error})") from None
+        raise InputError(
+            f"{parameter('system_prompt', file)}: cannot be read as UTF-8 text ({error})"
+        ) from None
     if file.suffix == ".py":
-        text = _literal(text, f"--system-prompt {file}")
+        text = _literal(text, parameter("system_prompt", file))
     stripped = text.strip()
     near = (stripped, f"{stripped}\n")
     if sha256_of_text(text) != SHA256 and SHA256 in map(sha256_of_text, near):
         raise InputError(
-            f"--system-prompt {file}: is the published text except for white space at its ends "
+            f"{parameter('system_prompt', file)}: is the published text except for white space at its ends "
             f"(sha256 {sha256_of_text(text)}, expected {SHA256}); it must end in one line feed, "
             f"better give the published constants.py itself"
         )

@@ -18,13 +18,13 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from hart_runtime.common.precisions import INT8
 from hart_runtime.export.cache import append_only
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
 from hart_runtime.runtime.bundle import (
     APPEND,
     DEQUANTIZED,
-    INT8,
     INT8_GRAPHS,
     TRANSFORMER,
     WEIGHTS,

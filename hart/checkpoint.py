@@ -1,13 +1,6 @@
-"""Reading and writing checkpoints in the published layout.
+"""Reads and writes the weights of a checkpoint (see :mod:`hart_runtime.common.checkpoint`).
 
-::
-
-    <root>/llm/config.json, model.safetensors (or sharded, or pytorch_model.bin), ema_model.bin
-    <root>/tokenizer/config.json, model.safetensors (keys below ``vae.``)
-    <root>/text_encoder/config.json, model.safetensors, tokenizer.json   (optional)
-
-EMA weights are preferred where they exist, as the published sampler does. Pickles are
-read with ``weights_only=True``, never otherwise.
+Pickles are read with ``weights_only=True``, never otherwise.
 """
 
 from __future__ import annotations
@@ -24,14 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hart_runtime.common.config import (
-    TextEncoderConfig,
-    TokenizerConfig,
-    TransformerConfig,
-    config_from_dict,
-    config_to_dict,
-    read_json,
-)
+from hart_runtime.common.checkpoint import Checkpoint, Network
+from hart_runtime.common.config import config_to_dict, read_json, text_config_from_dict
 from hart_runtime.common.errors import InputError
 from hart_runtime.hart.layers import Linear
 from hart_runtime.hart.model import Hart
@@ -46,61 +33,51 @@ UNUSED_TOKENIZER = re.compile(r"disc\..*|vae\.quantize\.ema_vocab_hit_SV")
 UNUSED_SECOND_DECODER = re.compile(r"vae\.(decoder2|post_quant_conv2)\..*")
 UNUSED_TEXT = re.compile(r"(model\.)?visual\..*|lm_head\.weight|.*rotary_emb\.inv_freq")
 
-TEXT_ENCODER_FOLDER = "text_encoder"
-SAMPLING_FILE = "sampling.json"
 
-
-def load_hart(root: Path, dtype: torch.dtype = torch.float32, ema: bool = True) -> Hart:
+def load_hart(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Hart:
     """Load the transformer and the image tokenizer.
 
     Args:
-        root: the checkpoint folder, or the ``llm`` folder inside it as the published
-            README tells users to pass.
         dtype: precision of the matrix products; norms and the codebook stay float32.
-        ema: prefer ``ema_model.bin`` where it exists, as the published sampler does.
 
     Raises:
-        InputError: a file is missing or broken, or keys are missing, unexpected or of
-            another shape; the message lists them.
+        InputError: a file is broken, or keys are missing, unexpected or of another shape; the
+            message lists them.
     """
-    model = empty_hart(root)
-    _fill_hart(model, root, dtype, ema)
+    model = empty_hart(checkpoint)
+    _fill_hart(model, checkpoint, dtype)
     return Hart(model.transformer.eval(), model.tokenizer.eval())
 
 
-def empty_hart(root: Path) -> Hart:
+def empty_hart(checkpoint: Checkpoint) -> Hart:
     """Both networks as the configuration files describe them, on the meta device: without numbers."""
-    llm, tokenizer = find_folders(root)
-    llm_file, tokenizer_file = llm / "config.json", tokenizer / "config.json"
-    tokenizer_config = config_from_dict(TokenizerConfig, read_json(tokenizer_file), str(tokenizer_file))
-    config = config_from_dict(TransformerConfig, read_json(llm_file), str(llm_file))
+    image = checkpoint.tokenizer_config
     with torch.device("meta"):
-        image_tokenizer = ImageTokenizer(tokenizer_config)
-        transformer = ScaleTransformer(config, tokenizer_config.vocab_size, tokenizer_config.z_channels)
+        image_tokenizer = ImageTokenizer(image)
+        transformer = ScaleTransformer(checkpoint.llm_config, image.vocab_size, image.z_channels)
     return Hart(transformer, image_tokenizer)
 
 
-def check_hart(root: Path, ema: bool = True) -> None:
+def check_hart(checkpoint: Checkpoint) -> None:
     """Compare names and shapes in the weight files with the configuration, without reading weights.
 
     Raises:
         InputError: as :func:`load_hart`.
     """
-    _fill_hart(empty_hart(root), root, None, ema)
+    _fill_hart(empty_hart(checkpoint), checkpoint, None)
 
 
-def _fill_hart(model: Hart, root: Path, dtype: torch.dtype | None, ema: bool) -> None:
-    llm, tokenizer = find_folders(root)
+def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
-    files = weight_files(tokenizer)
+    files = checkpoint.tokenizer.files
     _fill(model.tokenizer, files, dtype, ignored, rename=lambda key: key.removeprefix("vae."))
-    _fill(model.transformer, llm_weight_files(llm, ema), dtype, [UNUSED_LLM])
+    _fill(model.transformer, checkpoint.llm.files, dtype, [UNUSED_LLM])
 
 
 def load_text_encoder(
-    folder: Path, dtype: torch.dtype = torch.float32, system_prompt: Sequence[int] = ()
+    network: Network, dtype: torch.dtype = torch.float32, system_prompt: Sequence[int] = ()
 ) -> TextEncoder:
     """Load a Qwen2 text model (the language part of a Qwen2-VL checkpoint works too).
 
@@ -108,106 +85,28 @@ def load_text_encoder(
         system_prompt: tokens that precede every prompt, see
             :meth:`hart_runtime.common.text_tokenizer.PromptTokenizer.system_prompt`.
     """
-    encoder = empty_text_encoder(folder)
-    _fill_text_encoder(encoder, folder, dtype)
+    encoder = empty_text_encoder(network)
+    _fill_text_encoder(encoder, network, dtype)
     if system_prompt:
         encoder.set_prefix(system_prompt)
     return encoder.eval()
 
 
-def empty_text_encoder(folder: Path) -> TextEncoder:
+def empty_text_encoder(network: Network) -> TextEncoder:
     """The text model as its configuration file describes it, on the meta device."""
+    file = network.config_file
     with torch.device("meta"):
-        return TextEncoder(read_text_config(folder))
+        return TextEncoder(text_config_from_dict(read_json(file), str(file)))
 
 
-def check_text_encoder(folder: Path) -> None:
+def check_text_encoder(network: Network) -> None:
     """As :func:`check_hart`."""
-    _fill_text_encoder(empty_text_encoder(folder), folder, None)
+    _fill_text_encoder(empty_text_encoder(network), network, None)
 
 
-def _fill_text_encoder(encoder: TextEncoder, folder: Path, dtype: torch.dtype | None) -> None:
+def _fill_text_encoder(encoder: TextEncoder, network: Network, dtype: torch.dtype | None) -> None:
     prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
-    files = weight_files(folder)
-    _fill(encoder, files, dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1))
-
-
-def read_text_config(folder: Path) -> TextEncoderConfig:
-    """The ``config.json`` of a text encoder, also where Qwen2-VL nests the text model's part.
-
-    Raises:
-        InputError: it is missing, or asks for what :class:`TextEncoder` does not compute.
-    """
-    source = folder / "config.json"
-    values = read_json(source)
-    values = {**values, **(values.get("text_config") or {})}
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # newer files, older files
-    found = {
-        "model_type": str(values.get("model_type", "qwen2")).removesuffix("_text"),
-        "hidden_act": values.get("hidden_act", "silu"),
-        "use_sliding_window": values.get("use_sliding_window") or False,
-        # Sections split positions between text, rows and columns; for text they are all equal.
-        "rope_type": "default"
-        if "mrope_section" in rope
-        else rope.get("rope_type", rope.get("type", "default")),
-    }
-    known = {
-        "model_type": ("qwen2", "qwen2_vl"),
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False,),
-        "rope_type": ("default",),
-    }
-    for name, value in found.items():
-        if value not in known[name]:
-            expected = " or ".join(map(repr, known[name]))
-            raise InputError(f"{source}: {name}: expected {expected}, found {value!r}")
-    theta = values.get("rope_theta", rope.get("rope_theta"))
-    if theta is None:
-        raise InputError(f"{source}: missing rope_theta")
-    return config_from_dict(TextEncoderConfig, {**values, "rope_theta": theta}, str(source))
-
-
-def find_folders(root: Path) -> tuple[Path, Path]:
-    """The ``llm`` and ``tokenizer`` folders of a checkpoint root (or of its ``llm`` folder)."""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such checkpoint folder")
-    llm = root / "llm" if (root / "llm").is_dir() else root
-    tokenizer = llm.absolute().parent / "tokenizer"  # a linked llm folder keeps its neighbours
-    for folder in (llm, tokenizer):
-        if not (folder / "config.json").is_file():
-            raise InputError(
-                f"{root}: not a HART checkpoint, expected {folder / 'config.json'} "
-                f"(layout: llm/ and tokenizer/ side by side)"
-            )
-    return llm, tokenizer
-
-
-def llm_weight_files(llm: Path, ema: bool) -> list[Path]:
-    """Weights of the transformer, averaged ones first if asked for and there."""
-    averaged = llm / "ema_model.bin"
-    return [averaged] if ema and averaged.is_file() else weight_files(llm)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's weights: one file or shards."""
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        index = folder / index_name
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise InputError(f"{index}: expected a weight_map that names the shards")
-            names = sorted({str(name) for name in weight_map.values()})
-            for name in names:
-                if Path(name).name != name or not (folder / name).is_file():
-                    raise InputError(f"{index}: names the shard {name!r}, which is not in {folder}")
-            return [folder / name for name in names]
-    if (folder / "pytorch_model.bin").is_file():
-        return [folder / "pytorch_model.bin"]
-    raise InputError(
-        f"{folder}: no weights, expected model.safetensors, a sharded index or pytorch_model.bin"
-    )
+    _fill(encoder, network.files, dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1))
 
 
 def save_model(model: nn.Module, folder: Path, prefix: str = "") -> None:
@@ -236,7 +135,7 @@ def matrix_parameters(module: nn.Module) -> set[str]:
 
 def _fill(
     model: nn.Module,
-    files: list[Path],
+    files: Sequence[Path],
     dtype: torch.dtype | None,
     ignored: Iterable[re.Pattern[str]],
     rename: Callable[[str], str] = str,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.noise import Noise
-from hart_runtime.common.schedule import SamplingSettings, cell_positions, residual_guidance, scale_steps
+from hart_runtime.common.schedule import cell_positions, residual_guidance, scale_steps
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.quantizer import shrink

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hart_runtime.common.schedule import cell_positions
+from hart_runtime.common.schedule import PUBLISHED_TOP_K, cell_positions
 from hart_runtime.hart.quantizer import HybridQuantizer, shrink
 from hart_runtime.hart.rope import context_angles, image_angles
 from hart_runtime.hart.sampling import draw, truncate
@@ -120,7 +120,7 @@ def transformer_loss(
     chosen = torch.randperm(last, generator=generator)[:count].to(logits.device)
     hidden, logits = hidden[:, -last:][:, chosen], logits[:, -last:][:, chosen]
     with torch.no_grad():  # the residual must mend the codes that sampling draws
-        kept = truncate(logits, min(600, logits.shape[-1]), 0.96)
+        kept = truncate(logits, min(PUBLISHED_TOP_K, logits.shape[-1]), 0.96)
         uniform = torch.rand(kept.shape[:2], generator=generator).to(kept.device)
         codes = quantizer.embedding(draw(kept, uniform))
     z = transformer.residual_condition(hidden, codes)

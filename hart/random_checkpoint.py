@@ -26,9 +26,10 @@ from hart_runtime.common.config import (
     config_to_dict,
     read_json,
 )
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.console import command
+from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.files import whole_folder
+from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Config = TransformerConfig | TokenizerConfig | TextEncoderConfig
 
 SHAPES = Path(__file__).parent / "shapes"
-DTYPES = ("fp32", "fp16")
+DTYPES = (FP32, FP16)
 SHARD_BYTES = 1 << 29
 """Tensors are made and written in shards of about this size, so a large model fits in memory."""
 SAMPLING_NAMES = {"cfg": "guidance", "top_p": "top_p", "more_smooth": "smooth"}
@@ -65,7 +66,7 @@ def read_shape(name: str) -> ModelShape:
     file = packaged.get(name, Path(name))
     if not file.is_file():
         raise InputError(
-            f"--shape {name}: expected {' or '.join(sorted(packaged))}, or a file; found neither"
+            f"{parameter('shape', name)}: expected {' or '.join(sorted(packaged))}, or a file; found neither"
         )
     values = read_json(file)
     for part in ("llm", "tokenizer"):
@@ -107,7 +108,7 @@ TEXT_ENCODERS = ("small", "qwen2-1.5b")
 def write_random_checkpoint(
     shape: ModelShape,
     output: Path,
-    dtype: str = "fp32",
+    dtype: str = FP32,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda *_: None,
     text_encoder: str = "small",
@@ -131,20 +132,22 @@ def write_random_checkpoint(
     import torch
     from tokenizers import Tokenizer
 
-    from hart_runtime.hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER
+    from hart_runtime.common.checkpoint import SAMPLING_FILE, TEXT_ENCODER
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
     from hart_runtime.hart.published import llm_buffers, tokenizer_extras
     from hart_runtime.hart.text_encoder import TextEncoder
     from hart_runtime.hart.tokenizer import ImageTokenizer
     from hart_runtime.hart.transformer import ScaleTransformer
 
-    vocabulary = Tokenizer.from_file(str(DEMO_CHECKPOINT / TEXT_ENCODER_FOLDER / "tokenizer.json"))
+    one_of("dtype", dtype, DTYPES)
+    one_of("text_encoder", text_encoder, TEXT_ENCODERS)
+    vocabulary = Tokenizer.from_file(str(DEMO_CHECKPOINT / TEXT_ENCODER / "tokenizer.json"))
     text = QWEN2_1_5B
     if text_encoder == "small":
         text = small_text_encoder(shape.llm.context_dim, vocabulary.get_vocab_size())
     if text.hidden_size != shape.llm.context_dim:
         raise InputError(
-            f"--text-encoder {text_encoder}: its features are {text.hidden_size} wide, "
+            f"{parameter('text_encoder', text_encoder)}: its features are {text.hidden_size} wide, "
             f"this shape's transformer expects {shape.llm.context_dim}"
         )
     with torch.device("meta"):
@@ -152,7 +155,7 @@ def write_random_checkpoint(
         parts: dict[str, tuple[Config, nn.Module, str]] = {
             "llm": (shape.llm, ScaleTransformer(shape.llm, vocab_size, channels), ""),
             "tokenizer": (shape.tokenizer, ImageTokenizer(shape.tokenizer), "vae."),
-            TEXT_ENCODER_FOLDER: (text, TextEncoder(text), "model."),
+            TEXT_ENCODER: (text, TextEncoder(text), "model."),
         }
     extras: dict[str, Makers] = {}
     if published:
@@ -177,7 +180,7 @@ def write_random_checkpoint(
             _write_json(folder / name / "config.json", config_to_dict(config))
         if published:
             _write_pickle(makers["llm"], folder / "llm" / "ema_model.bin", made)
-        vocabulary.save(str(folder / TEXT_ENCODER_FOLDER / "tokenizer.json"))
+        vocabulary.save(str(folder / TEXT_ENCODER / "tokenizer.json"))
         _write_json(folder / SAMPLING_FILE, shape.sampling)
     return sum(p.numel() for _, model, _ in parts.values() for p in model.parameters())
 
@@ -186,7 +189,7 @@ def _makers(model: nn.Module, prefix: str, dtype: str, generator: torch.Generato
     """What makes each weight of a model; another call makes other numbers."""
     import torch
 
-    stored = {"fp32": torch.float32, "fp16": torch.float16}[dtype]
+    stored = getattr(torch, PRECISIONS[dtype].traced)
 
     def maker(name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
         return lambda: random_weight(name, shape, generator).to(stored)
@@ -255,7 +258,7 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command()
 @click.option(
     "--shape",
     required=True,
@@ -263,13 +266,12 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     help=f"Shape file, or one of {', '.join(sorted(file.stem for file in SHAPES.glob('*.json')))}.",
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to make.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default=FP32, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--text-encoder", type=click.Choice(TEXT_ENCODERS), default="small", show_default=True)
 @click.option(
     "--published", is_flag=True, help="Write all that published files hold: ema_model.bin, unused buffers."
 )
-@ends_with_a_sentence
 def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, published: bool) -> None:
     """Make a checkpoint of random numbers in the published layout."""
     from rich.console import Console

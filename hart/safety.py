@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.install import require
 
 GUIDELINE = (
     '"No Harmful Pictures": A prompt must not ask for a picture that encourages violence, self-harm or '
@@ -40,27 +41,25 @@ def refuse_unsafe(prompts: Sequence[str], source: str) -> None:
     if found:
         listed = ", ".join(f"prompt {number} ({score:.2f})" for number, score in found.items())
         raise InputError(
-            f"{listed} refused by --safety-model {source}: the probability that it breaks the guideline "
-            f"may be {THRESHOLD} at most; change what is asked for"
+            f"{listed} refused by {parameter('safety_model', source)}: the probability that it breaks the "
+            f"guideline may be {THRESHOLD} at most; change what is asked for"
         )
 
 
 def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
     """The probability of Yes against No for each prompt; raises as :func:`refuse_unsafe`."""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"--safety-model needs {error.name}; install it with: pip install 'hart-runtime[safety]'"
-        ) from None
+    require("`safety_model`", "safety", "torch", "transformers")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    named = parameter("safety_model", source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--safety-model {source}: cannot be loaded ({reason})") from None
+        raise InputError(f"{named}: cannot be loaded ({reason})") from None
     answers = _answers(tokenizer, source)
     model = model.to(device).eval()
     scores = []
@@ -72,7 +71,7 @@ def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
             logits = model(**inputs.to(device)).logits[0, -1, answers].float()
         score = float(logits.softmax(-1)[0])
         if not math.isfinite(score):
-            raise RunError(f"--safety-model {source}: answered prompt {number} with NaN, nothing was drawn")
+            raise RunError(f"{named}: answered prompt {number} with NaN, nothing was drawn")
         scores.append(score)
     return scores
 
@@ -89,5 +88,5 @@ def _answers(tokenizer: Any, source: str) -> list[int]:
     asked = template and tokenizer.apply_chat_template(_chat("x"), guideline=GUIDELINE, tokenize=False)
     if missing or not asked or GUIDELINE not in asked:
         lacks = f"token {missing[0]}" if missing else "chat template that takes a guideline"
-        raise InputError(f"--safety-model {source}: expected a ShieldGemma, found no {lacks}")
+        raise InputError(f"{parameter('safety_model', source)}: expected a ShieldGemma, found no {lacks}")
     return [vocabulary[answer] for answer in ANSWERS]

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hart_runtime.common.checkpoint import AVERAGED
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.files import sha256_of
+from hart_runtime.common.precisions import PRECISIONS, Precision
+from hart_runtime.common.settings import SamplingSettings, settings_of
+from hart_runtime.runtime.find import MANIFEST, find_bundle
 
 SCHEMA_VERSION = 2
-MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 TEXT_TOKENIZER = "tokenizer.json"
 TEXT_ENCODER = "text_encoder"
@@ -29,11 +32,9 @@ UNCONDITIONAL_APPEND = "unconditional_append"
 """Puts the constant unconditional half beside what the transformer made of the text."""
 APPEND_FORMS = {TRANSFORMER: APPEND, UNCONDITIONAL: UNCONDITIONAL_APPEND}
 """Graphs that touch the cache, and their forms for one that only grows at its end."""
-INT8 = "int8"
-"""Precision of bundles whose large products run in 8-bit integers, which only the CPU does."""
 INT8_GRAPHS = frozenset({"transformer", "sample", "residual_condition", "residual_step"})
-"""Their graphs with such products. Text encoder and decoder stay in float32: one is known for outliers,
-the other is made of convolutions."""
+"""Graphs of int8 bundles with products in 8-bit integers. Text encoder and decoder stay in float32:
+one is known for outliers, the other is made of convolutions."""
 DEQUANTIZED = "_dequantized"
 """Ends the names of their second form: the same 8-bit weights, made floating point by a standard
 operator before they are multiplied, for backends with 8-bit products of their own."""
@@ -107,7 +108,7 @@ class Manifest:
 
     name: str
     precision: str
-    """Type of the matrix products: fp32, fp16 or int8."""
+    """Name of the type of the matrix products, see :mod:`hart_runtime.common.precisions`."""
     max_batch: int
     model: ModelSpec
     sampling: SamplingSettings
@@ -118,6 +119,16 @@ class Manifest:
     tools: dict[str, str]
     """Versions of what wrote the bundle."""
     schema: int = SCHEMA_VERSION
+
+    @property
+    def kind(self) -> Precision:
+        """What follows from the precision."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it was exported from averaged weights (EMA)."""
+        return AVERAGED in self.checkpoint["weights"]["llm"]
 
     @property
     def loop_graphs(self) -> dict[str, GraphSpec]:
@@ -174,16 +185,18 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(place: Path) -> Bundle:
     """Read the manifest and verify every file against it.
 
+    Args:
+        place: as :func:`hart_runtime.runtime.find.find_bundle` takes it.
+
     Raises:
-        InputError: no bundle there, another schema, a manifest that cannot be used, a path
+        InputError: no bundle there, or several, another schema, a manifest that cannot be used, a path
             outside the bundle, or a missing, truncated or changed file.
     """
+    folder = find_bundle(place)
     file = folder / MANIFEST
-    if not file.is_file():
-        raise InputError(f"{folder}: no bundle here, expected {file}; make one with hart-export")
     try:
         raw = file.read_bytes()
         values = json.loads(raw)
@@ -243,14 +256,6 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileSpec]:
     return {name: FileSpec(sha256_of(folder / name), (folder / name).stat().st_size) for name in names}
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _parse(values: dict[str, Any]) -> Manifest:
     def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in rows)
@@ -262,12 +267,14 @@ def _parse(values: dict[str, Any]) -> Manifest:
     if missing := sorted(set(GRAPHS) - set(graphs)):
         raise ValueError(f"graphs {', '.join(missing)} missing")
     model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
+    if values["precision"] not in PRECISIONS:
+        raise ValueError(f"precision {values['precision']!r}, expected {' or '.join(PRECISIONS)}")
     return Manifest(
         name=str(values["name"]),
         precision=str(values["precision"]),
         max_batch=int(values["max_batch"]),
         model=ModelSpec(**model),
-        sampling=SamplingSettings(**values["sampling"]),
+        sampling=settings_of(values["sampling"], "sampling"),
         graphs=graphs,
         files={k: FileSpec(str(v["sha256"]), int(v["size"])) for k, v in values["files"].items()},
         checkpoint=dict(values["checkpoint"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.choices import BACKENDS
+from hart_runtime.common.console import command, sampling_options
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.runtime.options import PATH, backend_option, bundle_option, device_option, threads_option
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -23,24 +24,25 @@ if TYPE_CHECKING:
     from hart_runtime.runtime.pipeline import Pipeline, Result
     from hart_runtime.runtime.png import Origin
 
+log = logging.getLogger(__name__)
 
-PATH = click.Path(path_type=Path)
-BUNDLE = "[default: the bundle's]"
+HOW_IT_RUNS = frozenset(
+    [
+        *("bundle", "device", "backend", "strict", "threads", "batch"),
+        *("from_image", "output", "as_json", "safety_model"),
+    ]
+)
+"""What may stand beside ``--from-image``: whatever else there is decides the picture, and is refused."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command()
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
-@click.option("--engine", required=True, type=PATH, help="Bundle folder made by hart-export.")
+@bundle_option
 @click.option("--prompts-file", type=PATH, help="Text file with one prompt a line.")
 @click.option("--from-image", type=PATH, help="Draw a picture of hart-run again, from what it carries.")
 @click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--guidance", type=float, help=f"Classifier-free guidance weight. {BUNDLE}")
-@click.option("--top-k", type=int, help=f"Codes kept per token. {BUNDLE}")
-@click.option("--top-p", type=float, help=f"Probability mass kept per token; 0 keeps all. {BUNDLE}")
-@click.option("--smooth/--no-smooth", default=None, help=f"Mix codes instead of drawing one. {BUNDLE}")
-@click.option("--residual/--no-residual", default=None, help=f"Add the continuous residual. {BUNDLE}")
-@click.option("--steps", help=f"Denoising steps of the residual. {BUNDLE}")
+@sampling_options
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
 @click.option(
     "--output",
@@ -49,14 +51,8 @@ BUNDLE = "[default: the bundle's]"
     show_default=True,
     help="PNG file; several pictures are numbered: out-0.png, out-1.png, ...",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    default="auto",
-    show_default=True,
-    help="auto: the bundle's engines where they run, else ONNX Runtime.",
-)
+@device_option
+@backend_option
 @click.option(
     "--strict", is_flag=True, help="Refuse graphs of which ONNX Runtime CUDA leaves work to the CPU."
 )
@@ -65,12 +61,11 @@ BUNDLE = "[default: the bundle's]"
     metavar="PATH|ID",
     help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@ends_with_a_sentence
 def main(
     prompts: tuple[str, ...],
-    engine: Path,
+    bundle: Path,
     prompts_file: Path | None,
     from_image: Path | None,
     output: Path,
@@ -82,35 +77,35 @@ def main(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw each PROMPT with the bundle in ENGINE."""
+    """Draw each PROMPT with the bundle in BUNDLE."""
     import time
 
     start = time.perf_counter()
-    from hart_runtime.runtime.backend import open_backend
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size, checked_settings
     from hart_runtime.runtime.png import Origin, check_writable, read_origin, save_png
+    from hart_runtime.runtime.registry import open_backend
+    from hart_runtime.runtime.stages import LOAD
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    _hint_at_quotes(prompts)
     origin = read_origin(from_image) if from_image else None
     if origin is not None:
-        if texts:
-            raise InputError("--from-image brings its own prompt, found another one beside it")
+        _refuse_beside_an_image()
         texts = [origin.prompt]
-        _refuse_overrides()
         options |= {"seed": origin.seed, **asdict(origin.settings)}
     if not texts:
-        raise InputError("no prompt: give one as an argument, or --prompts-file, or --from-image")
+        raise InputError("no prompt: give one as an argument, or `prompts_file`, or `from_image`")
     check_writable(output)
     with _status("verifying the bundle"):
-        bundle = open_bundle(engine)
-    manifest = bundle.manifest
+        opened = open_bundle(bundle)
+    manifest = opened.manifest
     checked_settings(manifest, texts, **options)
     paths = _paths(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)
     if origin is not None:
-        _refuse_other_bundle(origin, bundle, from_image)
+        _refuse_other_bundle(origin, opened, from_image)
     if safety_model is not None:
         _screen(texts, safety_model)
     seconds: dict[str, float] = {}
@@ -121,20 +116,20 @@ def main(
         now = time.perf_counter()
         add_seconds(seconds, {stage: now - last})
         last = now
-        status.update("encoding the prompts" if stage == "load" else "loading")
+        status.update("encoding the prompts" if stage == LOAD else "loading")
 
     def open_part(part: Bundle) -> Backend:
         return open_backend(part, device, threads, backend, strict)
 
     with _status("loading") as status:
         pipeline = Pipeline.for_prompts(
-            bundle, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
+            opened, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
         )
     saved: list[tuple[Path, Origin]] = []
     try:
         for result in _with_progress(pipeline, texts, options, len(paths)):
             for image, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
-                drawn = Origin(prompt, number, result.settings, manifest.name, bundle.identity)
+                drawn = Origin(prompt, number, result.settings, manifest.name, opened.identity)
                 save_png(image, paths[len(saved)], drawn)
                 saved.append((paths[len(saved)], drawn))
             add_seconds(seconds, result.seconds)
@@ -197,10 +192,10 @@ def read_prompts(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompts-file {file}: cannot be read ({error})") from None
+        raise InputError(f"{parameter('prompts_file', file)}: cannot be read ({error})") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise InputError(f"--prompts-file {file}: holds no prompt")
+        raise InputError(f"{parameter('prompts_file', file)}: holds no prompt")
     return prompts
 
 
@@ -210,16 +205,25 @@ def _paths(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
 
 
-def _refuse_overrides() -> None:
+def _hint_at_quotes(prompts: tuple[str, ...]) -> None:
+    if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
+        words = ", ".join(map(repr, prompts))
+        log.warning("each word is a prompt of its own (%s); a prompt of several words needs quotes", words)
+
+
+def _refuse_beside_an_image() -> None:
+    """A picture brings all that decided it: nothing that is given beside it can be kept."""
     context = click.get_current_context()
-    fixed = ("seed", "guidance", "top_k", "top_p", "smooth", "residual", "steps", "num_images")
     given = [
-        f"--{name.replace('_', '-')}"
-        for name in fixed
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        "a prompt" if name == "prompts" else f"`{name}`"
+        for name in context.params
+        if name not in HOW_IT_RUNS
+        and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     ]
     if given:
-        raise InputError(f"--from-image brings its own settings, found {', '.join(given)} beside it")
+        raise InputError(
+            f"`from_image` brings its own prompt, seed and settings, found {', '.join(given)} beside it"
+        )
 
 
 def _refuse_other_bundle(origin: Origin, bundle: Bundle, image: Path | None) -> None:
@@ -249,12 +253,7 @@ def _summary(
 
 def _table(seconds: dict[str, float], total: float) -> None:
     """Time per stage; the parts of the scales and of the residual are summed."""
-    groups: dict[str, float] = {}
-    for stage, value in seconds.items():
-        name = "residual" if stage.startswith("residual") else stage
-        if stage.startswith("scale"):
-            name = stage.split()[1]
-        groups[name] = groups.get(name, 0.0) + value
-    for name, value in groups.items():
+    from hart_runtime.runtime.stages import summed
+
+    for name, value in {**summed(seconds), "total": total}.items():
         click.echo(f"  {name:<14}{value * 1000:9.1f} ms")
-    click.echo(f"  {'total':<14}{total * 1000:9.1f} ms")

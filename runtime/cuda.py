@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.install import install
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.planned import Binding, Executor, PlannedBackend
 
@@ -24,7 +25,7 @@ def cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise InputError(
-            f"cuda-python cannot be loaded ({error}); install it with: pip install cuda-bindings"
+            f"cuda-python cannot be loaded ({error}); install it with: {install('cuda')}"
         ) from None
     return runtime
 
@@ -66,8 +67,8 @@ class CudaMemory:
         capability = compute_capability()
         if capability is None:
             raise InputError(
-                "--device cuda: found no CUDA GPU (or no driver for it); "
-                "use --backend onnxruntime --device cpu"
+                "`device='cuda'`: found no CUDA GPU (or no driver for it); "
+                "use `backend='onnxruntime'` `device='cpu'`"
             )
         self.capability = capability
         self._stream = check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))

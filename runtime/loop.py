@@ -1,7 +1,7 @@
 """The loop over scales and denoising steps, the same for every backend.
 
-The host only schedules and supplies random numbers. It mirrors :func:`hart_runtime.hart.generate.generate`,
-whose docstring explains the trajectory.
+The host only schedules and supplies random numbers. :func:`hart_runtime.hart.generate.generate` is
+the same loop over the reference model.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import RunError
 from hart_runtime.common.noise import Noise
 from hart_runtime.common.schedule import (
-    SamplingSettings,
     ScaleStep,
     downsample_matrix,
     residual_guidance,
     scale_steps,
     upsample_matrix,
 )
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.backend import Backend, Tensor
 from hart_runtime.runtime.bundle import PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
 
@@ -82,7 +83,7 @@ def draw(
     to_check: list[tuple[str, Tensor]] = []
 
     context = backend.run("context", {"features": features, "mask": mask})
-    clock.lap("context")
+    clock.lap(stages.CONTEXT)
     x, angles = context["x"], context["angles"]
     modulated = graphs[TRANSFORMER].reads("block_condition")
     condition = {"block_condition": context["text_condition"]} if modulated else {}
@@ -114,7 +115,7 @@ def draw(
         hidden = outputs.pop("hidden")
         cache = {PAST + key: value for key, value in outputs.items()}
         record(f"{name}.hidden", hidden)
-        clock.lap(f"{name} transformer")
+        clock.lap(stages.transformer_stage(step.index))
         sampled = backend.run(
             "sample",
             {
@@ -155,7 +156,7 @@ def draw(
             f_hat, x, angles = advanced["f_hat_out"], advanced["x"], advanced["angles"]
             record(f"{name}.f_hat", f_hat)
             to_check.append((f"scale {step.index}", f_hat))
-        clock.lap(f"{name} sampling")
+        clock.lap(stages.sampling_stage(step.index))
         watch(Advance("scale", step.index, len(steps), preview))
         clock.restart()
 
@@ -180,14 +181,14 @@ def draw(
                     "noise": noise.residual_step(run, size * size, channels),
                 },
             )["x_out"]
-            to_check.append((f"residual step {run}", residual))
-            clock.lap(f"residual step {run}")
+            to_check.append((stages.residual_stage(run), residual))
+            clock.lap(stages.residual_stage(run))
             watch(Advance("residual", run, len(schedule), preview))
             clock.restart()
     f_hat = finished(residual)
     record("final.f_hat", f_hat)
     images = decode(f_hat)
-    clock.lap("decoder")
+    clock.lap(stages.DECODER)
     _refuse_broken(backend, to_check, images)
     watch(Advance("decoder", 0, 1, lambda: images))
     return Drawing(images, clock.seconds)

@@ -8,8 +8,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.install import install
+from hart_runtime.common.precisions import INT8
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import INT8, WEIGHTS, Bundle
+from hart_runtime.runtime.bundle import WEIGHTS, Bundle
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.host import HostMemory, array_at
 from hart_runtime.runtime.planned import Binding, PlannedBackend
@@ -32,8 +34,8 @@ def openvino() -> Any:
         import openvino
     except ImportError as error:
         raise InputError(
-            f"--backend openvino: OpenVINO cannot be loaded ({error}); "
-            "install it with: pip install 'hart-runtime[openvino]'"
+            f"`backend='openvino'`: OpenVINO cannot be loaded ({error}); "
+            f"install it with: {install('openvino')}"
         ) from None
     return openvino
 
@@ -70,7 +72,7 @@ class OpenVinoExecutor(HostMemory):
             except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
                 raise InputError(
                     f"{path}: OpenVINO {self._ov.__version__} cannot load this graph "
-                    f"({first_line(error)}); use --backend onnxruntime"
+                    f"({first_line(error)}); use `backend='onnxruntime'`"
                 ) from None
             self._requests[name] = compiled.create_infer_request()
 

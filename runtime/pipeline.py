@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, in_range, known_names, parameter
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings, check_ranges
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.runtime.backend import Backend, open_backend
+from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
 from hart_runtime.runtime.loop import Advance, Array, draw
+from hart_runtime.runtime.registry import open_backend
+from hart_runtime.runtime.stages import LOAD, TEXT_ENCODER
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -32,17 +33,6 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
 MOST_ENCODED = 64
 """Prompts whose features, 2 MB each in a published model, are worth holding to close its text encoder."""
-
-
-class Overrides(TypedDict, total=False):
-    """Sampling settings of one call, see :class:`hart_runtime.common.schedule.SamplingSettings`."""
-
-    guidance: float | None
-    top_k: int | None
-    top_p: float | None
-    smooth: bool | None
-    residual: bool | None
-    steps: int | str | None
 
 
 class Options(Overrides, total=False):
@@ -128,7 +118,15 @@ class Pipeline:
         backend: str = "auto",
         strict: bool = False,
     ) -> Pipeline:
-        """Verify and open a bundle folder; see :func:`hart_runtime.runtime.backend.open_backend`."""
+        """Verify and open a bundle.
+
+        Args:
+            bundle: its folder, its manifest, or a folder that holds one bundle.
+            device, threads, backend, strict: see :func:`hart_runtime.runtime.registry.open_backend`.
+
+        Raises:
+            InputError: no bundle there, a damaged one, or nothing that runs it; in one sentence.
+        """
         opened = open_bundle(Path(bundle))
         return cls(opened, open_backend(opened, device, threads, backend, strict), threads)
 
@@ -150,8 +148,8 @@ class Pipeline:
 
         Args:
             batch: prompts encoded at once.
-            open_part: :func:`hart_runtime.runtime.backend.open_backend`, with all options but the bundle.
-            lap: called after "load" (twice) and "text encoder".
+            open_part: :func:`hart_runtime.runtime.registry.open_backend`, with all options but the bundle.
+            lap: called after the stages "load" (twice) and "text encoder".
 
         Raises:
             InputError: the bundle has no text encoder, or ``open_part`` does.
@@ -161,16 +159,16 @@ class Pipeline:
         texts = list(dict.fromkeys(prompts))
         if len(texts) > MOST_ENCODED:
             pipeline = cls(bundle, open_part(bundle), threads)
-            lap("load")
+            lap(LOAD)
             return pipeline
         text, rest = bundle.parts()
         pipeline = cls(bundle, open_part(text), threads)
-        lap("load")
+        lap(LOAD)
         pipeline.encoded = pipeline._encode_all(texts, batch)
-        lap("text encoder")
+        lap(TEXT_ENCODER)
         del pipeline.backend  # and with it everything that was opened for it
         pipeline.backend = open_part(rest)
-        lap("load")
+        lap(LOAD)
         return pipeline
 
     def _encode_all(self, prompts: Sequence[str], batch: int) -> dict[str, Features]:
@@ -183,9 +181,11 @@ class Pipeline:
             encoded |= zip(part, zip(self.backend.to_host(features), mask, strict=True), strict=True)
         return encoded
 
-    def __call__(self, prompts: str | Sequence[str], seed: int = 0, **options: object) -> list[Image.Image]:
-        """PIL images, ``num_images`` per prompt; options are those of :meth:`generate`."""
-        return self.generate(prompts, seed=seed, **options).images  # type: ignore[arg-type]
+    def __call__(
+        self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]
+    ) -> list[Image.Image]:
+        """PIL images, ``num_images`` per prompt; options as for :meth:`batches`."""
+        return self.generate(prompts, seed=seed, **options).images
 
     def generate(self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]) -> Result:
         """Draw every prompt ``num_images`` times and return all pictures; options as for :meth:`batches`."""
@@ -226,12 +226,82 @@ class Pipeline:
             InputError: a value is out of range.
             RunError: the run produced no usable picture.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = _texts(prompts)
         settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
         if self.encoded is None:
             self._tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch_size(self.bundle.manifest, len(jobs), batch)
+        told = self._teller(callback, previews, watch)
+        for start in range(0, len(jobs), size):
+            part = jobs[start : start + size]
+            words, seeds = [text for text, _ in part], [s for _, s in part]
+            began = time.perf_counter()
+            features, mask = self.encode(words)
+            seconds = {} if self.encoded is not None else {TEXT_ENCODER: time.perf_counter() - began}
+            try:
+                drawn = self._draw(features, mask, words, seeds, settings, told)
+            except RunError as error:
+                numbers = f"{start + 1} to {start + len(part)} of {len(jobs)}"
+                raise RunError(f"{error}; it was drawing pictures {numbers}") from None
+            yield replace(drawn, seconds=seconds | drawn.seconds)
+
+    def from_features(
+        self,
+        features: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+        seed: int = 0,
+        callback: Callable[[Scale], None] | None = None,
+        previews: bool = False,
+        watch: Callable[[Advance], None] = lambda _: None,
+        **overrides: Unpack[Overrides],
+    ) -> Result:
+        """Draw a picture per row of text features, which may come from elsewhere than the bundle.
+
+        Args:
+            features: (B, T, D), float32, as the text encoder gives them for T padded tokens.
+            mask: (B, T), True where a token is not padding.
+            seed: of the first picture; the next has ``seed + 1``.
+            callback, previews, watch, overrides: as for :meth:`batches`.
+
+        Raises:
+            InputError: another shape than the bundle's, a value out of range, or not finite.
+            RunError: the run produced no usable picture.
+        """
+        manifest = self.bundle.manifest
+        row = (manifest.model.context_token, manifest.model.context_dim)
+        features, mask = np.asarray(features, np.float32), np.asarray(mask, np.bool_)
+        if features.shape[1:] != row or mask.shape != features.shape[:2]:
+            raise InputError(
+                f"`features`: expected (B, {row[0]}, {row[1]}) and a mask (B, {row[0]}), "
+                f"found {features.shape} and {mask.shape}"
+            )
+        in_range("features", len(features), 1, manifest.max_batch, " rows (the bundle's maximum)")
+        if not np.isfinite(features).all():
+            raise InputError("`features`: hold NaN or infinity")
+        seeds = [seed + i for i in range(len(features))]
+        words = [""] * len(features)
+        settings = checked_settings(manifest, None, seed, **overrides)
+        return self._draw(features, mask, words, seeds, settings, self._teller(callback, previews, watch))
+
+    def _draw(
+        self,
+        features: object,
+        mask: NDArray[np.bool_],
+        words: list[str],
+        seeds: list[int],
+        settings: SamplingSettings,
+        told: Callable[[Advance], None],
+    ) -> Result:
+        """One batch."""
+        noise = SeededNoise(seeds, self.threads)
+        drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
+        return Result(to_images(drawing.images), words, seeds, settings, drawing.seconds)
+
+    def _teller(
+        self, callback: Callable[[Scale], None] | None, previews: bool, watch: Callable[[Advance], None]
+    ) -> Callable[[Advance], None]:
+        """Tells both of what is done, the callback in its own words."""
         patch_nums = self.bundle.manifest.model.patch_nums
 
         def told(advance: Advance) -> None:
@@ -241,19 +311,7 @@ class Pipeline:
                 index = advance.index
                 callback(Scale(index, advance.total, patch_nums[index], pictures))
 
-        for start in range(0, len(jobs), size):
-            part = jobs[start : start + size]
-            words, seeds = [text for text, _ in part], [s for _, s in part]
-            began = time.perf_counter()
-            features, mask = self.encode(words)
-            seconds = {} if self.encoded is not None else {"text encoder": time.perf_counter() - began}
-            noise = SeededNoise(seeds, self.threads)
-            try:
-                drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
-            except RunError as error:
-                numbers = f"{start + 1} to {start + len(part)} of {len(jobs)}"
-                raise RunError(f"{error}; it was drawing pictures {numbers}") from None
-            yield Result(to_images(drawing.images), words, seeds, settings, seconds | drawing.seconds)
+        return told
 
     def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
         """Text features (B, T, D), on the device or as they were encoded before, and their mask (B, T)."""
@@ -284,37 +342,53 @@ class Pipeline:
 
 def checked_settings(
     manifest: Manifest,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None,
     seed: int = 0,
     num_images: int = 1,
     batch: int | None = None,
     **overrides: Unpack[Overrides],
 ) -> SamplingSettings:
-    """Refuse values out of range, naming the option, before anything runs.
+    """Refuse names that there are not and values out of range before anything runs.
 
     Returns the settings that :meth:`Pipeline.generate` uses for these arguments.
+
+    Args:
+        prompts: None where pictures are drawn from text features.
+
+    Raises:
+        InputError: names the parameter, what was expected and what was found.
     """
-    chosen: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
-    if "steps" in chosen:
-        chosen["steps"] = str(chosen["steps"])
-    settings = replace(manifest.sampling, **chosen)
+    known_names("options of a call", overrides, (*Options.__annotations__, "seed", *LIMITS))
+    settings = replace(manifest.sampling, **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    if prompts is not None:
+        _check_prompts(prompts)
+    check_ranges(settings, manifest.model)
+    in_range("seed", seed, 0, MAX_SEED)
+    in_range("num_images", num_images, 1, MAX_IMAGES)
+    if batch is not None:
+        in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
+    diffusion_schedule(settings.steps)
+    return settings
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
     if not prompts:
         raise InputError("no prompt was given")
     for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {number}: expected text, found {prompt!r}")
         if not prompt.strip():
             raise InputError(f"prompt {number} is empty")
         if not prompt.isprintable() and "\udc00" <= max(prompt) <= "\udfff":
             raise InputError(f"prompt {number} is not valid UTF-8")
-    _in_range("--guidance", settings.guidance, 0, 1000)
-    if settings.top_k is not None:
-        _in_range("--top-k", settings.top_k, 1, manifest.model.vocab_size)
-    _in_range("--top-p", settings.top_p, 0, 1)
-    _in_range("--seed", seed, 0, MAX_SEED)
-    _in_range("--num-images", num_images, 1, MAX_IMAGES)
-    if batch is not None:
-        _in_range("--batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
-    diffusion_schedule(settings.steps)
-    return settings
+
+
+def _texts(prompts: str | Sequence[str]) -> list[str]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise InputError(f"{parameter('prompts', prompts)}: expected a text or a list of texts")
+    return list(prompts)
 
 
 def batch_size(manifest: Manifest, pictures: int, asked: int | None) -> int:
@@ -330,10 +404,6 @@ def to_images(pixels: Array) -> list[Image.Image]:
 
 def _no_text_encoder(bundle: Bundle) -> InputError:
     return InputError(
-        f"{bundle.folder}: this bundle has no text encoder; export it again with --text-encoder"
+        f"{bundle.folder}: this bundle has no text encoder; export it again with one (`text_encoder`), "
+        "or draw from text features with Pipeline.from_features"
     )
-
-
-def _in_range(option: str, value: float, low: float, high: float, note: str = "") -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InputError(f"{option}: expected {low} to {high}{note}, found {value}")

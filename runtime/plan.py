@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend, Value
 from hart_runtime.runtime.bundle import NEW, PAST, Manifest
 from hart_runtime.runtime.loop import draw

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend, Value
 from hart_runtime.runtime.bundle import NEW, PAST, TEXT, Bundle, TensorSpec
 from hart_runtime.runtime.plan import Call, Plan, View, make_plan, split_view

@@ -6,14 +6,14 @@ import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hart_runtime.common.errors import InputError
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.settings import SamplingSettings, settings_of
+from hart_runtime.common.version import __version__
 
 KEY = "hart"
 
@@ -34,7 +34,7 @@ class Origin:
 def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
     """Write under a temporary name and rename, so that no half picture is ever there."""
     info = PngInfo()
-    record = {**asdict(origin), "version": _version()}
+    record = {**asdict(origin), "version": __version__}
     info.add_itxt(KEY, json.dumps(record, ensure_ascii=False))
     info.add_itxt("Description", origin.prompt)
     check_writable(path)
@@ -46,7 +46,9 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
-        raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from None
+        raise InputError(
+            f"{parameter('output', path)}: cannot be written ({error.strerror or error})"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -54,16 +56,18 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
 def check_writable(path: Path) -> None:
     """Refuse an output that cannot be written, before the work is done."""
     if path.suffix.lower() != ".png":
-        raise InputError(f"--output {path}: expected a file ending in .png")
+        raise InputError(f"{parameter('output', path)}: expected a file ending in .png")
     try:
         if path.is_dir():
-            raise InputError(f"--output {path}: expected a file, found a folder")
+            raise InputError(f"{parameter('output', path)}: expected a file, found a folder")
         if not path.parent.is_dir():
-            raise InputError(f"--output {path}: the folder {path.parent} does not exist")
+            raise InputError(f"{parameter('output', path)}: the folder {path.parent} does not exist")
         with tempfile.TemporaryFile(prefix=".hart-", dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(f"--output {path}: cannot be written ({error.strerror or error})") from None
+        raise InputError(
+            f"{parameter('output', path)}: cannot be written ({error.strerror or error})"
+        ) from None
 
 
 def read_origin(path: Path) -> Origin:
@@ -81,7 +85,7 @@ def read_origin(path: Path) -> Origin:
         return Origin(
             prompt=str(record["prompt"]),
             seed=int(record["seed"]),
-            settings=SamplingSettings(**record["settings"]),
+            settings=settings_of(record["settings"], "settings"),
             bundle=str(record["bundle"]),
             identity=str(record["identity"]),
         )
@@ -89,8 +93,5 @@ def read_origin(path: Path) -> Origin:
         raise InputError(f"{path}: its prompt and seed are damaged ({error})") from None
 
 
-def _version() -> str:
-    try:
-        return version("hart-runtime")
-    except PackageNotFoundError:
-        return "uninstalled"
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{parameter('output', path)}: cannot be written ({error.strerror or error})")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.install import install, installed, pip
 from hart_runtime.runtime.bundle import WEIGHTS, Bundle, GraphSpec
 from hart_runtime.runtime.external_data import refuse_outside
 
@@ -28,6 +30,53 @@ SHAPE_OPERATORS = frozenset(
 RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
 
 
+BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+"""Distributions of ONNX Runtime: all write the same folder, so that of two the last one installed wins."""
+
+
+def onnxruntime() -> Any:
+    """The library; if several of its distributions are installed, which one won is logged.
+
+    Raises:
+        InputError: it is not installed, or cannot be loaded; with the command that mends it.
+    """
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError:
+        raise InputError(
+            f"no inference library is installed: for the CPU {install('cpu')}, "
+            f"for an NVIDIA GPU {install('cuda')}"
+        ) from None
+    except ImportError as error:
+        raise InputError(f"ONNX Runtime cannot be loaded ({first_line(error)}); {_anew('cpu')}") from None
+    if len(builds := _builds()) > 1:
+        cuda = PROVIDERS["cuda"] in ort.get_available_providers()
+        log.warning(
+            "%s are both installed, in one folder; what runs is %s, %s CUDA. To mend it: %s",
+            " and ".join(builds),
+            ort.__version__,
+            "with" if cuda else "without",
+            _anew("cuda", *builds),
+        )
+    return ort
+
+
+def _builds() -> list[str]:
+    found = []
+    for name in BUILDS:
+        try:
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def _anew(extra: str, *builds: str) -> str:
+    """Both steps: what is left of several distributions is no working one."""
+    return f"{pip()} uninstall -y {' '.join(builds or BUILDS[:2])}, then {install(extra)}"
+
+
 def open_sessions(
     bundle: Bundle,
     graphs: Mapping[str, GraphSpec],
@@ -45,8 +94,7 @@ def open_sessions(
         InputError: CUDA is not there, a graph cannot be loaded, reads files outside the bundle or
             is another than the manifest says.
     """
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     if device == "cuda":
         require_cuda()
         ort.preload_dlls(directory="")  # the libraries that PyTorch or NVIDIA's wheels brought
@@ -103,8 +151,8 @@ def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool,
             )
     if PROVIDERS[device] not in session.get_providers():
         raise InputError(
-            f"--device {device}: ONNX Runtime could not start its CUDA provider; check the "
-            f"driver and CUDA libraries, or use --device cpu"
+            f"{parameter('device', device)}: ONNX Runtime could not start its CUDA provider; check the "
+            f"driver and CUDA libraries, or use {parameter('device', 'cpu')}"
         )
     if device != "cpu":
         _check_placement(path, session, strict)
@@ -119,7 +167,7 @@ def _check_placement(path: Path, session: Any, strict: bool) -> None:
     if found:
         message = f"{path}: {len(found)} nodes run on the CPU: {', '.join(found[:5])}"
         if strict:
-            raise InputError(f"--strict: {message}")
+            raise InputError(f"`strict`: {message}")
         log.warning("%s", message)
 
 
@@ -138,16 +186,16 @@ def require_cuda() -> None:
     """Raises InputError, with the command that mends it, if ONNX Runtime comes without CUDA."""
     if not has_cuda():
         raise InputError(
-            "--device cuda: this ONNX Runtime has no CUDA provider; "
-            "replace onnxruntime with: pip install onnxruntime-gpu"
+            f"{parameter('device', 'cuda')}: this ONNX Runtime has no CUDA provider; replace it: "
+            f"{_anew('cuda', *_builds())}"
         )
 
 
 def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime comes with CUDA."""
-    import onnxruntime as ort
-
-    return PROVIDERS["cuda"] in ort.get_available_providers()
+    """Whether an ONNX Runtime is installed, and comes with CUDA."""
+    if not installed("onnxruntime"):
+        return False
+    return PROVIDERS["cuda"] in onnxruntime().get_available_providers()
 
 
 def misplaced(placement: Iterable[tuple[str, str, str]]) -> list[str]:

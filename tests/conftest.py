@@ -9,7 +9,9 @@ import pytest
 from filelock import FileLock
 
 from hart_runtime import Pipeline
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.export.bundle import export_bundle
+from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 
 
@@ -34,7 +36,8 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
         shared.mkdir(exist_ok=True)
         with FileLock(shared / f"{output.name}.lock"):
             if not output.exists():
-                export_bundle(checkpoint, output, precision, patch_nums=patch_nums, ema=ema)
+                found = find_checkpoint(checkpoint, ema=ema)
+                export_bundle(Request(found, precision, patch_nums=patch_nums), output)
         return output
 
     return export

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from hart_runtime.common.config import TransformerConfig, config_from_dict, read_json
 from hart_runtime.common.noise import RecordedNoise
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 
 HERE = Path(__file__).parent / "golden"
 INPUTS = ("ctx.", "label")

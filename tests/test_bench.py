@@ -24,11 +24,11 @@ from hart_runtime.bench.cli import main
 from hart_runtime.bench.compare import is_change
 from hart_runtime.bench.host import main as host_main
 from hart_runtime.bench.machine import Company, describe_jetson
-from hart_runtime.bench.stages import stages_of
 from hart_runtime.bench.timing import HOST, TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.stages import stages_of
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 
@@ -289,9 +289,9 @@ def test_a_bundle_without_text_encoder_starts_at_features(export_once: ExportOnc
     variant = HERE / "t2i_main"
     bundle, output = export_once(variant, "fp32"), tmp_path / "result"
     options = ["--engine", bundle, "--device", "cpu", "--iterations", 1, "--warmup", 1]
-    refused(bench(*options, "--against", "torch-eager"), "t2i_main", "give --checkpoint")
+    refused(bench(*options, "--against", "torch-eager"), "t2i_main", "give its folder as --checkpoint")
     against = ["--against", "torch-eager", "--checkpoint"]
-    refused(bench(*options, *against, HERE / "t2i_adaln"), "t2i_adaln", "not those")
+    refused(bench(*options, *against, HERE / "t2i_adaln"), "t2i_adaln", "was exported from")
     done = bench(*options, *against, variant, "--output", output)
     assert done.exit_code == 0, done.output + done.stderr
     assert "random text features" in done.output

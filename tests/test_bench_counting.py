@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hart_runtime.bench import counting
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer

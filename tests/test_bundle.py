@@ -12,11 +12,14 @@ import onnx
 import pytest
 
 from hart_runtime import Pipeline
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.cli import _name
-from hart_runtime.runtime.bundle import MANIFEST, WEIGHTS, open_bundle
+from hart_runtime.export.request import Request
+from hart_runtime.runtime.bundle import WEIGHTS, open_bundle
 from hart_runtime.runtime.external_data import external_files
+from hart_runtime.runtime.find import MANIFEST
 from tests.golden_runs import HERE
 
 
@@ -182,16 +185,16 @@ def test_export_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     shutil.copytree(HERE / "t2i_main", root, ignore=shutil.ignore_patterns("golden"))
     (root / "tokenizer" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError):
-        export_bundle(root, tmp_path / "engines" / "x", "fp32")
+        export_bundle(Request(find_checkpoint(root), "fp32"), tmp_path / "engines" / "x")
     assert not (tmp_path / "engines").exists()
 
 
 def test_export_does_not_overwrite(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
-        export_bundle(HERE / "t2i_main", copy, "fp32")
+        export_bundle(Request(find_checkpoint(HERE / "t2i_main"), "fp32"), copy)
     (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match="not a bundle"):
-        export_bundle(HERE / "t2i_main", tmp_path / "mine", "fp32", force=True)
+        export_bundle(Request(find_checkpoint(HERE / "t2i_main"), "fp32"), tmp_path / "mine", force=True)
 
 
 def test_bundle_names() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.hart.checkpoint import load_hart
 from tests.golden_runs import HERE
@@ -26,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def head(root: Path) -> torch.Tensor:
-    return load_hart(root).transformer.head.weight
+    return load_hart(find_checkpoint(root)).transformer.head.weight
 
 
 def test_ema_weights_come_first(checkpoint: Path) -> None:
@@ -82,7 +83,7 @@ def test_wrong_keys_are_listed(
 ) -> None:
     edit(change, checkpoint)
     with pytest.raises(InputError, match=expected):
-        load_hart(checkpoint)
+        load_hart(find_checkpoint(checkpoint))
 
 
 class Attack:
@@ -97,10 +98,10 @@ def test_a_pickle_with_code_is_never_run(checkpoint: Path) -> None:
     (checkpoint / "llm" / "model.safetensors").unlink()
     torch.save({"head.weight": Attack()}, checkpoint / "llm" / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin"):
-        load_hart(checkpoint)
+        load_hart(find_checkpoint(checkpoint))
     (checkpoint / "llm" / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
     with pytest.raises(InputError, match=r"pytorch_model\.bin"):
-        load_hart(checkpoint)
+        load_hart(find_checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize("name", ["llm/ema_model.bin", "tokenizer/model.safetensors"])
@@ -108,7 +109,7 @@ def test_a_truncated_weight_file_is_named(checkpoint: Path, name: str) -> None:
     file = checkpoint / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=file.name):
-        load_hart(checkpoint)
+        load_hart(find_checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -130,15 +131,15 @@ def test_options_the_published_code_cannot_run(
     path = checkpoint / file / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(InputError, match=expected) as error:
-        load_hart(checkpoint)
+        load_hart(find_checkpoint(checkpoint))
     assert str(path) in str(error.value)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such checkpoint folder"):
-        load_hart(tmp_path / "nothing")
+        load_hart(find_checkpoint(tmp_path / "nothing"))
     with pytest.raises(InputError, match="not a HART checkpoint"):
-        load_hart(tmp_path)
+        load_hart(find_checkpoint(tmp_path))
 
 
 def test_double_decoder_keys_are_ignored(checkpoint: Path) -> None:
@@ -152,4 +153,4 @@ def test_double_decoder_keys_are_ignored(checkpoint: Path) -> None:
         if key.startswith("vae.decoder.")
     }
     save_file({**state, **second}, folder / "model.safetensors")
-    load_hart(checkpoint)
+    load_hart(find_checkpoint(checkpoint))

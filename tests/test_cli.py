@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from hart_runtime.export.cli import main as export_main
-from hart_runtime.runtime.bundle import MANIFEST, SCHEMA_VERSION
+from hart_runtime.runtime.bundle import SCHEMA_VERSION
 from hart_runtime.runtime.cli import main as run_main
+from hart_runtime.runtime.find import MANIFEST
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 from tests.test_bundle import poisoned
@@ -184,7 +185,9 @@ def test_export_refuses_with_a_sentence(tmp_path: Path, demo_bundle: Path) -> No
 
     refused(export(tmp_path / "none", "--output", tmp_path / "x"), "no such folder")
     refused(export(tmp_path, "--output", tmp_path / "x"), "not a HART checkpoint")
-    refused(export("--output", demo_bundle), "exists already", "--force")
+    refused(
+        export("--output", demo_bundle, "--precision", "int8"), "exists already", "fp16", "int8", "--force"
+    )
     refused(export("--precision", "int3"), "int3")
     assert not (tmp_path / "x").exists()
 
@@ -221,11 +224,11 @@ def test_revisions_and_the_hubs_cache(tmp_path: Path) -> None:
             folder.mkdir(parents=True)
             (folder / "config.json").symlink_to(repository / "blobs" / commit)
     script = (
-        "from hart_runtime.export.hub import name_of, resolve\n"
-        "from hart_runtime.hart.checkpoint import find_folders\n"
+        "from hart_runtime.common.checkpoint import find_checkpoint\n"
+        "from hart_runtime.export.hub import resolve\n"
         "for given in [('somebody/hart',), ('somebody/hart', 'older'), ('somebody/hart@older',)]:\n"
-        "    llm, tokenizer = find_folders(resolve(*given) / 'llm')\n"
-        "    print(name_of(llm.parent), tokenizer.name)"
+        "    found = find_checkpoint(resolve(*given) / 'llm', weights=False)\n"
+        "    print(found.source, found.tokenizer.folder.name)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", script]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.compare.capture import Checkpoint, capture, describe
+from hart_runtime.compare.capture import Source, capture, describe
 from hart_runtime.compare.cli import main
 from hart_runtime.compare.metrics import IDENTICAL_PSNR, compare_tensors, lpips, psnr, ssim
 from hart_runtime.compare.reference import Reference, load_reference, save_reference
@@ -39,8 +40,8 @@ def report(folder: Path) -> dict[str, Any]:
 def record_golden(variant: Path, bundle_folder: Path) -> Reference:
     """The reference model on a recorded variant's text features; it has no text encoder."""
     manifest = open_bundle(bundle_folder).manifest
-    checkpoint = Checkpoint(variant, None, manifest)
-    model, _ = checkpoint.load(torch.float32, "cpu")
+    checkpoint = find_checkpoint(variant, ema=manifest.averaged)
+    model, _ = Source.of(checkpoint, manifest).load(torch.float32, "cpu")
     recorded = Run(sorted((variant / "golden").glob("run_*.safetensors"))[0]).tensors()
     features = torch.from_numpy(np.asarray(recorded["ctx.features"], np.float32))
     mask = np.asarray(recorded["ctx.mask"], np.bool_)

@@ -11,12 +11,14 @@ import pytest
 
 from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.settings import Overrides
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.runtime.backend import Backend, open_backend
+from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.planned import PlannedBackend
+from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.folder import build_engines
 from hart_runtime.runtime.tensorrt.package import import_package
@@ -126,7 +128,7 @@ def test_pictures_do_not_depend_on_the_batch(backend: Callable[[Bundle], Backend
 
 @pytest.mark.parametrize("options", [{}, {"smooth": True}, {"residual": False}, {"steps": 3}])
 def test_the_same_run_gives_the_same_bytes(
-    backend: Callable[[Bundle], Backend], demo_fp32: Path, options: dict[str, object]
+    backend: Callable[[Bundle], Backend], demo_fp32: Path, options: Overrides
 ) -> None:
     """Three times: planned backends run plainly, capture, and replay."""
     bundle = open_bundle(demo_fp32)

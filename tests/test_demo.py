@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hart_runtime import Pipeline
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.demo.checker import Verdict, look
@@ -78,7 +79,7 @@ def psnr() -> dict[str, float]:
     rng = np.random.default_rng(4)
     _, held_out = split_scenes()
     drawn = np.stack([draw_scene(scene, rng) for scene in held_out[:50]])
-    return reconstruction(load_hart(DEMO_CHECKPOINT), drawn)
+    return reconstruction(load_hart(find_checkpoint(DEMO_CHECKPOINT)), drawn)
 
 
 def test_the_continuous_path_is_better(psnr: dict[str, float]) -> None:

@@ -13,10 +13,13 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.config import read_json
+from hart_runtime.common.precisions import FP32
 from hart_runtime.export import dry_run
 from hart_runtime.export.cli import main
 from hart_runtime.export.dry_run import forecast
+from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import SHAPES
 from hart_runtime.runtime.bundle import PAST, WEIGHTS, open_bundle
@@ -41,7 +44,7 @@ def full(tmp_path: Path) -> Path:
 
 
 def test_the_demo_as_it_is_exported(demo_bundle: Path, tmp_path: Path) -> None:
-    found = forecast(DEMO_CHECKPOINT)
+    found = forecast(Request(find_checkpoint(DEMO_CHECKPOINT), FP32))
     assert found.checked
     manifest = open_bundle(demo_bundle).manifest
     stored = manifest.files[WEIGHTS].size
@@ -54,11 +57,12 @@ def test_the_demo_as_it_is_exported(demo_bundle: Path, tmp_path: Path) -> None:
     memory = found.memory["fp16", 2]
     assert memory.cache + memory.between == plan.nbytes
     assert memory.cache == sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
-    assert forecast(configurations(DEMO_CHECKPOINT, tmp_path / "bare")).weights == found.weights
+    bare = configurations(DEMO_CHECKPOINT, tmp_path / "bare")
+    assert forecast(Request(find_checkpoint(bare, weights=False), FP32)).weights == found.weights
 
 
 def test_the_full_size_from_configurations_alone(full: Path) -> None:
-    found = forecast(full, max_batch=4)
+    found = forecast(Request(find_checkpoint(full, weights=False), FP32, max_batch=4))
     assert not found.checked
     assert {batch for _, batch in found.memory} == {1, 2, 4}
     assert found.graphs["fp32"]["transformer"].parameters == 679_624_704

@@ -19,10 +19,12 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.files import sha256_of
+from hart_runtime.common.install import install
 from hart_runtime.export.cli import main as export_main
-from hart_runtime.runtime.backend import open_backend
-from hart_runtime.runtime.bundle import GraphSpec, TensorSpec, open_bundle, sha256_of
+from hart_runtime.runtime.bundle import GraphSpec, TensorSpec, open_bundle
 from hart_runtime.runtime.cuda import compute_capability
+from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.shapes import scale_dims
 from hart_runtime.runtime.tensorrt.build import BuildOptions, build_engine
 from hart_runtime.runtime.tensorrt.cli import main as build_main
@@ -30,13 +32,14 @@ from hart_runtime.runtime.tensorrt.cli import parse_capabilities
 from hart_runtime.runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
     ENGINE_SCHEMA,
+    build_command,
     engine_file,
     find_engines,
     mismatches,
     read_engine_manifest,
 )
 from hart_runtime.runtime.tensorrt.folder import build_engines, parse_batches
-from hart_runtime.runtime.tensorrt.package import INSTALL, Package, available_packages, import_package
+from hart_runtime.runtime.tensorrt.package import Package, available_packages, import_package
 from hart_runtime.runtime.tensorrt.profiles import names_in
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal
@@ -189,7 +192,7 @@ def test_an_interrupted_build_leaves_the_bundle_as_it_was(
 def test_engines_are_compared_before_they_are_loaded(built: Path, rtx: Package, tmp_path: Path) -> None:
     bundle = open_bundle(built)
     assert find_engines(bundle, rtx, "8.9")[0] == engines_of(built)
-    mend = f"hart-build --engine {built} --backend tensorrt-rtx"
+    mend = build_command(built, "tensorrt-rtx")
     with pytest.raises(InputError, match=r"for compute capability 8\.6, .*, this GPU has 7\.5") as caught:
         find_engines(bundle, rtx, "7.5")
     assert mend in str(caught.value)
@@ -228,7 +231,7 @@ def test_a_backend_asked_for_by_name_is_not_replaced(built: Path) -> None:
     with pytest.raises(InputError, match="runs on a GPU"):
         open_backend(bundle, "cpu", backend="tensorrt-rtx")
     if "tensorrt" not in {package.name for package in available_packages()}:
-        with pytest.raises(InputError, match=re.escape(INSTALL["tensorrt"])):
+        with pytest.raises(InputError, match=re.escape(install("tensorrt"))):
             open_backend(bundle, backend="tensorrt")
     assert open_backend(bundle, "cpu", backend="onnxruntime").device == "cpu"
 

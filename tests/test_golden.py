@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.generate import generate
@@ -20,7 +21,7 @@ from tests.golden_runs import ABSOLUTE, HERE, IMAGE, Run, compare, runs, variant
 
 @cache
 def load(variant: Path, ema: bool = True) -> Hart:
-    return load_hart(variant, ema=ema)
+    return load_hart(find_checkpoint(variant, ema=ema))
 
 
 def test_the_public_runs_are_found() -> None:

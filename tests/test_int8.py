@@ -20,8 +20,8 @@ from hart_runtime.compare.cli import main as hart_compare
 from hart_runtime.export.cli import main as hart_export
 from hart_runtime.export.quantize import quantize_products, quantize_weight, quantize_weights
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.runtime.backend import open_backend
 from hart_runtime.runtime.bundle import DEQUANTIZED, INT8_GRAPHS, open_bundle
+from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.tensorrt.cli import main as hart_build
 from tests.conftest import ExportOnce
 
@@ -139,11 +139,11 @@ def test_pictures_do_not_depend_on_their_batch(demo_int8: Path, backend: str) ->
 
 def test_where_it_does_not_run_it_says_so(demo_int8: Path) -> None:
     bundle = open_bundle(demo_int8)
-    with pytest.raises(InputError, match=r"int8 bundle, which runs on the CPU .* --precision fp16"):
+    with pytest.raises(InputError, match=r"int8 bundle, which runs on the CPU .* `precision='fp16'`"):
         open_backend(bundle, device="cuda")
-    with pytest.raises(InputError, match=r"--backend tensorrt: .* int8 bundle"):
+    with pytest.raises(InputError, match=r"`backend='tensorrt'`: .* int8 bundle"):
         open_backend(bundle, backend="tensorrt")
     done = CliRunner().invoke(hart_build, ["--engine", str(demo_int8)])
     assert (done.exit_code, "only the CPU runs" in done.stderr) == (2, True)
     done = CliRunner().invoke(hart_export, ["--precision", "int8", "--backend", "tensorrt-rtx"])
-    assert (done.exit_code, "engines are fp16 or fp32" in done.stderr) == (2, True)
+    assert (done.exit_code, "engines are fp32 or fp16" in done.stderr) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import weakref
@@ -14,9 +15,11 @@ from PIL import Image
 
 from hart_runtime import Pipeline, Scale
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.install import install
 from hart_runtime.hart.demo.checker import look
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import GRAPHS, MANIFEST, Bundle, open_bundle
+from hart_runtime.runtime.bundle import GRAPHS, Bundle, open_bundle
+from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.onnx_backend import CpuExecutor, on_the_cpu
 from hart_runtime.runtime.pipeline import MOST_ENCODED
 from hart_runtime.runtime.planned import PlannedBackend
@@ -78,14 +81,14 @@ def test_one_can_watch_it_come_into_focus(demo: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"guidance": -1.0}, "--guidance: expected 0 to 1000, found -1.0"),
-        ({"guidance": float("nan")}, "--guidance"),
-        ({"top_k": 0}, "--top-k: expected 1 to 512"),
-        ({"top_k": 513}, "--top-k: expected 1 to 512"),
-        ({"top_p": 1.5}, "--top-p"),
-        ({"seed": -1}, "--seed"),
-        ({"num_images": 0}, "--num-images"),
-        ({"batch": 9}, "--batch: expected 1 to 8"),
+        ({"guidance": -1.0}, "`guidance`: expected 0 to 1000, found -1.0"),
+        ({"guidance": float("nan")}, "`guidance`"),
+        ({"top_k": 0}, "`top_k`: expected 1 to 512"),
+        ({"top_k": 513}, "`top_k`: expected 1 to 512"),
+        ({"top_p": 1.5}, "`top_p`"),
+        ({"seed": -1}, "`seed`"),
+        ({"num_images": 0}, "`num_images`"),
+        ({"batch": 9}, "`batch`: expected 1 to 8"),
         ({"steps": 1}, "at least 2 steps"),
         ({"steps": "many"}, "steps must be a number"),
     ],
@@ -103,15 +106,15 @@ def test_empty_prompts(demo: Pipeline, prompts: str | list[str]) -> None:
 
 @pytest.mark.skipif(has_cuda(), reason="this ONNX Runtime has CUDA")
 def test_cuda_without_a_cuda_provider_says_what_to_install(demo_bundle: Path) -> None:
-    with pytest.raises(InputError, match="onnxruntime-gpu"):
+    with pytest.raises(InputError, match=re.escape(install("cuda"))):
         Pipeline.load(demo_bundle, device="cuda")
 
 
 def test_openvino_is_asked_for_by_name_on_the_cpu(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="--backend openvino runs on the CPU, found --device cuda"):
+    with pytest.raises(InputError, match="`backend='openvino'` runs on the CPU, found `device='cuda'`"):
         Pipeline.load(demo_bundle, device="cuda", backend="openvino")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(InputError, match=r"pip install 'hart-runtime\[openvino\]'"):
+    with pytest.raises(InputError, match=re.escape(install("openvino"))):
         Pipeline.load(demo_bundle, backend="openvino")
 
 

@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from hart_runtime import Pipeline
+from hart_runtime.common.checkpoint import find_checkpoint, find_network
 from hart_runtime.export.bundle import export_bundle
+from hart_runtime.export.request import Request
 from hart_runtime.hart import random_checkpoint
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.published import llm_buffers, tokenizer_extras
@@ -68,7 +70,7 @@ def test_from_a_shape_file_to_a_picture(shape: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "M random weights, fp32" in done.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint", "tiny.json"]
-    manifest = export_bundle(root, tmp_path / "bundle", "fp16")
+    manifest = export_bundle(Request(find_checkpoint(root), "fp16"), tmp_path / "bundle")
     assert manifest.sampling.guidance == 4.5
     assert manifest.sampling.smooth
     first, second = Pipeline.load(tmp_path / "bundle", device="cpu")(["any words", "other words"])
@@ -84,11 +86,16 @@ def test_shards_hold_the_same_model(
     monkeypatch.setattr(random_checkpoint, "SHARD_BYTES", 1 << 16)
     write_random_checkpoint(read_shape(str(shape)), tmp_path / "shards", dtype)
     assert len(list((tmp_path / "shards" / "llm").glob("*.safetensors"))) > 1
-    whole, shards = load_hart(tmp_path / "whole"), load_hart(tmp_path / "shards")
+    whole, shards = (
+        load_hart(find_checkpoint(tmp_path / "whole")),
+        load_hart(find_checkpoint(tmp_path / "shards")),
+    )
     for one, other in zip(whole, shards, strict=True):
         for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b), name
-    texts = [load_text_encoder(tmp_path / name / "text_encoder") for name in ("whole", "shards")]
+    texts = [
+        load_text_encoder(find_network(tmp_path / name / "text_encoder")) for name in ("whole", "shards")
+    ]
     assert torch.equal(texts[0].embed_tokens.weight, texts[1].embed_tokens.weight)
 
 
@@ -97,7 +104,7 @@ def test_another_seed_is_another_model(shape: Path, tmp_path: Path) -> None:
     for seed in (0, 0, 1):
         root = tmp_path / f"{len(heads)}"
         write_random_checkpoint(read_shape(str(shape)), root, seed=seed)
-        heads.append(load_hart(root).transformer.head.weight)
+        heads.append(load_hart(find_checkpoint(root)).transformer.head.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
@@ -162,7 +169,7 @@ def test_everything_that_is_published(shape: Path, tmp_path: Path) -> None:
     assert levels.tolist() == [[0] * 8 + [1] * 4 + [2] * 16]
     assert mask.shape == (1, 1, 28, 28)
     assert mask[0, 0, 8].tolist() == [0.0] * 12 + [-torch.inf] * 16  # level 1 sees the context and itself
-    head = load_hart(root).transformer.head.weight
+    head = load_hart(find_checkpoint(root)).transformer.head.weight
     assert torch.equal(head, averaged["head.weight"])
     assert not torch.equal(head, plain["head.weight"])
     assert "disc.main.11.weight" in load_file(root / "tokenizer" / "model.safetensors")

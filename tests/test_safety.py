@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.install import install
 from hart_runtime.hart import safety
 from hart_runtime.runtime.cli import main as run_main
 
@@ -94,7 +96,7 @@ def test_hart_run_asks_before_it_draws(demo_bundle: Path, shield: Path, tmp_path
 
 
 def test_what_is_no_safety_model(shield: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--safety-model .*nowhere: cannot be loaded"):
+    with pytest.raises(InputError, match=r"`safety_model=.*nowhere'`: cannot be loaded"):
         safety.refuse_unsafe(["a flower"], str(tmp_path / "nowhere"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(shield)
     model = transformers.AutoModelForCausalLM.from_pretrained(shield)
@@ -109,5 +111,5 @@ def test_what_is_no_safety_model(shield: Path, tmp_path: Path) -> None:
 
 def test_without_the_extra(shield: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"pip install 'hart-runtime\[safety\]'"):
+    with pytest.raises(InputError, match=re.escape(install("safety"))):
         safety.refuse_unsafe(["a flower"], str(shield))

@@ -13,13 +13,13 @@ from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.noise import BLOCK, SeededNoise
 from hart_runtime.common.schedule import (
-    SamplingSettings,
     downsample_matrix,
     phi_index,
     residual_guidance,
     scale_steps,
     upsample_matrix,
 )
+from hart_runtime.common.settings import SamplingSettings
 
 SIZES = st.integers(1, 64)
 

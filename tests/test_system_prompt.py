@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 
 from hart_runtime import Pipeline
+from hart_runtime.common.checkpoint import find_checkpoint, find_network
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.compare.capture import Checkpoint
+from hart_runtime.compare.capture import Source, describe
 from hart_runtime.compare.reference import check_fits
 from hart_runtime.export import system_prompt
 from hart_runtime.export.cli import main as export_main
@@ -56,7 +58,9 @@ def test_prompt_in_context_out(tmp_path: Path, side: str, text: str | None) -> N
     assert np.array_equal(mask, expected["mask"])
     assert mask.sum(1).tolist()[-1] == TOKENS  # the long one, cut
     assert not mask[3, mask[3].argmax() : TOKENS - mask[3, ::-1].argmax()].all()  # its own pad token
-    encoder = load_text_encoder(folder, system_prompt=prompts.system_prompt(text) if text else ())
+    encoder = load_text_encoder(
+        find_network(folder), system_prompt=prompts.system_prompt(text) if text else ()
+    )
     with torch.no_grad():
         found = encoder(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
     assert np.abs(found - expected["features"]).max() < 1e-4  # at every position, padded or not
@@ -71,7 +75,7 @@ def test_rows_that_see_something_do_not_depend_on_the_attention_implementation(t
     ids, mask = map(torch.from_numpy, PromptTokenizer(read_vocabulary(folder), TOKENS)(PROMPTS))
     with torch.no_grad():
         expected = default(ids, attention_mask=mask).last_hidden_state
-        found = load_text_encoder(folder)(ids, mask)
+        found = load_text_encoder(find_network(folder))(ids, mask)
     sees = mask.cumsum(1) > 0
     assert (found - expected)[sees].abs().max() < 1e-4
     assert found.isfinite().all()
@@ -80,8 +84,8 @@ def test_rows_that_see_something_do_not_depend_on_the_attention_implementation(t
 def test_the_prefix_of_a_half_precision_encoder_is_computed_in_float32(tmp_path: Path) -> None:
     folder = write_qwen2(tmp_path / "qwen2", "right", width=32)
     tokens = PromptTokenizer(read_vocabulary(folder), TOKENS).system_prompt(TEXT)
-    half = load_text_encoder(folder, torch.float16, tokens)
-    rounded = load_text_encoder(folder, torch.float16).float()
+    half = load_text_encoder(find_network(folder), torch.float16, tokens)
+    rounded = load_text_encoder(find_network(folder), torch.float16).float()
     rounded.set_prefix(tokens)
     for ours, exact in zip(prefixes(half), prefixes(rounded), strict=True):
         assert ours.dtype == torch.float16
@@ -106,7 +110,7 @@ def test_from_the_command_to_the_context(tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_bytes(TEXT.encode())
     output = tmp_path / "bundle"
     arguments = ["--text-encoder", qwen2, "--system-prompt", tmp_path / "system.txt", "--output", output]
-    arguments += ["--precision", "fp32", "--backend", "onnx"]
+    arguments += ["--precision", "fp32", "--backend", "onnxruntime"]
     done = CliRunner().invoke(export_main, [str(checkpoint / "llm"), *map(str, arguments)])
     assert done.exit_code == 0, done.output
     assert "warning: the published system prompt has sha256" in done.stderr
@@ -124,15 +128,18 @@ def test_from_the_command_to_the_context(tmp_path: Path) -> None:
     angles = pipeline.backend.to_host(context["angles"])  # the first channel turns by one a position
     assert np.array_equal(angles[: len(PROMPTS), :, 0], expected["positions"])
 
-    source = Checkpoint(checkpoint, qwen2, manifest)  # hart-compare's reference follows the bundle
-    check_fits(source.weights, manifest, "--checkpoint")
+    found = find_checkpoint(checkpoint, qwen2)
+    source = Source.of(found, manifest)  # hart-compare's reference follows the bundle
+    reference = describe(found, manifest, manifest.sampling, [], "cpu")
+    check_fits(reference, manifest, "here")
     _, text = source.load(torch.float32, "cpu")
     assert text is not None
     with torch.no_grad():
         again = text(torch.from_numpy(expected["ids"]), torch.from_numpy(mask)).numpy()
     assert np.abs(again - expected["features"]).max() < 1e-4
-    with pytest.raises(InputError, match="system_prompt"):
-        check_fits(source.weights | {"system_prompt": {}}, manifest, "--reference")
+    other = replace(reference, weights={**reference.weights, "system_prompt": {}})
+    with pytest.raises(InputError, match="another system prompt"):
+        check_fits(other, manifest, "here")
 
 
 CODE = f'import os\nllm_system_prompt = """{TEXT}"""\nraise SystemExit("ran")\n'
@@ -163,7 +170,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
 def test_the_published_text_is_fetched_and_checked(
     answers: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=r"could not be fetched .*--system-prompt constants\.py.*none"):
+    with pytest.raises(InputError, match=r"could not be fetched .*`system_prompt='constants\.py'`.*none"):
         read_system_prompt(None, wanted=True)
     answers.append(CODE.encode())
     found = hashlib.sha256(TEXT.encode()).hexdigest()

@@ -11,10 +11,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from hart_runtime.common.checkpoint import TEXT_ENCODER, find_network
+from hart_runtime.common.config import TextEncoderConfig, read_json, text_config_from_dict
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.export.vocabulary import read_vocabulary
-from hart_runtime.hart.checkpoint import TEXT_ENCODER_FOLDER, load_text_encoder, read_text_config
+from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from tests.qwen2 import PAD, PROMPTS, TEXT, transformers, write_qwen2
 
@@ -36,7 +38,7 @@ def test_hidden_states_are_those_of_transformers(tmp_path: Path, kv_heads: int) 
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     reference.save_pretrained(tmp_path)
-    encoder = load_text_encoder(tmp_path)
+    encoder = load_text_encoder(find_network(tmp_path))
     ids = torch.randint(97, (3, 12))
     mask = torch.arange(12) < torch.tensor([[3], [7], [12]])
     with torch.no_grad():
@@ -48,7 +50,7 @@ def test_hidden_states_are_those_of_transformers(tmp_path: Path, kv_heads: int) 
 
 
 def demo_prompts(max_tokens: int = 16) -> PromptTokenizer:
-    file = DEMO_CHECKPOINT / TEXT_ENCODER_FOLDER / "tokenizer.json"
+    file = DEMO_CHECKPOINT / TEXT_ENCODER / "tokenizer.json"
     return PromptTokenizer(Tokenizer.from_file(str(file)), max_tokens)
 
 
@@ -73,7 +75,7 @@ def test_a_long_prompt_is_cut_and_the_cut_is_named() -> None:
 
 
 def test_left_padding_follows_the_tokenizer_file(tmp_path: Path) -> None:
-    source = DEMO_CHECKPOINT / TEXT_ENCODER_FOLDER / "tokenizer.json"
+    source = DEMO_CHECKPOINT / TEXT_ENCODER / "tokenizer.json"
     values = json.loads(source.read_text(encoding="utf-8"))
     values["padding"]["direction"] = "Left"
     left = PromptTokenizer(Tokenizer.from_str(json.dumps(values)), 6)
@@ -112,6 +114,11 @@ def test_vocabularies_that_cannot_be_used(tmp_path: Path) -> None:
         read_vocabulary(folder)
 
 
+def text_config(folder: Path) -> TextEncoderConfig:
+    file = folder / "config.json"
+    return text_config_from_dict(read_json(file), str(file))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -130,9 +137,9 @@ def test_text_encoders_that_would_be_computed_wrongly(
     published = {"model_type": "qwen2_vl", "rope_theta": 5.0, "rope_scaling": {"mrope_section": [1, 1, 1]}}
     file = tmp_path / "config.json"
     file.write_text(json.dumps(values | published))
-    assert read_text_config(tmp_path).use_llm_system_prompt
+    assert text_config(tmp_path).use_llm_system_prompt
     file.write_text(json.dumps(values | {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}))
-    assert read_text_config(tmp_path).rope_theta == 5.0
+    assert text_config(tmp_path).rope_theta == 5.0
     file.write_text(json.dumps(values | published | change))
     with pytest.raises(InputError, match=words):
-        read_text_config(tmp_path)
+        text_config(tmp_path)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.config import TokenizerConfig, TransformerConfig
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.export.bundle import export_bundle
+from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import load_hart, save_model
 from hart_runtime.hart.generate import generate
 from hart_runtime.hart.tokenizer import ImageTokenizer
@@ -114,9 +116,9 @@ def test_graphs_follow_the_reference(
     root = tmp_path_factory.getbasetemp() / variant.replace(" ", "-")
     if not root.exists():
         write_random_checkpoint(root / "model", *VARIANTS[variant])
-        export_bundle(root / "model", root / "bundle", "fp32")
+        export_bundle(Request(find_checkpoint(root / "model"), "fp32"), root / "bundle")
     bundle = open_bundle(root / "bundle")
-    model = load_hart(root / "model")
+    model = load_hart(find_checkpoint(root / "model"))
     config = model.transformer.config
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, config.context_token, config.context_dim, generator=generator)

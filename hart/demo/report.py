@@ -21,11 +21,12 @@ from rich.progress import track
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from hart_runtime.common.config import read_json
+from hart_runtime.common.checkpoint import Checkpoint, find_checkpoint
+from hart_runtime.common.console import command, sampling_options
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, load_hart, load_text_encoder
+from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.demo.checker import Verdict, look
 from hart_runtime.hart.demo.draw import draw_scene
@@ -38,14 +39,11 @@ Array = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 
-@click.command()
+@command()
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT)
 @click.option("--split", type=click.Choice(["held-out", "training"]), default="held-out", show_default=True)
 @click.option("--images", default=200, show_default=True, help="Pictures to generate and judge.")
-@click.option("--guidance", type=float)
-@click.option("--top-k", type=int)
-@click.option("--top-p", type=float)
-@click.option("--smooth/--no-smooth", default=None)
+@sampling_options
 @click.option("--grid", type=click.Path(path_type=Path), help="Also write a sheet of the first 40 pictures.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the numbers as JSON.")
 def main(
@@ -57,15 +55,15 @@ def main(
     **overrides: float | bool | None,
 ) -> None:
     """Measure a demo checkpoint."""
-    model = load_hart(checkpoint)
+    found = find_checkpoint(checkpoint)
+    model = load_hart(found)
     training, held_out = split_scenes()
     scenes = held_out if split == "held-out" else training
     rng = np.random.default_rng(7)
     chosen = [scenes[i] for i in rng.permutation(np.resize(np.arange(len(scenes)), images))]
     drawn = np.stack([draw_scene(scene, rng) for scene in chosen])
-    settings = SamplingSettings(**read_json(checkpoint / SAMPLING_FILE))
     given = {name: value for name, value in overrides.items() if value is not None}
-    settings = replace(settings, **given)  # type: ignore[arg-type]
+    settings = replace(found.sampling, **given)  # type: ignore[arg-type]
 
     numbers: dict[str, float] = {}
     numbers |= reconstruction(model, drawn)
@@ -73,7 +71,7 @@ def main(
     numbers["Frechet distance of two drawn sets"] = frechet(features(drawn), features(others))
     for name, residual in (("with residual", True), ("without residual", False)):
         start = time.perf_counter()
-        pictures = generate_scenes(checkpoint, model, chosen, replace(settings, residual=residual))
+        pictures = generate_scenes(found, model, chosen, replace(settings, residual=residual))
         seconds = (time.perf_counter() - start) / len(chosen)
         verdicts = [look(picture) for picture in pictures]
         right = [v.matches(s) for v, s in zip(verdicts, chosen, strict=True)]
@@ -107,11 +105,13 @@ def reconstruction(model: Hart, drawn: Array) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def generate_scenes(checkpoint: Path, model: Hart, scenes: list[Scene], settings: SamplingSettings) -> Array:
+def generate_scenes(
+    checkpoint: Checkpoint, model: Hart, scenes: list[Scene], settings: SamplingSettings
+) -> Array:
     """Draw the captions of scenes with the reference model, (N, H, W, 3) in [0, 1]."""
-    folder = checkpoint / TEXT_ENCODER_FOLDER
-    text = load_text_encoder(folder)
-    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert checkpoint.text_encoder is not None  # the demo has one
+    text = load_text_encoder(checkpoint.text_encoder)
+    vocabulary = Tokenizer.from_file(str(checkpoint.text_encoder.folder / "tokenizer.json"))
     prompts = PromptTokenizer(vocabulary, model.transformer.config.context_token)
     parts = []
     for start in track(range(0, len(scenes), BATCH), "generating", transient=True):

@@ -24,9 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from hart_runtime.common.checkpoint import SAMPLING_FILE, TEXT_ENCODER
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from hart_runtime.common.console import command
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.hart.checkpoint import SAMPLING_FILE, TEXT_ENCODER_FOLDER, save_model
+from hart_runtime.hart.checkpoint import save_model
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.demo.draw import SIZE, draw_scene
 from hart_runtime.hart.demo.scenes import Scene, split_scenes
@@ -144,7 +146,7 @@ TRANSFORMER_STAGES = (
 DATASET = 24576
 
 
-@click.command()
+@command()
 @click.option(
     "--output", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT, show_default="the installed package"
 )
@@ -165,8 +167,8 @@ def main(output: Path, work: Path, seed: int, device: str) -> None:
     text, transformer, prompts = train_transformer(tokenizer, work, seed, torch.device(device))
     save_model(tokenizer, output / "tokenizer", prefix="vae.")
     save_model(transformer, output / "llm")
-    save_model(text, output / TEXT_ENCODER_FOLDER)
-    prompts.save(str(output / TEXT_ENCODER_FOLDER / "tokenizer.json"))
+    save_model(text, output / TEXT_ENCODER)
+    prompts.save(str(output / TEXT_ENCODER / "tokenizer.json"))
     (output / SAMPLING_FILE).write_text(json.dumps(SAMPLING, indent=2) + "\n", encoding="utf-8")
     click.echo(f"wrote {output} after {(time.monotonic() - start) / 60:.0f} minutes")
 

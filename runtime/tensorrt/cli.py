@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import ends_with_a_sentence
-from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.bundle import INT8
+from hart_runtime.common.console import command
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.precisions import FP16
+from hart_runtime.runtime.options import bundle_option
+from hart_runtime.runtime.registry import AUTO
 from hart_runtime.runtime.tensorrt.package import MODULES
 
 if TYPE_CHECKING:
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
     from hart_runtime.runtime.tensorrt.package import Package
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--engine", required=True, type=click.Path(path_type=Path), help="Bundle made by hart-export.")
+@command()
+@bundle_option
 @click.option(
     "--backend",
-    type=click.Choice(["auto", *MODULES]),
-    default="auto",
+    type=click.Choice([AUTO, *MODULES]),
+    default=AUTO,
     show_default=True,
     help="auto: whichever is installed.",
 )
@@ -42,9 +44,8 @@ if TYPE_CHECKING:
 )
 @click.option("--workspace", type=click.FloatRange(min=0.001), help="Most scratch memory, in GB.")
 @click.option("--force", is_flag=True, help="Build what is current, too.")
-@ends_with_a_sentence
 def main(
-    engine: Path,
+    bundle: Path,
     backend: str,
     batch: str,
     scales: str,
@@ -52,7 +53,7 @@ def main(
     workspace: float | None,
     force: bool,
 ) -> None:
-    """Build the engines of the bundle in ENGINE, those that are not there or not current.
+    """Build the engines of the bundle in BUNDLE, those that are not there or not current.
 
     An engine is a program for the GPU: build engines yourself, or take them only from someone
     whose programs you would run.
@@ -60,7 +61,7 @@ def main(
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.tensorrt.build import BuildOptions
     from hart_runtime.runtime.tensorrt.folder import parse_batches
-    from hart_runtime.runtime.tensorrt.package import INSTALL
+    from hart_runtime.runtime.tensorrt.package import how_to_install
 
     options = BuildOptions(
         batches=parse_batches(batch),
@@ -68,18 +69,17 @@ def main(
         compute_capabilities=parse_capabilities(compute_capability),
         workspace=workspace,
     )
-    bundle = open_bundle(engine)
-    if bundle.manifest.precision == INT8:
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    if not manifest.kind.engines:
         raise InputError(
-            f"{engine}: is an {INT8} bundle, which only the CPU runs; "
-            "export with --precision fp16 for engines"
+            f"{opened.folder}: is an {manifest.precision} bundle, which only the CPU runs; "
+            f"export the checkpoint with {parameter('precision', FP16)} for engines"
         )
     package = choose_package(backend)
     if package is None:
-        raise InputError(
-            f"neither TensorRT (with a GPU) nor TensorRT-RTX is here; {' or '.join(INSTALL.values())}"
-        )
-    report(bundle, package, options, force)
+        raise InputError(f"neither TensorRT (with a GPU) nor TensorRT-RTX is here; {how_to_install()}")
+    report(opened, package, options, force)
 
 
 def choose_package(backend: str) -> Package | None:
@@ -87,7 +87,7 @@ def choose_package(backend: str) -> Package | None:
     from hart_runtime.runtime.cuda import compute_capability
     from hart_runtime.runtime.tensorrt.package import available_packages, import_package
 
-    if backend != "auto":
+    if backend != AUTO:
         return import_package(backend)
     gpu = compute_capability() is not None
     return next((p for p in available_packages() if gpu or p.ahead_of_time), None)
@@ -104,7 +104,9 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
 
     capability = present()
     if capability is None and not package.ahead_of_time:
-        raise InputError(f"--backend {package.name}: it builds on the GPU it builds for, and found none")
+        raise InputError(
+            f"{parameter('backend', package.name)}: it builds on the GPU it builds for, and found none"
+        )
     start = time.perf_counter()
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -137,5 +139,5 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     for part in parts:
         major, dot, minor = part.partition(".")
         if not (dot and major.isdigit() and minor.isdigit()):
-            raise InputError(f"--compute-capability: expected numbers such as 8.6,8.9, found {part!r}")
+            raise InputError(f"`compute_capability`: expected numbers such as 8.6,8.9, found {part!r}")
     return tuple(sorted(parts, key=float))

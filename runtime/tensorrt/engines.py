@@ -7,21 +7,14 @@ manifest itself is only as trustworthy as whoever sent the folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.bundle import (
-    WEIGHTS,
-    Bundle,
-    FileSpec,
-    GraphSpec,
-    Manifest,
-    TensorSpec,
-    sha256_of,
-)
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.files import sha256_of
+from hart_runtime.runtime.bundle import WEIGHTS, Bundle, FileSpec, GraphSpec, Manifest, TensorSpec
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile, Range
@@ -118,7 +111,6 @@ def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Pat
         InputError: there are none, or they are for something else; the message names both sides
             and the command that mends it.
     """
-    mend = f"hart-build --engine {bundle.folder} --backend {package.name}"
     wanted = f"{package.name} {package.version}, compute capability {capability}, {operating_system()}"
     found = []
     for file in sorted(bundle.folder.glob(f"{package.name}-[0-9]*/{ENGINE_MANIFEST}")):
@@ -127,12 +119,19 @@ def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Pat
             continue
         reasons = mismatches(manifest, bundle, package, capability)
         if not reasons:
-            _verify_files(file.parent, manifest, bundle.manifest.planned_graphs, mend)
+            _verify_files(file.parent, manifest, bundle)
             return file.parent, manifest
         found.append(f"{file.parent.name}: {'; '.join(reasons)}")
+    mend = build_command(bundle.folder, package.name)
     if not found:
         raise InputError(f"{bundle.folder}: holds no {package.name} engines; build them with: {mend}")
     raise InputError(f"no engines for {wanted} ({' | '.join(found)}); build them with: {mend}")
+
+
+def build_command(bundle: Path, package: str, force: bool = False) -> str:
+    """The command that builds a bundle's engines, in the words of messages."""
+    forced = " `force=True`" if force else ""
+    return f"hart-build {parameter('bundle', bundle)} {parameter('backend', package)}{forced}"
 
 
 def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capability: str) -> list[str]:
@@ -158,17 +157,19 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
     return reasons
 
 
-def _verify_files(folder: Path, manifest: EngineManifest, graphs: Iterable[str], mend: str) -> None:
-    for name in graphs:
+def _verify_files(folder: Path, manifest: EngineManifest, bundle: Bundle) -> None:
+    for name in bundle.manifest.planned_graphs:
         engine = manifest.engines[name]
         path = folder / engine_file(name)
         if not path.is_file():
+            mend = build_command(bundle.folder, manifest.package)
             raise InputError(f"{path}: missing; build it with: {mend}")
         digest = sha256_of(path)
         if digest != engine.file.sha256:
+            mend = build_command(bundle.folder, manifest.package, force=True)
             raise InputError(
                 f"{path}: expected sha256 {engine.file.sha256[:12]}..., found {digest[:12]}...; the file "
-                f"was changed and is not loaded, build it again with: {mend} --force"
+                f"was changed and is not loaded, build it again with: {mend}"
             )
 
 

@@ -16,7 +16,7 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.cuda import CudaMemory, check
 from hart_runtime.runtime.planned import Binding
-from hart_runtime.runtime.tensorrt.engines import EngineManifest, engine_file, find_engines
+from hart_runtime.runtime.tensorrt.engines import EngineManifest, build_command, engine_file, find_engines
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import choose
 
@@ -83,10 +83,10 @@ class EngineExecutor(CudaMemory):
         path = folder / engine_file(name)
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
+            mend = build_command(folder.parent, self._package.name, force=True)
             raise InputError(
                 f"{path}: {self._package.name} {self._package.version} cannot load this engine; "
-                f"build it again with: hart-build --engine {folder.parent} "
-                f"--backend {self._package.name} --force"
+                f"build it again with: {mend}"
             )
         return engine
 
@@ -99,7 +99,7 @@ class EngineExecutor(CudaMemory):
         except ValueError as error:
             raise InputError(
                 f"graph {graph}: no profile of its engine fits ({error}); build engines for this batch "
-                f"with: hart-build --batch 1..N"
+                f"with: hart-build `batch=1..N`"
             ) from None
         context = self._context(graph, profile)
         for name, shape in shapes.items():

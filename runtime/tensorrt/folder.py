@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.files import whole_folder
-from hart_runtime.runtime.bundle import Bundle, FileSpec, describe_files, sha256_of
+from hart_runtime.common.files import sha256_of, whole_folder
+from hart_runtime.runtime.bundle import Bundle, FileSpec, describe_files
 from hart_runtime.runtime.tensorrt.build import BuildOptions, Step, build_engine, signals_wait
 from hart_runtime.runtime.tensorrt.engines import (
     ENGINE_MANIFEST,
@@ -52,7 +52,7 @@ def build_engines(
     low, high = options.batches
     if not 1 <= low <= high <= bundle.manifest.max_batch:
         raise InputError(
-            f"--batch: expected 1..{bundle.manifest.max_batch} (the bundle's maximum), found {low}..{high}"
+            f"`batch`: expected 1..{bundle.manifest.max_batch} (the bundle's maximum), found {low}..{high}"
         )
     capabilities = options.compute_capabilities or ((capability,) if capability else ())
     manifest = bundle.manifest
@@ -122,7 +122,7 @@ def parse_batches(text: str) -> tuple[int, int]:
     try:
         return int(low), int(high or low)
     except ValueError:
-        raise InputError(f"--batch: expected a number or a range such as 1..4, found {text!r}") from None
+        raise InputError(f"`batch`: expected a number or a range such as 1..4, found {text!r}") from None
 
 
 def _existing(target: Path) -> EngineManifest | None:

@@ -7,7 +7,8 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.install import install
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Package:
     """One of the two, imported."""
 
     name: str
-    """As in ``--backend``: "tensorrt" or "tensorrt-rtx"."""
+    """A key of :data:`MODULES`."""
     version: str
     api: Any
     """The Python module."""
@@ -27,10 +28,12 @@ class Package:
 
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL = {
-    "tensorrt": "pip install tensorrt 'cuda-bindings>=12.6'",
-    "tensorrt-rtx": "pip install 'hart-runtime[tensorrt-rtx]'",
-}
+"""Backends and the Python modules they run on; the extras of this project have the same names."""
+
+
+def how_to_install() -> str:
+    """The commands that install either."""
+    return " or ".join(install(name) for name in MODULES)
 
 
 def import_package(name: str) -> Package:
@@ -44,12 +47,12 @@ def import_package(name: str) -> Package:
     except (ImportError, OSError, RuntimeError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == MODULES[name]
         reason = "is not installed" if missing else f"cannot be loaded ({error})"
-        raise InputError(f"--backend {name}: {name} {reason}; install it with: {INSTALL[name]}") from None
+        given = parameter("backend", name)
+        raise InputError(f"{given}: {name} {reason}; install it with: {install(name)}") from None
     version = getattr(api, "__version__", None)
     if version is None or not hasattr(api, "Builder"):  # an installer that left nothing behind
-        raise InputError(
-            f"--backend {name}: {MODULES[name]} holds no TensorRT; install it with: {INSTALL[name]}"
-        )
+        given = parameter("backend", name)
+        raise InputError(f"{given}: {MODULES[name]} holds no TensorRT; install it with: {install(name)}")
     return Package(name, str(version), api)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.runtime.bundle import TEXT_ENCODER, GraphSpec, Manifest, ModelSpec
 from hart_runtime.runtime.shapes import Dims, Shape, scale_dims, shape_of
 
@@ -93,7 +94,7 @@ def choose(profiles: Iterable[Profile], shapes: dict[str, Shape]) -> int:
 def top_k_range(model: ModelSpec) -> Range:
     """Values of the one input that shapes depend on."""
     largest = min(model.vocab_size, LARGEST_TOP_K)
-    return Range((1,), (min(600, largest),), (largest,))
+    return Range((1,), (min(PUBLISHED_TOP_K, largest),), (largest,))
 
 
 def _profile(label: str, graph: GraphSpec, rows: list[Dims], best: Dims) -> Profile:

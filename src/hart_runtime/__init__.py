@@ -9,13 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hart_runtime.common.version import __version__
+
 if TYPE_CHECKING:
     from hart_runtime.common.errors import InputError, RunError
-    from hart_runtime.common.schedule import SamplingSettings
+    from hart_runtime.common.settings import SamplingSettings
     from hart_runtime.runtime.loop import Advance
     from hart_runtime.runtime.pipeline import Pipeline, Result, Scale
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Advance",
@@ -34,13 +34,13 @@ _PLACES = {
     "Pipeline": "runtime.pipeline",
     "Result": "runtime.pipeline",
     "RunError": "common.errors",
-    "SamplingSettings": "common.schedule",
+    "SamplingSettings": "common.settings",
     "Scale": "runtime.pipeline",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is asked for on first use: ``hart-run --help`` should not wait for it."""
+    """Load what is asked for on first use: the help of a command should not wait for it."""
     if name in _PLACES:
         return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

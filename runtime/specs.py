@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hart_runtime.common.config import TokenizerConfig, TransformerConfig
-from hart_runtime.common.schedule import SamplingSettings
+from hart_runtime.common.precisions import FP32, PRECISIONS
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.bundle import (
     APPEND,
     NEW,
@@ -39,7 +40,7 @@ def describe_model(
 def manifest_of(
     model: ModelSpec,
     diff_width: int,
-    precision: str = "fp32",
+    precision: str = FP32,
     max_batch: int = 8,
     modulated: bool = False,
     sampling: SamplingSettings | None = None,
@@ -54,7 +55,7 @@ def manifest_of(
     both, dim, tokens = "2*batch", model.embed_dim, model.context_token
     last, channels, vocab = model.patch_nums[-1], model.latent_channels, model.vocab_size
     cells, head = last * last, model.embed_dim // model.num_heads
-    half = "float16" if precision == "fp16" else "float32"
+    half = PRECISIONS[precision].traced
     names = tuple(cache_names(model.depth))
 
     def graph(

@@ -1,0 +1,210 @@
+"""What a checkpoint in the published layout holds: asked once, and handed on.
+
+::
+
+    <root>/llm/config.json, model.safetensors (or sharded, or pytorch_model.bin), ema_model.bin
+    <root>/tokenizer/config.json, model.safetensors (keys below ``vae.``)
+    <root>/text_encoder/config.json, model.safetensors, tokenizer.json   (optional)
+
+Nothing here reads a weight; :mod:`hart_runtime.hart.checkpoint` does.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hart_runtime.common.config import (
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    config_from_dict,
+    config_to_dict,
+    read_json,
+    text_config_from_dict,
+)
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import sha256_of
+from hart_runtime.common.settings import SamplingSettings, settings_of
+
+LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
+"""The networks of a checkpoint, and the folders they lie in."""
+AVERAGED = "ema_model.bin"
+SAMPLING_FILE = "sampling.json"
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a checkpoint."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    """Where its weights are: one file or shards; none where there are only configurations."""
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Folders and weight files of a model, as they lie on disk."""
+
+    root: Path
+    """The folder that holds the others, absolute."""
+    llm: Network
+    tokenizer: Network
+    text_encoder: Network | None
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """Those that are there, by name."""
+        parts = {LLM: self.llm, TOKENIZER: self.tokenizer, TEXT_ENCODER: self.text_encoder}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the transformer's weights are the averaged ones (EMA)."""
+        return [file.name for file in self.llm.files] == [AVERAGED]
+
+    @property
+    def source(self) -> str:
+        """What to call it: its folder's name, or owner/name@commit for one from the hub."""
+        return name_of(self.root)
+
+    @functools.cached_property
+    def weights(self) -> dict[str, dict[str, str]]:
+        """sha256 of every weight file, by network and name; reads them all."""
+        found = {name: {f.name: sha256_of(f) for f in part.files} for name, part in self.networks.items()}
+        return {LLM: found[LLM], TOKENIZER: found[TOKENIZER], TEXT_ENCODER: found.get(TEXT_ENCODER, {})}
+
+    @functools.cached_property
+    def llm_config(self) -> TransformerConfig:
+        """Configuration of transformer and diffusion head; raises InputError."""
+        file = self.llm.config_file
+        values = read_json(file)
+        if not {"depth", "embed_dim"} & set(values):
+            tokenizer = "z_channels" in values or "v_patch_nums" in values
+            what = "the tokenizer's; give the folder above it" if tokenizer else "another model's"
+            raise InputError(
+                f"{file}: expected depth and embed_dim of a scale transformer, this file is {what}"
+            )
+        return config_from_dict(TransformerConfig, values, str(file))
+
+    @functools.cached_property
+    def tokenizer_config(self) -> TokenizerConfig:
+        """Configuration of the image tokenizer; raises InputError."""
+        file = self.tokenizer.config_file
+        return config_from_dict(TokenizerConfig, read_json(file), str(file))
+
+    @functools.cached_property
+    def text_config(self) -> TextEncoderConfig | None:
+        """Configuration of the text encoder, if there is one; raises InputError."""
+        if self.text_encoder is None:
+            return None
+        file = self.text_encoder.config_file
+        config = text_config_from_dict(read_json(file), str(file))
+        if config.hidden_size != self.llm_config.context_dim:
+            raise InputError(
+                f"{self.text_encoder.folder}: features are {config.hidden_size} wide, "
+                f"the transformer expects {self.llm_config.context_dim}"
+            )
+        return config
+
+    @functools.cached_property
+    def sampling(self) -> SamplingSettings:
+        """The published defaults, overridden by the checkpoint's own ``sampling.json``."""
+        file = self.root / SAMPLING_FILE
+        own = read_json(file) if file.is_file() else {}
+        return settings_of({"steps": self.llm_config.num_sampling_steps, **own}, str(file))
+
+    def describe(self) -> dict[str, Any]:
+        """Name and configurations, as a manifest keeps them."""
+        text = self.text_config
+        return {
+            "source": self.source,
+            LLM: config_to_dict(self.llm_config),
+            TOKENIZER: config_to_dict(self.tokenizer_config),
+            TEXT_ENCODER: config_to_dict(text) if text else None,
+        }
+
+
+def find_checkpoint(
+    root: Path, text_encoder: Path | None = None, ema: bool = True, weights: bool = True
+) -> Checkpoint:
+    """Look at the folders of a checkpoint; nothing is read but the index of shards.
+
+    Args:
+        root: the checkpoint folder, or the ``llm`` folder inside it, as the published README
+            tells users to pass.
+        text_encoder: a Qwen2 folder; by default ``text_encoder/`` inside the checkpoint, if it is there.
+        ema: prefer the averaged weights where they exist, as the published sampler does.
+        weights: whether weight files are needed; without, configurations alone will do.
+
+    Raises:
+        InputError: a folder or a weight file is missing.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such checkpoint folder")
+    llm = root / LLM if (root / LLM).is_dir() else root
+    whole = llm.absolute().parent  # a linked llm folder keeps its neighbours
+    tokenizer = whole / TOKENIZER
+    for folder in (llm, tokenizer):
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{root}: not a HART checkpoint, expected {folder / 'config.json'} "
+                f"(layout: {LLM}/ and {TOKENIZER}/ side by side)"
+            )
+    text = text_encoder or whole / TEXT_ENCODER
+    return Checkpoint(
+        root=whole,
+        llm=find_network(llm, weights, ema),
+        tokenizer=find_network(tokenizer, weights),
+        text_encoder=find_network(text, weights) if text_encoder or text.is_dir() else None,
+    )
+
+
+def find_network(folder: Path, weights: bool = True, ema: bool = False) -> Network:
+    """One network's weight files; arguments and errors as those of :func:`find_checkpoint`."""
+    if ema and (folder / AVERAGED).is_file():
+        return Network(folder, (folder / AVERAGED,))
+    there = weights or any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    return Network(folder, _weight_files(folder) if there else ())
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The files that hold a model's weights: one file or shards.
+
+    Raises:
+        InputError: there are none, or the index names one that is not there.
+    """
+    if (folder / "model.safetensors").is_file():
+        return (folder / "model.safetensors",)
+    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        index = folder / index_name
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise InputError(f"{index}: expected a weight_map that names the shards")
+            names = sorted({str(name) for name in weight_map.values()})
+            for name in names:
+                if Path(name).name != name or not (folder / name).is_file():
+                    raise InputError(f"{index}: names the shard {name!r}, which is not in {folder}")
+            return tuple(folder / name for name in names)
+    if (folder / "pytorch_model.bin").is_file():
+        return (folder / "pytorch_model.bin",)
+    raise InputError(
+        f"{folder}: no weights, expected model.safetensors, a sharded index or pytorch_model.bin"
+    )
+
+
+def name_of(folder: Path) -> str:
+    """What to call a folder: its name, or owner/name@commit for one in the hub's cache."""
+    folder = folder.resolve()
+    cached = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and cached.startswith("models--"):
+        return f"{cached.removeprefix('models--').replace('--', '/')}@{folder.name}"
+    return folder.name

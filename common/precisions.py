@@ -1,0 +1,36 @@
+"""The precisions a bundle can have: the type of its matrix products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One of them, and what follows from it."""
+
+    name: str
+    weight_bytes: int
+    """Of a weight of a matrix product."""
+    traced: str
+    """Type that the graphs are traced in, and that keys and values have: a name of numpy and torch."""
+    engines: bool
+    """Whether GPUs run it; without, it is for CPUs alone."""
+
+    @property
+    def traced_bytes(self) -> int:
+        """Of a cached key, and of a weight that stays as it was traced."""
+        return 2 if self.traced == "float16" else 4
+
+
+FP32, FP16, INT8 = "fp32", "fp16", "int8"
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision(FP32, 4, "float32", engines=True),
+        Precision(FP16, 2, "float16", engines=True),
+        # Large products run in 8-bit integers, which replace those of float32 after tracing.
+        Precision(INT8, 1, "float32", engines=False),
+    )
+}
+DEFAULT_PRECISION = FP16

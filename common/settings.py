@@ -1,0 +1,110 @@
+"""Sampling settings: what decides a picture beside its prompt and its seed.
+
+Each is declared here and nowhere else. Its type and range are checked, the command line has an
+option for it, and a PNG carries it and brings it back, because it is a field.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints
+
+from hart_runtime.common.errors import InputError, in_range, known_names
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is said of a setting beside its type and default."""
+
+    help: str
+    low: float | None = None
+    high: float | str | None = None
+    """A number, or the size of the model that it must not be over, by the name of the manifest."""
+
+
+def _setting(default: Any, help: str, low: float | None = None, high: float | str | None = None) -> Any:  # noqa: A002
+    return field(default=default, metadata={"limits": Limits(help, low, high)})
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample. The defaults are those of the published sampler."""
+
+    guidance: float = _setting(4.5, "Classifier-free guidance weight.", 0, 1000)
+    """Classifier-free guidance weight, reached (almost) at the last scale."""
+    top_k: int | None = _setting(None, "Codes kept per token.", 1, "vocab_size")
+    """Codes kept per token; ``None`` is the published rule, see
+    :func:`hart_runtime.common.schedule.published_top_k`."""
+    top_p: float = _setting(0.0, "Probability mass kept per token; 0 keeps all.", 0, 1)
+    """Nucleus mass kept after top-k; 0 keeps everything."""
+    smooth: bool = _setting(True, "Mix codes instead of drawing one.")
+    """Feed a Gumbel-softmax mixture of codes instead of the drawn code."""
+    residual: bool = _setting(True, "Add the continuous residual.")
+    """Add the continuous residual predicted by the diffusion head."""
+    steps: str = _setting("8", "Denoising steps of the residual.")
+    """Denoising steps of the residual, in the published respacing notation; a number will do."""
+
+    def __post_init__(self) -> None:
+        """Settings come from files too, so their types are checked."""
+        if isinstance(self.steps, int) and not isinstance(self.steps, bool):
+            object.__setattr__(self, "steps", str(self.steps))
+        for name, kinds in KINDS.items():
+            value = getattr(self, name)
+            fine = isinstance(value, (*kinds, int) if float in kinds else kinds)
+            if not fine or (isinstance(value, bool) and bool not in kinds):
+                raise InputError(f"`{name}`: expected {_words(kinds)}, found {value!r}")
+
+
+class Overrides(TypedDict, total=False):
+    """Settings of one call, for editors and type checkers; those left out or None are the bundle's."""
+
+    guidance: float | None
+    top_k: int | None
+    top_p: float | None
+    smooth: bool | None
+    residual: bool | None
+    steps: str | int | None
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    return get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
+
+
+def _words(kinds: tuple[type, ...]) -> str:
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    return " or ".join(words.get(kind, "None") for kind in kinds)
+
+
+KINDS = {name: _kinds(hint) for name, hint in get_type_hints(SamplingSettings).items()}
+"""The types that each setting can have."""
+LIMITS: dict[str, Limits] = {f.name: f.metadata["limits"] for f in fields(SamplingSettings)}
+
+
+def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:
+    """Settings by name, as files carry them.
+
+    Raises:
+        InputError: a name that there is not, or a value of another type; begins with ``source``.
+    """
+    known_names(source, values, LIMITS)
+    try:
+        return SamplingSettings(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def check_ranges(settings: SamplingSettings, sizes: object) -> None:
+    """Refuse values out of range.
+
+    Args:
+        sizes: what holds the sizes of the model as attributes.
+
+    Raises:
+        InputError: with the setting and both limits.
+    """
+    for name, limits in LIMITS.items():
+        value = getattr(settings, name)
+        if value is not None and limits.low is not None and limits.high is not None:
+            high = getattr(sizes, limits.high) if isinstance(limits.high, str) else limits.high
+            in_range(name, value, limits.low, high)

@@ -1,0 +1,139 @@
+"""What an export is asked for, and whether a bundle is that already; no torch is needed to say so."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from hart_runtime.common.checkpoint import Checkpoint
+from hart_runtime.common.errors import InputError, in_range, one_of, parameter
+from hart_runtime.common.precisions import PRECISIONS
+from hart_runtime.export.system_prompt import sha256_of_system_prompt
+from hart_runtime.export.vocabulary import read_vocabulary
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, ModelSpec, open_bundle
+from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.specs import describe_model
+
+DEFAULT_MAX_BATCH, MOST_MAX_BATCH = 8, 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checkpoint and all options that decide the bundle made of it."""
+
+    checkpoint: Checkpoint
+    precision: str
+    """One of :data:`hart_runtime.common.precisions.PRECISIONS`."""
+    max_batch: int = DEFAULT_MAX_BATCH
+    system_prompt: str | None = None
+    """What stands before every prompt: a file, "none", or None for what the text encoder's
+    ``config.json`` says, see :func:`hart_runtime.export.system_prompt.read_system_prompt`."""
+    patch_nums: tuple[int, ...] | None = None
+    """Another pyramid than the checkpoint's, for models whose weights do not depend on it (rotary
+    attention with timestep level embeddings)."""
+
+    def check(self) -> None:
+        """Refuse what cannot be exported, by names and configurations.
+
+        Raises:
+            InputError: names the parameter or the file.
+        """
+        one_of("precision", self.precision, PRECISIONS)
+        in_range("max_batch", self.max_batch, 1, MOST_MAX_BATCH)
+        config = self.checkpoint.llm_config
+        if self.pyramid != config.patch_nums:
+            if not config.use_timestep_embed:
+                raise InputError("this checkpoint stores a level table, its pyramid cannot be changed")
+            replace(config, patch_nums=self.pyramid)  # checks the values
+        if self.checkpoint.text_encoder is None and self.system_prompt is not None:
+            given = parameter("system_prompt", self.system_prompt)
+            raise InputError(f"{given}: there is no text encoder; give `text_encoder` too")
+        _ = self.checkpoint.text_config, self.model  # read, and held against each other
+
+    @property
+    def pyramid(self) -> tuple[int, ...]:
+        return self.patch_nums or self.checkpoint.llm_config.patch_nums
+
+    @property
+    def model(self) -> ModelSpec:
+        """What the loop has to know about the model."""
+        return describe_model(self.checkpoint.llm_config, self.checkpoint.tokenizer_config, self.pyramid)
+
+    @property
+    def trained_with_system_prompt(self) -> bool:
+        text = self.checkpoint.text_config
+        return text is not None and text.use_llm_system_prompt
+
+    @functools.cached_property
+    def vocabulary(self) -> Tokenizer | None:
+        """The text tokenizer, if there is a text encoder; raises InputError."""
+        text = self.checkpoint.text_encoder
+        return read_vocabulary(text.folder) if text else None
+
+
+def check_place(request: Request, output: Path, force: bool) -> bool:
+    """Whether a bundle at ``output`` is what is asked for; then there is nothing to do.
+
+    Raises:
+        InputError: something else is there, and would be lost (without ``force``); or what is no
+            bundle, which is never replaced.
+    """
+    if not output.exists():
+        return False
+    if not (output / MANIFEST).is_file():
+        raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST}), not replaced")
+    if force:
+        return False
+    try:
+        found = differences(request, open_bundle(output).manifest)
+    except InputError as error:
+        found = [str(error)]
+    if found:
+        raise InputError(
+            f"{output}: exists already, and not as asked for ({'; '.join(found)}); give `force=True` to "
+            f"replace it, or another `output`"
+        )
+    return True
+
+
+def differences(request: Request, manifest: Manifest) -> list[str]:
+    """In what a bundle is not what is asked for, in words; nothing if it is."""
+    checkpoint, described = request.checkpoint, manifest.checkpoint
+    prompt = described.get("system_prompt")
+    wanted_prompt = None
+    if checkpoint.text_encoder is not None:
+        wanted_prompt = sha256_of_system_prompt(request.system_prompt, request.trained_with_system_prompt)
+    pairs: dict[str, tuple[Any, Any]] = {
+        "precision": (manifest.precision, request.precision),
+        "max_batch": (manifest.max_batch, request.max_batch),
+        "scales": (list(manifest.model.patch_nums), list(request.pyramid)),
+        "system prompt": (prompt["sha256"] if prompt else None, wanted_prompt),
+    }
+    found = [f"{what} {there}, asked for {asked}" for what, (there, asked) in pairs.items() if there != asked]
+    own = checkpoint.describe() | {"weights": checkpoint.weights}
+    for what in ("llm", "tokenizer", "text_encoder", "weights"):
+        if _plain(described.get(what)) != _plain(own[what]):
+            found.append("other weights" if what == "weights" else f"another {what} configuration")
+    if manifest.sampling != checkpoint.sampling:
+        found.append("other sampling defaults")
+    tokenizer = manifest.files.get(TEXT_TOKENIZER)
+    if (tokenizer.sha256 if tokenizer else None) != _sha256_of_vocabulary(request.vocabulary):
+        found.append("another text tokenizer")
+    return found
+
+
+def _sha256_of_vocabulary(vocabulary: Tokenizer | None) -> str | None:
+    """Of the file that it would be saved as."""
+    return hashlib.sha256(vocabulary.to_str(pretty=True).encode()).hexdigest() if vocabulary else None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would bring it back: tuples are lists there."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,30 @@
+"""Options that several commands have: which bundle, and what runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hart_runtime.runtime.registry import AUTO, BACKENDS, DEVICES
+
+PATH = click.Path(path_type=Path)
+
+BUNDLE_HELP = "Bundle made by hart-export, or a folder that holds one."
+bundle_option = click.option(
+    "--engine",
+    "bundle",
+    required=True,
+    type=PATH,
+    metavar="BUNDLE",
+    help=BUNDLE_HELP,
+)
+device_option = click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default=AUTO,
+    show_default=True,
+    help="auto: the bundle's engines where they run, else ONNX Runtime.",
+)
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")

@@ -1,0 +1,77 @@
+"""The checkpoint that a bundle was exported from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint, find_checkpoint
+from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.runtime.bundle import Bundle, Manifest
+
+NETWORKS = (LLM, TOKENIZER, TEXT_ENCODER)
+Weights = Mapping[str, Mapping[str, str]]
+"""sha256 of weight files, by network and name."""
+
+
+def exported_from(
+    bundle: Bundle,
+    given: Path | None,
+    default: Path,
+    text_encoder: Path | None = None,
+    networks: Collection[str] = NETWORKS,
+) -> Checkpoint:
+    """Find the checkpoint of a bundle, with the weights that it was exported with (averaged or not).
+
+    Args:
+        given: where the caller says it is.
+        default: what is tried when nothing is given, the demo checkpoint.
+        text_encoder: its Qwen2 folder; by default the one inside the checkpoint.
+        networks: those that have to be the bundle's.
+
+    Raises:
+        InputError: it is not there, or its weights are not those that were exported.
+    """
+    manifest = bundle.manifest
+    found = find_checkpoint(given or default, text_encoder, ema=manifest.averaged)
+    if not bundle.has_text_encoder or TEXT_ENCODER not in networks:
+        found = replace(found, text_encoder=None)
+    try:
+        check_same_weights(found.weights, manifest, parameter("checkpoint", given), networks)
+    except InputError:
+        if given is not None:
+            raise
+        raise InputError(
+            f"{bundle.folder}: was exported from {manifest.checkpoint['source']}, which is not the demo "
+            f"checkpoint; give its folder as `checkpoint`"
+        ) from None
+    return found
+
+
+def check_same_weights(
+    found: Weights,
+    manifest: Manifest,
+    source: str,
+    networks: Collection[str] = NETWORKS,
+) -> None:
+    """Refuse other weights than those a bundle was exported from.
+
+    Args:
+        source: where ``found`` is from, begins the message.
+
+    Raises:
+        InputError: with both hashes of the first network that differs.
+    """
+    exported: Weights = manifest.checkpoint["weights"]
+    for network in networks:
+        if (other := found.get(network, {})) != exported[network]:
+            raise InputError(
+                f"{source}: its {network} weights are {_listed(other)}, bundle {manifest.name} was exported "
+                f"from {_listed(exported[network])}; give what it was exported from (`checkpoint`, "
+                f"`text_encoder`)"
+            )
+
+
+def _listed(files: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({digest[:12]}...)" for name, digest in files.items()) or "none"

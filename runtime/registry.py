@@ -1,0 +1,142 @@
+"""The backends there are, and which of them opens a bundle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hart_runtime.common.errors import InputError, one_of, parameter
+from hart_runtime.common.precisions import FP16
+from hart_runtime.runtime.tensorrt.package import MODULES
+
+if TYPE_CHECKING:
+    from hart_runtime.runtime.backend import Backend
+    from hart_runtime.runtime.bundle import Bundle
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+CPU, CUDA = "cpu", "cuda"
+DEVICES = (AUTO, CPU, CUDA)
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a backend is to be opened."""
+
+    threads: int | None = None
+    """Of the CPU; None for all cores."""
+    strict: bool = False
+    """Refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One backend on one kind of device."""
+
+    name: str
+    device: str
+    title: str
+    """What it opens, in the plural."""
+    open: Callable[[Bundle, Wish], Backend]
+    """Raises InputError, with what mends it, where it cannot."""
+    offered: Callable[[Bundle], bool] = lambda _: True
+    """Whether "auto" tries it for a bundle; it is asked for by name otherwise."""
+
+
+def _engines(name: str) -> Entry:
+    def opened(bundle: Bundle, wish: Wish) -> Backend:
+        from hart_runtime.runtime.cuda import StreamBackend
+        from hart_runtime.runtime.tensorrt.executor import EngineExecutor
+        from hart_runtime.runtime.tensorrt.package import import_package
+
+        return StreamBackend(bundle, EngineExecutor(bundle, import_package(name)))
+
+    return Entry(
+        name, CUDA, f"the {name} engines", opened, lambda bundle: any(bundle.folder.glob(f"{name}-[0-9]*"))
+    )
+
+
+def _onnx_cuda(bundle: Bundle, wish: Wish) -> Backend:
+    from hart_runtime.runtime.onnx_backend import on_cuda
+
+    return on_cuda(bundle, wish.threads, wish.strict)
+
+
+def _has_cuda(bundle: Bundle) -> bool:
+    from hart_runtime.runtime.sessions import has_cuda
+
+    return has_cuda()
+
+
+def _onnx_cpu(bundle: Bundle, wish: Wish) -> Backend:
+    from hart_runtime.runtime.onnx_backend import on_the_cpu
+
+    return on_the_cpu(bundle, wish.threads)
+
+
+def _openvino(bundle: Bundle, wish: Wish) -> Backend:
+    from hart_runtime.runtime.openvino_backend import on_openvino
+
+    return on_openvino(bundle, wish.threads)
+
+
+REGISTRY = (
+    *(_engines(name) for name in MODULES),
+    Entry(ONNXRUNTIME, CUDA, "ONNX Runtime's CUDA sessions", _onnx_cuda, _has_cuda),
+    Entry(ONNXRUNTIME, CPU, "ONNX Runtime's CPU sessions", _onnx_cpu),
+    Entry(OPENVINO, CPU, "OpenVINO's models", _openvino, lambda _: False),
+)
+"""In the order in which "auto" tries them."""
+BACKENDS = (AUTO, *dict.fromkeys(entry.name for entry in REGISTRY))
+
+
+def open_backend(
+    bundle: Bundle,
+    device: str = AUTO,
+    threads: int | None = None,
+    backend: str = AUTO,
+    strict: bool = False,
+) -> Backend:
+    """Load every graph of a bundle.
+
+    Args:
+        device: one of :data:`DEVICES`.
+        threads: of the CPU; None for all cores.
+        backend: one of :data:`BACKENDS`. "auto": the bundle's engines where they run, else ONNX
+            Runtime on CUDA, else on the CPU. What "auto" passes over is logged; a backend or a
+            device asked for by name is never replaced.
+        strict: refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU.
+
+    Raises:
+        InputError: a name that there is not, or what was asked for is not there, with the command
+            that mends it.
+    """
+    one_of("device", device, DEVICES)
+    one_of("backend", backend, BACKENDS)
+    entries = [entry for entry in REGISTRY if backend in (AUTO, entry.name)]
+    fitting = [entry for entry in entries if device in (AUTO, entry.device)]
+    if not fitting:
+        where = "the CPU" if entries[0].device == CPU else "a GPU"
+        raise InputError(
+            f"{parameter('backend', backend)} runs on {where}, found {parameter('device', device)}"
+        )
+    if not bundle.manifest.kind.engines:
+        fitting = [entry for entry in fitting if entry.device == CPU]
+        if not fitting:
+            asked = parameter("device", device) if backend == AUTO else parameter("backend", backend)
+            raise InputError(
+                f"{asked}: {bundle.folder} is an {bundle.manifest.precision} bundle, which runs on the CPU "
+                f"with {ONNXRUNTIME} or {OPENVINO}; export the checkpoint with "
+                f"{parameter('precision', FP16)} for a GPU"
+            )
+    *others, last = [entry for entry in fitting if entry.offered(bundle)] or fitting[-1:]
+    for entry in others:
+        try:
+            return entry.open(bundle, Wish(threads, strict))
+        except InputError as error:
+            log.warning("%s are not used: %s", entry.title, error)
+    return last.open(bundle, Wish(threads, strict))

@@ -1,0 +1,70 @@
+"""The stages of a picture: under these names times are measured, told to users, and operations counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from hart_runtime.runtime.bundle import TRANSFORMER, UNCONDITIONAL
+
+LOAD = "load"
+TEXT_ENCODER = "text encoder"
+CONTEXT = "context"
+TRANSFORMER_PART, SAMPLING_PART = "transformer", "sampling"
+RESIDUAL_CONDITION = "residual condition"
+RESIDUAL = "residual"
+DECODER = "decoder"
+
+SAMPLING_GRAPHS = ("sample", "smooth", "next_scale")
+DECODER_GRAPHS = ("latent", "decoder")
+_SCALE = re.compile(rf"(scale \d+) ({TRANSFORMER_PART}|{SAMPLING_PART})")
+
+
+def transformer_stage(scale: int) -> str:
+    return f"scale {scale} {TRANSFORMER_PART}"
+
+
+def sampling_stage(scale: int) -> str:
+    return f"scale {scale} {SAMPLING_PART}"
+
+
+def residual_stage(step: int) -> str:
+    return f"{RESIDUAL} step {step}"
+
+
+def scale_and_part(stage: str) -> tuple[str, str] | None:
+    """("scale 3", "sampling") of a stage of a scale, None of any other."""
+    found = _SCALE.fullmatch(stage)
+    return (found[1], found[2]) if found else None
+
+
+def summed(seconds: dict[str, float]) -> dict[str, float]:
+    """Times by stage, those of all scales and of all denoising steps added up."""
+    groups: dict[str, float] = {}
+    for stage, value in seconds.items():
+        scale = scale_and_part(stage)
+        group = scale[1] if scale else RESIDUAL if stage.startswith(RESIDUAL) else stage
+        groups[group] = groups.get(group, 0.0) + value
+    return groups
+
+
+def stages_of(graphs: Iterable[str]) -> list[str]:
+    """The stage each graph run of one picture belongs to, from their order."""
+    scale, step = -1, -1
+    stages = []
+    for graph in graphs:
+        if graph == TRANSFORMER:
+            scale += 1
+            stages.append(transformer_stage(scale))
+        elif graph == UNCONDITIONAL:
+            stages.append(transformer_stage(scale))
+        elif graph in SAMPLING_GRAPHS:
+            stages.append(sampling_stage(scale))
+        elif graph == "residual_step":
+            step += 1
+            stages.append(residual_stage(step))
+        elif graph in DECODER_GRAPHS:
+            stages.append(DECODER)
+        else:
+            stages.append(graph.replace("_", " "))
+    return stages

@@ -1,0 +1,122 @@
+"""What pip is told to install, and what is said where something is missing or there twice."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hart_runtime.common import install
+from hart_runtime.common.errors import InputError
+from tests.imports import ROOT
+
+PROMPT = "a red circle on a white background"
+
+
+def requirements() -> list[str]:
+    return importlib.metadata.requires("hart-runtime") or []
+
+
+def of(extra: str) -> list[str]:
+    return [r.partition(";")[0].strip() for r in requirements() if f'extra == "{extra}"' in r]
+
+
+def test_the_bare_package_runs_nothing() -> None:
+    bare = [re.match(r"[\w-]+", r) for r in requirements() if "extra ==" not in r]
+    names = {found[0] for found in bare if found}
+    assert names == {"click", "numpy", "pillow", "platformdirs", "rich", "tokenizers"}
+
+
+def test_extras_are_those_that_people_know() -> None:
+    extras = set(importlib.metadata.metadata("hart-runtime").get_all("Provides-Extra") or [])
+    runs = {"cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx"}
+    assert extras == {*runs, "bench", "compare", "dev", "export", "safety"}
+    assert [r.partition(">")[0] for r in of("cpu")] == ["onnxruntime"]
+    assert sorted(r.partition(">")[0] for r in of("cuda")) == ["cuda-bindings", "onnxruntime-gpu[cuda,cudnn]"]
+    assert sorted(r.partition(">")[0] for r in of("tensorrt")) == ["cuda-bindings", "tensorrt"]
+    assert sorted(r.partition(">")[0] for r in of("tensorrt-rtx")) == ["cuda-bindings", "tensorrt-rtx"]
+    for extra in sorted(extras - runs - {"dev"}):  # ONNX Runtime's two builds exclude each other
+        assert not any("onnxruntime" in r for r in of(extra))
+
+
+def test_a_clone_stays_editable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install.clone() == ROOT
+    command = install.install("tensorrt-rtx")
+    assert f" install -c {ROOT / 'constraints.txt'} -e '{ROOT}[tensorrt-rtx]'" in command
+    monkeypatch.setattr(install, "clone", lambda: None)
+    assert install.install("export").endswith(" install 'hart-runtime[export]'")
+
+
+def test_pip_is_that_of_the_python_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert install.pip() == "pip"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert install.pip() == f"{sys.executable} -m pip"
+
+
+def test_what_is_required_is_looked_for_and_not_imported() -> None:
+    before = set(sys.modules)
+    install.require("this", "bench", "this_is_nowhere"[:4])  # "this": the Zen of Python
+    assert "this" not in set(sys.modules) - before
+    with pytest.raises(InputError) as caught:
+        install.require("hart-x", "bench", "nowhere_a", "sys", "nowhere_b")
+    assert (
+        str(caught.value) == f"hart-x needs nowhere_a, nowhere_b; install it with: {install.install('bench')}"
+    )
+
+
+def run(bundle: Path, tmp_path: Path, before: str, *options: str) -> subprocess.CompletedProcess[str]:
+    script = f"{before}\nfrom hart_runtime.runtime.cli import main\nmain()"
+    command: Sequence[str] = [sys.executable, "-c", script, "--engine", str(bundle), PROMPT, *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+
+def test_two_onnx_runtimes_are_told_of(demo_bundle: Path, tmp_path: Path) -> None:
+    """By their metadata, as pip leaves it; both write the same folder."""
+    found = tmp_path / "site" / "onnxruntime_gpu-9.9.9.dist-info"
+    found.mkdir(parents=True)
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 9.9.9\n")
+    done = run(demo_bundle, tmp_path, f"import sys; sys.path.append({str(found.parent)!r})")
+    assert done.returncode == 0, done.stderr
+    version = importlib.metadata.version("onnxruntime")
+    (line,) = (line for line in done.stderr.splitlines() if "both installed" in line)
+    assert line.startswith("warning: onnxruntime and onnxruntime-gpu are both installed, in one folder; ")
+    assert f"what runs is {version}, without CUDA" in line
+    assert "uninstall -y onnxruntime onnxruntime-gpu, then " in line
+    assert line.endswith(install.install("cuda"))
+    assert "both installed" not in run(demo_bundle, tmp_path, "").stderr
+
+
+MISSING = """
+import sys, importlib.abc
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split('.')[0] in %r:
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "options", "words"),
+    [
+        ("onnxruntime", (), ("no inference library is installed", "[cpu]", "[cuda]")),
+        ("onnxruntime", ("--backend", "onnxruntime"), ("no inference library is installed",)),
+        ("openvino", ("--backend", "openvino"), ("--backend openvino", "[openvino]")),
+        ("tensorrt", ("--backend", "tensorrt"), ("--backend tensorrt", "[tensorrt]")),
+        ("tensorrt_rtx", ("--backend", "tensorrt-rtx"), ("--backend tensorrt-rtx", "[tensorrt-rtx]")),
+    ],
+)
+def test_a_missing_library_is_one_sentence(
+    demo_bundle: Path, tmp_path: Path, missing: str, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    done = run(demo_bundle, tmp_path, MISSING % (missing,), *options)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    for word in ("error: ", " install ", *words):
+        assert word in done.stderr
