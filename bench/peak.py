@@ -19,9 +19,10 @@ from hart_runtime.bench.timing import TimedBackend
 from hart_runtime.runtime.bundle import WEIGHTS, Bundle, GraphSpec, TensorSpec, describe_files
 from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.registry import open_backend
+from hart_runtime.runtime.tensorrt import MODULES
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.folder import build_engines
-from hart_runtime.runtime.tensorrt.package import MODULES, import_package
+from hart_runtime.runtime.tensorrt.package import import_package
 
 OPSET, IR_VERSION = 20, 10
 PRODUCT, COPY = "product", "copy"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import logging
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -23,7 +21,7 @@ P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH_OF_BUNDLE = "--engine"
-PARAMETER = re.compile(r"`(\w+)(?:=('[^`]*'|\"[^`]*\"|[^`'\"]+))?`")
+PARAMETER = r"`(\w+)(?:=('[^`]*'|\"[^`]*\"|[^`'\"]+))?`"
 """A parameter in a message, see :class:`hart_runtime.common.errors.InputError`."""
 
 
@@ -92,10 +90,13 @@ def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
 
 def in_options(message: str) -> str:
     """A message of the library in the words of the command that runs: options for parameters."""
-    return PARAMETER.sub(_spelled, message)
+    return re.sub(PARAMETER, _spelled, message)
 
 
 def _spelled(match: re.Match[str]) -> str:
+    import ast
+    import shlex
+
     name, value = match.groups()
     context = click.get_current_context(silent=True)
     declared = {p.name: p for p in context.command.params} if context else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 
@@ -66,6 +65,8 @@ def in_range(name: str, value: object, low: float, high: float, note: str = "") 
 
 
 def _meant(value: object, names: list[str]) -> str:
+    import difflib
+
     said = str(value).lower()
     close = [name for name in names if said and name.startswith(said)]
     for spelled in (said.replace("_", "-"), said):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +19,9 @@ def clone() -> Path | None:
 
 def pip() -> str:
     """The pip of the Python that runs."""
+    import shlex
+    import shutil
+
     found = shutil.which("pip")
     same = found is not None and Path(found).parent == Path(sys.executable).parent
     return "pip" if same else f"{shlex.quote(sys.executable)} -m pip"
@@ -31,11 +32,13 @@ def install(extra: str) -> str:
 
     From a clone it keeps the installation editable, and torch the one that constraints.txt names.
     """
+    from shlex import quote
+
     root = clone()
     if root is None:
-        return f"{pip()} install {shlex.quote(f'{DISTRIBUTION}[{extra}]')}"
-    constraints = shlex.quote(str(root / "constraints.txt"))
-    return f"{pip()} install -c {constraints} -e {shlex.quote(f'{root}[{extra}]')}"
+        return f"{pip()} install {quote(f'{DISTRIBUTION}[{extra}]')}"
+    constraints = quote(str(root / "constraints.txt"))
+    return f"{pip()} install -c {constraints} -e {quote(f'{root}[{extra}]')}"
 
 
 def installed(module: str) -> bool:

@@ -4,17 +4,14 @@ Each is declared here and nowhere else. Its type and range are checked, the comm
 option for it, and a PNG carries it and brings it back, because it is a field.
 """
 
-from __future__ import annotations
-
 import types
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
 from hart_runtime.common.errors import InputError, in_range, known_names
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What is said of a setting beside its type and default."""
 
     help: str
@@ -76,7 +73,7 @@ def _words(kinds: tuple[type, ...]) -> str:
     return " or ".join(words.get(kind, "None") for kind in kinds)
 
 
-KINDS = {name: _kinds(hint) for name, hint in get_type_hints(SamplingSettings).items()}
+KINDS = {f.name: _kinds(f.type) for f in fields(SamplingSettings)}
 """The types that each setting can have."""
 LIMITS: dict[str, Limits] = {f.name: f.metadata["limits"] for f in fields(SamplingSettings)}
 

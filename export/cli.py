@@ -14,7 +14,7 @@ from hart_runtime.common.console import command
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.runtime.registry import AUTO, BACKENDS
-from hart_runtime.runtime.tensorrt.package import MODULES
+from hart_runtime.runtime.tensorrt import MODULES
 
 if TYPE_CHECKING:
     from hart_runtime.export.bundle import Progress

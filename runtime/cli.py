@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -78,6 +77,7 @@ def main(
     **options: Any,
 ) -> None:
     """Draw each PROMPT with the bundle in BUNDLE."""
+    import json
     import time
 
     start = time.perf_counter()

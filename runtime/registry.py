@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hart_runtime.common.errors import InputError, one_of, parameter
-from hart_runtime.common.precisions import FP16
-from hart_runtime.runtime.tensorrt.package import MODULES
+from hart_runtime.runtime.tensorrt import MODULES
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.backend import Backend
@@ -23,32 +21,21 @@ DEVICES = (AUTO, CPU, CUDA)
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 
 
-@dataclass(frozen=True)
-class Wish:
-    """How a backend is to be opened."""
-
-    threads: int | None = None
-    """Of the CPU; None for all cores."""
-    strict: bool = False
-    """Refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU."""
-
-
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One backend on one kind of device."""
 
     name: str
     device: str
     title: str
     """What it opens, in the plural."""
-    open: Callable[[Bundle, Wish], Backend]
-    """Raises InputError, with what mends it, where it cannot."""
+    open: Callable[[Bundle, int | None, bool], Backend]
+    """Takes ``threads`` and ``strict`` of :func:`open_backend`; raises InputError, with what mends it."""
     offered: Callable[[Bundle], bool] = lambda _: True
     """Whether "auto" tries it for a bundle; it is asked for by name otherwise."""
 
 
 def _engines(name: str) -> Entry:
-    def opened(bundle: Bundle, wish: Wish) -> Backend:
+    def opened(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
         from hart_runtime.runtime.cuda import StreamBackend
         from hart_runtime.runtime.tensorrt.executor import EngineExecutor
         from hart_runtime.runtime.tensorrt.package import import_package
@@ -60,10 +47,10 @@ def _engines(name: str) -> Entry:
     )
 
 
-def _onnx_cuda(bundle: Bundle, wish: Wish) -> Backend:
+def _onnx_cuda(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
     from hart_runtime.runtime.onnx_backend import on_cuda
 
-    return on_cuda(bundle, wish.threads, wish.strict)
+    return on_cuda(bundle, threads, strict)
 
 
 def _has_cuda(bundle: Bundle) -> bool:
@@ -72,16 +59,16 @@ def _has_cuda(bundle: Bundle) -> bool:
     return has_cuda()
 
 
-def _onnx_cpu(bundle: Bundle, wish: Wish) -> Backend:
+def _onnx_cpu(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
     from hart_runtime.runtime.onnx_backend import on_the_cpu
 
-    return on_the_cpu(bundle, wish.threads)
+    return on_the_cpu(bundle, threads)
 
 
-def _openvino(bundle: Bundle, wish: Wish) -> Backend:
+def _openvino(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
     from hart_runtime.runtime.openvino_backend import on_openvino
 
-    return on_openvino(bundle, wish.threads)
+    return on_openvino(bundle, threads)
 
 
 REGISTRY = (
@@ -115,6 +102,8 @@ def open_backend(
         InputError: a name that there is not, or what was asked for is not there, with the command
             that mends it.
     """
+    from hart_runtime.common.precisions import FP16
+
     one_of("device", device, DEVICES)
     one_of("backend", backend, BACKENDS)
     entries = [entry for entry in REGISTRY if backend in (AUTO, entry.name)]
@@ -136,7 +125,7 @@ def open_backend(
     *others, last = [entry for entry in fitting if entry.offered(bundle)] or fitting[-1:]
     for entry in others:
         try:
-            return entry.open(bundle, Wish(threads, strict))
+            return entry.open(bundle, threads, strict)
         except InputError as error:
             log.warning("%s are not used: %s", entry.title, error)
-    return last.open(bundle, Wish(threads, strict))
+    return last.open(bundle, threads, strict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +15,20 @@ from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from tests.imports import PACKAGE, ROOMS, ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_module_has_one_name() -> Iterator[None]:
+    """After all tests of a process: no file of ours was loaded twice, under ``hart_runtime.x`` and ``x``."""
+    yield
+    names: dict[str, set[str]] = {}
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/").resolve()
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in (*ROOMS, "src", "tests"):
+            names.setdefault(str(file), set()).add(name)
+    assert {PACKAGE} in names.values()
+    assert {file: found for file, found in names.items() if len(found) > 1} == {}
 
 
 class ExportOnce(Protocol):

@@ -13,7 +13,7 @@ from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
 from hart_runtime.runtime.options import bundle_option
 from hart_runtime.runtime.registry import AUTO
-from hart_runtime.runtime.tensorrt.package import MODULES
+from hart_runtime.runtime.tensorrt import MODULES
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.bundle import Bundle

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import platform
 from dataclasses import dataclass
 from typing import Any
 
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.install import install
+from hart_runtime.runtime.tensorrt import MODULES
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Package:
     """One of the two, imported."""
 
     name: str
-    """A key of :data:`MODULES`."""
+    """A key of :data:`hart_runtime.runtime.tensorrt.MODULES`."""
     version: str
     api: Any
     """The Python module."""
@@ -25,10 +25,6 @@ class Package:
     def ahead_of_time(self) -> bool:
         """Whether it builds without a GPU, for several compute capabilities at once."""
         return hasattr(self.api, "ComputeCapability")
-
-
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Backends and the Python modules they run on; the extras of this project have the same names."""
 
 
 def how_to_install() -> str:
@@ -69,4 +65,6 @@ def available_packages() -> list[Package]:
 
 def operating_system() -> str:
     """Such as ``linux-x86_64``: engines do not move between systems."""
+    import platform
+
     return f"{platform.system()}-{platform.machine()}".lower()
