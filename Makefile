@@ -21,8 +21,9 @@ test: .venv/dev.done
 test-release: .venv/dev.done
 	"$(BIN)/python" -m pytest -m release
 
-# The same conformance suite on every backend of this machine, and why the others were left out.
-test-gpu: .venv/dev.done
+# The same conformance suite on every backend of this machine, and why the others were left out. It
+# installs nothing: the environment of a GPU has [cuda,dev], never beside [cpu].
+test-gpu:
 	"$(BIN)/python" -m pytest -v -rs tests/test_conformance.py
 
 bench: bundles/demo-fp32/manifest.json bundles/mid-256px/manifest.json
@@ -60,5 +61,5 @@ clean:
 	@touch $@
 
 .venv/dev.done: .venv/pip.done pyproject.toml constraints.txt
-	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
 	@touch $@

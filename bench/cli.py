@@ -25,7 +25,9 @@ FILE_WIDTH = 120
 RESULTS = Path("benchmarks/results")
 
 
-@group(invoke_without_command=True, subcommand_metavar="[compare A.json B.json]")
+@group(
+    words={"batches": "--batch"}, invoke_without_command=True, subcommand_metavar="[compare A.json B.json]"
+)
 @click.option("--engine", "bundle", type=PATH, metavar="BUNDLE", help=BUNDLE_HELP)
 @device_option
 @backend_option
@@ -126,7 +128,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise InputError(f"`batch`: expected numbers such as 1,4,8, found {text!r}") from None
+        raise InputError(f"`batches`: expected numbers such as 1,4,8, found {text!r}") from None
 
 
 def _with_progress(plan: Plan) -> Result:

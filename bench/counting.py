@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig, config_from_dict
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.runtime import stages
@@ -41,8 +42,8 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
 
     The text encoder is left out when the manifest does not say how large it is.
     """
-    llm = config_from_dict(TransformerConfig, manifest.checkpoint["llm"], "manifest")
-    image = config_from_dict(TokenizerConfig, manifest.checkpoint["tokenizer"], "manifest")
+    llm = config_from_dict(TransformerConfig, manifest.checkpoint[LLM], "manifest")
+    image = config_from_dict(TokenizerConfig, manifest.checkpoint[TOKENIZER], "manifest")
     weight = manifest.kind.weight_bytes
     cached = unchanged = manifest.kind.traced_bytes  # the latter: graphs without products in int8
     patch_nums, tokens, dim = manifest.model.patch_nums, llm.context_token, llm.embed_dim
@@ -50,8 +51,8 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
     both, latent = 2 * batch, batch * last**2 * channels * FLOAT
     work: dict[str, Work] = {}
 
-    if manifest.checkpoint.get("text_encoder"):
-        text = config_from_dict(TextEncoderConfig, manifest.checkpoint["text_encoder"], "manifest")
+    if manifest.checkpoint.get(TEXT_ENCODER):
+        text = config_from_dict(TextEncoderConfig, manifest.checkpoint[TEXT_ENCODER], "manifest")
         read = (text_encoder_weights(text) + batch * tokens * text.hidden_size) * unchanged
         features = batch * tokens * text.hidden_size * FLOAT
         work[stages.TEXT_ENCODER] = Work(text_encoder_operations(text, batch, tokens), read + features)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hart_runtime.common.console import command
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.precisions import FP16
-from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.settings import settings_of
 from hart_runtime.hart.random_checkpoint import read_shape
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.host import HostMemory, array_at
@@ -48,7 +48,7 @@ class NoGraphs(HostMemory):
 def main(shape: str, batch: int, threads: int | None, iterations: int) -> None:
     """Time the loop's own work for one batch, in memory of the host."""
     sizes = read_shape(shape)
-    settings = SamplingSettings(steps=sizes.llm.num_sampling_steps, **sizes.sampling)
+    settings = settings_of({"steps": sizes.llm.num_sampling_steps, **sizes.sampling}, shape)
     model = describe_model(sizes.llm, sizes.tokenizer, sizes.llm.patch_nums)
     manifest = manifest_of(model, sizes.llm.diff_width, FP16, max_batch=batch, modulated=sizes.llm.modulated)
     backend = PlannedBackend(Bundle(Path(), manifest, ""), NoGraphs())

@@ -18,10 +18,11 @@ from hart_runtime.bench.result import Breakdown, Latency, Result, StageResult
 from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
 from hart_runtime.bench.workload import PROMPT, drawing
-from hart_runtime.common.errors import in_range, one_of
+from hart_runtime.common.errors import one_of, whole_in_range
 from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.names import AUTO
 from hart_runtime.runtime.pipeline import Pipeline
-from hart_runtime.runtime.registry import AUTO, open_backend
+from hart_runtime.runtime.registry import open_backend
 
 FRESH_PROCESSES = 5
 Progress = Callable[[str], None]
@@ -57,7 +58,7 @@ def measure(plan: Plan, progress: Progress) -> Result:
     progress("opening the bundle")
     bundle = open_bundle(plan.bundle)
     for batch in plan.batches:
-        in_range("batch", batch, 1, bundle.manifest.max_batch, " (the bundle's maximum)")
+        whole_in_range("batches", batch, 1, bundle.manifest.max_batch, " (the bundle's maximum)")
     checkpoint = find_reference(bundle, plan.checkpoint) if plan.against else None
     backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
     device = backend.device

@@ -41,12 +41,28 @@ class Network:
     """One network of a checkpoint."""
 
     folder: Path
-    files: tuple[Path, ...]
-    """Where its weights are: one file or shards; none where there are only configurations."""
+    ema: bool = False
+    """Whether averaged weights are preferred, where there are any."""
 
     @property
     def config_file(self) -> Path:
         return self.folder / "config.json"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is any weight file; configurations alone are enough for a dry run."""
+        return any(file for pattern in WEIGHT_FILES for file in self.folder.glob(pattern))
+
+    @functools.cached_property
+    def files(self) -> tuple[Path, ...]:
+        """Where its weights are: one file or shards; raises InputError if they are not there."""
+        averaged = self.folder / AVERAGED
+        return (averaged,) if self.ema and averaged.is_file() else _weight_files(self.folder)
+
+    @functools.cached_property
+    def text_config(self) -> TextEncoderConfig:
+        """Its configuration, for a text encoder; raises InputError."""
+        return text_config_from_dict(read_json(self.config_file), str(self.config_file))
 
 
 @dataclass(frozen=True)
@@ -72,8 +88,13 @@ class Checkpoint:
 
     @property
     def source(self) -> str:
-        """What to call it: its folder's name, or owner/name@commit for one from the hub."""
+        """Where it is from: its folder's name, or owner/name@commit for one from the hub."""
         return name_of(self.root)
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.source.rpartition("/")[2].partition("@")[0]
 
     @functools.cached_property
     def weights(self) -> dict[str, dict[str, str]]:
@@ -105,8 +126,7 @@ class Checkpoint:
         """Configuration of the text encoder, if there is one; raises InputError."""
         if self.text_encoder is None:
             return None
-        file = self.text_encoder.config_file
-        config = text_config_from_dict(read_json(file), str(file))
+        config = self.text_encoder.text_config
         if config.hidden_size != self.llm_config.context_dim:
             raise InputError(
                 f"{self.text_encoder.folder}: features are {config.hidden_size} wide, "
@@ -132,20 +152,17 @@ class Checkpoint:
         }
 
 
-def find_checkpoint(
-    root: Path, text_encoder: Path | None = None, ema: bool = True, weights: bool = True
-) -> Checkpoint:
-    """Look at the folders of a checkpoint; nothing is read but the index of shards.
+def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool = True) -> Checkpoint:
+    """Look at the folders of a checkpoint; no file is read.
 
     Args:
         root: the checkpoint folder, or the ``llm`` folder inside it, as the published README
             tells users to pass.
         text_encoder: a Qwen2 folder; by default ``text_encoder/`` inside the checkpoint, if it is there.
         ema: prefer the averaged weights where they exist, as the published sampler does.
-        weights: whether weight files are needed; without, configurations alone will do.
 
     Raises:
-        InputError: a folder or a weight file is missing.
+        InputError: a folder or a configuration is missing.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such checkpoint folder")
@@ -161,26 +178,13 @@ def find_checkpoint(
     text = text_encoder or whole / TEXT_ENCODER
     return Checkpoint(
         root=whole,
-        llm=find_network(llm, weights, ema),
-        tokenizer=find_network(tokenizer, weights),
-        text_encoder=find_network(text, weights) if text_encoder or text.is_dir() else None,
+        llm=Network(llm, ema),
+        tokenizer=Network(tokenizer),
+        text_encoder=Network(text) if text_encoder or text.is_dir() else None,
     )
 
 
-def find_network(folder: Path, weights: bool = True, ema: bool = False) -> Network:
-    """One network's weight files; arguments and errors as those of :func:`find_checkpoint`."""
-    if ema and (folder / AVERAGED).is_file():
-        return Network(folder, (folder / AVERAGED,))
-    there = weights or any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
-    return Network(folder, _weight_files(folder) if there else ())
-
-
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The files that hold a model's weights: one file or shards.
-
-    Raises:
-        InputError: there are none, or the index names one that is not there.
-    """
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",)
     for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):

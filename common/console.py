@@ -8,54 +8,79 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import NOTE, InputError, RunError
 from hart_runtime.common.settings import KINDS, LIMITS
 from hart_runtime.common.version import __version__
 
+PACKAGE = "hart_runtime"
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH_OF_BUNDLE = "--engine"
 PARAMETER = r"`(\w+)(?:=('[^`]*'|\"[^`]*\"|[^`'\"]+))?`"
 """A parameter in a message, see :class:`hart_runtime.common.errors.InputError`."""
+EVERYWHERE = {"bundle": "--engine"} | {
+    name: f"--{name.replace('_', '-')}"
+    for name in ("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder")
+}
+"""Options of other commands than the one that runs, which a message may advise."""
 
 
-def command(**options: Any) -> Callable[[Callable[P, None]], click.Command]:
-    """``click.command`` with what all of ours have: ``-h``, ``--version``, and errors in a sentence."""
-    return _declared(click.command, options)
+def command(
+    words: Mapping[str, str] | None = None, **options: Any
+) -> Callable[[Callable[P, None]], click.Command]:
+    """``click.command`` with what all of ours have: ``-h``, ``--version``, and errors in a sentence.
+
+    Args:
+        words: options for parameters of the library that are called otherwise there.
+    """
+    return _declared(click.command, words, options)
 
 
-def group(**options: Any) -> Callable[[Callable[P, None]], click.Group]:
+def group(
+    words: Mapping[str, str] | None = None, **options: Any
+) -> Callable[[Callable[P, None]], click.Group]:
     """The same for a command that holds commands."""
-    return _declared(click.group, options)
+    return _declared(click.group, words, options)
 
 
-def _declared(kind: Callable[..., Any], options: dict[str, Any]) -> Callable[[Callable[P, None]], Any]:
+def _declared(
+    kind: Callable[..., Any], words: Mapping[str, str] | None, options: dict[str, Any]
+) -> Callable[[Callable[P, None]], Any]:
     def declare(function: Callable[P, None]) -> Any:
         settings = {"help_option_names": ["-h", "--help"]}
         version = click.version_option(__version__, message="%(prog)s %(version)s")
-        return kind(context_settings=settings, **options)(version(ends_with_a_sentence(function)))
+        made = kind(context_settings=settings, **options)(version(ends_with_a_sentence(function)))
+        made.words = words or {}
+        return made
 
     return declare
 
 
-def sampling_options(function: F) -> F:
-    """An option for every sampling setting; each is None where it is not given."""
-    for name, limits in reversed(LIMITS.items()):
-        flag, switch = name.replace("_", "-"), bool in KINDS[name]
-        option = click.option(
-            f"--{flag}/--no-{flag}" if switch else f"--{flag}",
-            type=None if switch else KINDS[name][0],
-            default=None,
-            help=f"{limits.help} [default: the bundle's]",
-        )
-        function = option(function)
-    return function
+def sampling_options(whose: str) -> Callable[[F], F]:
+    """An option for every sampling setting; each is None where it is not given.
+
+    Args:
+        whose: default it has then, in words.
+    """
+
+    def declare(function: F) -> F:
+        for name, limits in reversed(LIMITS.items()):
+            flag, switch = name.replace("_", "-"), bool in KINDS[name]
+            option = click.option(
+                f"--{flag}/--no-{flag}" if switch else f"--{flag}",
+                type=None if switch else KINDS[name][0],
+                default=None,
+                help=f"{limits.help} [default: {whose}]",
+            )
+            function = option(function)
+        return function
+
+    return declare
 
 
 def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
@@ -68,7 +93,6 @@ def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
         handler.setFormatter(_Sentence())
         root = logging.getLogger()
         root.addHandler(handler)
-        logging.getLogger("hart_runtime").setLevel(logging.INFO)
         # A polite kill cleans up as Ctrl-C does.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -99,27 +123,35 @@ def _spelled(match: re.Match[str]) -> str:
 
     name, value = match.groups()
     context = click.get_current_context(silent=True)
-    declared = {p.name: p for p in context.command.params} if context else {}
-    found = declared.get(name)
+    if context is None:
+        return match[0]
+    found = {p.name: p for p in context.command.params}.get(name)
     if isinstance(found, click.Argument):
         return found.human_readable_name.strip("[].")
-    names = found.opts if found else [PATH_OF_BUNDLE if name == "bundle" else f"--{name.replace('_', '-')}"]
-    option = max(names, key=len)
+    words: Mapping[str, str] = getattr(context.command, "words", {})
+    option = max(found.opts, key=len) if found else words.get(name, EVERYWHERE.get(name))
+    if option is None:
+        return match[0]  # of no command: somebody's own words
     if value is None or value == "True":
         return option
     if value == "False":
         return found.secondary_opts[0] if found and found.secondary_opts else f"--no-{option[2:]}"
     with contextlib.suppress(ValueError, SyntaxError):  # a word such as FILE stands for itself
         value = str(ast.literal_eval(value))
-    return f"{option} {value if value.isupper() else shlex.quote(value)}"
+    return f"{option} {value if re.fullmatch('[A-Z_]+', value) else shlex.quote(value)}"
 
 
 class _Sentence(logging.Formatter):
-    """One line, with what it is in front."""
+    """One line, with what it is in front. Only our own sentences speak of parameters, and prompts do not."""
 
     def format(self, record: logging.LogRecord) -> str:
-        kind = "warning" if record.levelno >= logging.WARNING else "note"
-        return f"{kind}: {in_options(record.getMessage())}"
+        kind = "note" if record.levelno == NOTE else "warning"
+        if not record.name.startswith(PACKAGE):
+            return f"{kind}: {record.getMessage()}"
+        errors = tuple(
+            in_options(str(arg)) if isinstance(arg, InputError) else arg for arg in record.args or ()
+        )
+        return f"{kind}: {in_options(str(record.msg)) % errors}"
 
 
 def _once() -> Callable[[logging.LogRecord], bool]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, parameter
 
 TRAIN_STEPS = 1000
 MAX_BETA = 0.999
@@ -67,7 +67,7 @@ def diffusion_schedule(respacing: str) -> DiffusionSchedule:
     """
     timesteps = _respaced_timesteps(respacing)
     if len(timesteps) < 2:
-        raise InputError(f"the residual diffusion needs at least 2 steps, found {respacing!r}")
+        raise InputError(f"`steps`: the residual diffusion needs at least 2, found {respacing!r}")
     full = np.cumprod(1.0 - _cosine_betas())
     kept = full[timesteps]
     previous = np.append(1.0, kept[:-1])
@@ -107,7 +107,7 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
         for every in range(1, TRAIN_STEPS):
             if len(range(0, TRAIN_STEPS, every)) == wanted:
                 return np.arange(0, TRAIN_STEPS, every, dtype=np.int64)
-        raise InputError(f"no integer stride visits exactly {wanted} of {TRAIN_STEPS} steps")
+        raise InputError(f"`steps`: no integer stride visits exactly {wanted} of {TRAIN_STEPS} steps")
     counts = [_count(part, respacing) for part in respacing.split(",")]
     size, extra = divmod(TRAIN_STEPS, len(counts))
     timesteps: list[int] = []
@@ -115,7 +115,7 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
     for section, count in enumerate(counts):
         length = size + (section < extra)
         if count > length:
-            raise InputError(f"steps {respacing!r}: cannot take {count} steps out of {length}")
+            raise InputError(f"{parameter('steps', respacing)}: cannot take {count} steps out of {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0  # added up, not multiplied, to round as the published code does
         for _ in range(count):
@@ -128,6 +128,6 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
 def _count(text: str, respacing: str) -> int:
     if not (text.isascii() and text.strip().isdecimal() and 0 < int(text) <= TRAIN_STEPS):
         raise InputError(
-            f"steps must be a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}"
+            f"`steps`: expected a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}"
         )
     return int(text)

@@ -1,9 +1,15 @@
-"""The two ways a command can fail, shared by every room of the project."""
+"""The two ways something can fail, and what is only told; shared by every room of the project."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
+from typing import Any
+
+NOTE = logging.WARNING + 1
+"""Level of what is no warning and yet to be read, also where nobody has configured logging."""
+logging.addLevelName(NOTE, "NOTE")
 
 
 class InputError(ValueError):
@@ -62,6 +68,20 @@ def in_range(name: str, value: object, low: float, high: float, note: str = "") 
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
         raise InputError(f"`{name}`: expected {low} to {high}{note}, found {value!r}")
+
+
+def whole_in_range(name: str, value: object, low: int, high: int, note: str = "") -> int:
+    """The same for whole numbers, of numpy too; returns Python's own."""
+    number = plain(value)
+    in_range(name, number, low, high, note)
+    if not isinstance(number, int):
+        raise InputError(f"`{name}`: expected a whole number, found {value!r}")
+    return number
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy's (or of torch's) as Python's own; everything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def _meant(value: object, names: list[str]) -> str:

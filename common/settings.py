@@ -8,7 +8,10 @@ import types
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
-from hart_runtime.common.errors import InputError, in_range, known_names
+from hart_runtime.common.errors import InputError, in_range, known_names, plain
+
+DEFAULT_MAX_BATCH, MOST_MAX_BATCH = 8, 64
+"""Pictures that a bundle draws at once: unless asked for otherwise, and at the most."""
 
 
 class Limits(NamedTuple):
@@ -44,10 +47,11 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         """Settings come from files too, so their types are checked."""
-        if isinstance(self.steps, int) and not isinstance(self.steps, bool):
-            object.__setattr__(self, "steps", str(self.steps))
         for name, kinds in KINDS.items():
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
+            if str in kinds and isinstance(value, int) and not isinstance(value, bool):
+                value = str(value)
+            object.__setattr__(self, name, value)
             fine = isinstance(value, (*kinds, int) if float in kinds else kinds)
             if not fine or (isinstance(value, bool) and bool not in kinds):
                 raise InputError(f"`{name}`: expected {_words(kinds)}, found {value!r}")

@@ -15,8 +15,9 @@ from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
 from hart_runtime.common.precisions import FP16
 from hart_runtime.compare import TORCH_FP16
+from hart_runtime.runtime.names import AUTO
 from hart_runtime.runtime.options import PATH, bundle_option, device_option
-from hart_runtime.runtime.registry import AUTO, BACKENDS
+from hart_runtime.runtime.registry import BACKENDS
 
 if TYPE_CHECKING:
     from hart_runtime.compare.capture import Source
@@ -34,7 +35,7 @@ PROMPTS = (
 )
 
 
-@command()
+@command(words={"folder": "--save-reference"})
 @bundle_option
 @click.option(
     "--checkpoint",

@@ -15,8 +15,8 @@ from hart_runtime.compare.report import Engine, Limits, Run, arithmetic
 from hart_runtime.compare.trajectory import free_running, teacher_forced
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.names import MODULES
 from hart_runtime.runtime.registry import open_backend
-from hart_runtime.runtime.tensorrt import MODULES
 
 if TYPE_CHECKING:
     from hart_runtime.compare.capture import Source

@@ -27,7 +27,8 @@ from hart_runtime.compare.metrics import Array, compare_tensors
 from hart_runtime.compare.reference import Call, Reference
 from hart_runtime.compare.replay import INT8_RELATIVE
 from hart_runtime.compare.torch_backend import TorchHalfBackend
-from hart_runtime.runtime.bundle import INT8_GRAPHS, WEIGHTS, Bundle, TensorSpec
+from hart_runtime.runtime.bundle import INT8_GRAPHS, Bundle, TensorSpec
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.sessions import open_sessions
 
 WINDOWS = {

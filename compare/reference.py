@@ -85,9 +85,7 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
     from polygraphy.json import save_json
 
     if folder.exists() and not (folder / DESCRIPTION).is_file():
-        raise InputError(
-            f"{parameter('save_reference', folder)}: exists and is not a reference, not replaced"
-        )
+        raise InputError(f"{parameter('folder', folder)}: exists and is not a reference, not replaced")
     with whole_folder(folder, replace=True) as partial:
         results = RunResults()
         results.add([dict(tensors) for tensors in reference.batches], runner_name=RUNNER)
@@ -120,8 +118,7 @@ def load_reference(folder: Path) -> Reference:
     schema = values.pop("schema", None)
     if schema != SCHEMA_VERSION:
         raise InputError(
-            f"{folder / DESCRIPTION}: expected schema {SCHEMA_VERSION}, found {schema!r}; "
-            f"make it again with `save_reference`"
+            f"{folder / DESCRIPTION}: expected schema {SCHEMA_VERSION}, found {schema!r}; make it again"
         )
     try:
         iterations = RunResults.load(str(folder / TRAJECTORY))[RUNNER]
@@ -130,8 +127,7 @@ def load_reference(folder: Path) -> Reference:
         return Reference(batches=[dict(iteration.items()) for iteration in iterations], **values)
     except Exception as error:  # Polygraphy's errors have no useful base class
         raise InputError(
-            f"{folder}: the reference is damaged ({str(error).strip().splitlines()[0]}); "
-            f"make it again with `save_reference`"
+            f"{folder}: the reference is damaged ({str(error).strip().splitlines()[0]}); make it again"
         ) from None
 
 
@@ -143,12 +139,12 @@ def system_prompt_identity(manifest: Manifest) -> dict[str, str]:
 
 def check_fits(reference: Reference, manifest: Manifest, source: str) -> None:
     """Refuse a reference that was recorded with other weights than a bundle's, or another system prompt."""
-    check_same_weights(reference.weights, manifest, source)
+    check_same_weights(reference.weights, manifest, source, mend="save it again from the checkpoint")
     prompt = system_prompt_identity(manifest)
     if reference.weights.get("system_prompt", {}) != prompt:
         raise InputError(
             f"{source}: was recorded with another system prompt than bundle {manifest.name} was exported "
-            f"with; make it again with `save_reference`"
+            f"with; make it again"
         )
 
 

@@ -23,7 +23,7 @@ import click
 import hart_runtime
 from hart_runtime.common.console import command
 from hart_runtime.common.errors import RunError, one_of
-from hart_runtime.runtime.registry import ONNXRUNTIME
+from hart_runtime.runtime.names import ONNXRUNTIME
 
 SHAPE = "hart-0.7b-1024px"
 SEED = 0

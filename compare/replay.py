@@ -19,8 +19,8 @@ from hart_runtime.compare.metrics import Errors, compare_tensors
 from hart_runtime.compare.reference import Call, Reference, error_key, graph_calls
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import INT8_GRAPHS, GraphSpec, Manifest
+from hart_runtime.runtime.names import OPENVINO
 from hart_runtime.runtime.openvino_backend import BFLOAT16_GRAPHS
-from hart_runtime.runtime.registry import OPENVINO
 
 RELATIVE = 1e-4
 """Allowed error of float32 graphs, over the reference's largest magnitude; at reduced

@@ -27,7 +27,7 @@ from hart_runtime.common.precisions import FP32, INT8
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import FACTOR, RELATIVE, Row
 from hart_runtime.compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
-from hart_runtime.runtime.registry import OPENVINO
+from hart_runtime.runtime.names import ONNXRUNTIME, OPENVINO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -96,7 +96,7 @@ def arithmetic(precision: str, backend: str, device: str) -> str:
     if precision == INT8:
         rest = "bfloat16 where the processor has it" if backend == OPENVINO else "float32"
         return f"8-bit products, the rest in {rest}"
-    rounded = backend in ("onnxruntime", OPENVINO) and device == "cpu"
+    rounded = backend in (ONNXRUNTIME, OPENVINO) and device == "cpu"
     return "rounded weights, float32 arithmetic" if rounded else "float16"
 
 

@@ -22,12 +22,12 @@ from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.runtime.bundle import (
     APPEND,
     TEXT_TOKENIZER,
-    WEIGHTS,
     GraphSpec,
     Manifest,
     describe_files,
     write_manifest,
 )
+from hart_runtime.runtime.find import WEIGHTS
 
 Progress = Callable[[str, int, int], None]
 """Called with what happens next, its number, and how many there are."""

@@ -13,8 +13,9 @@ import click
 from hart_runtime.common.console import command
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
-from hart_runtime.runtime.registry import AUTO, BACKENDS
-from hart_runtime.runtime.tensorrt import MODULES
+from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
+from hart_runtime.runtime.names import AUTO, MODULES
+from hart_runtime.runtime.registry import BACKENDS
 
 if TYPE_CHECKING:
     from hart_runtime.export.bundle import Progress
@@ -48,7 +49,11 @@ ENGINES, DEMO = Path("engines"), "demo"
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Bundle folder. [default: engines/NAME]")
 @click.option(
-    "--max-batch", type=click.IntRange(1, 64), default=8, show_default=True, help="Most images drawn at once."
+    "--max-batch",
+    type=click.IntRange(1, MOST_MAX_BATCH),
+    default=DEFAULT_MAX_BATCH,
+    show_default=True,
+    help="Most images drawn at once.",
 )
 @click.option(
     "--ema/--no-ema", default=True, show_default=True, help="Prefer the averaged weights, ema_model.bin."
@@ -96,9 +101,9 @@ def main(
     patterns = CONFIGURATIONS if dry_run else WANTED
     source = resolve(checkpoint, revision, patterns) if checkpoint else DEMO_CHECKPOINT
     encoder = resolve(text_encoder, patterns=patterns) if text_encoder else None
-    found = find_checkpoint(source, encoder, ema, weights=not dry_run)
+    found = find_checkpoint(source, encoder, ema)
     request = Request(found, precision, max_batch, system_prompt)
-    target = output or ENGINES / (_name(checkpoint) if checkpoint else DEMO)
+    target = output or ENGINES / (found.name if checkpoint else DEMO)
     if dry_run:
         from hart_runtime.export.dry_run import forecast, show
 
@@ -183,25 +188,20 @@ def _build(target: Path, backend: str) -> None:
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.tensorrt.build import BuildOptions
     from hart_runtime.runtime.tensorrt.cli import choose_package, report
+    from hart_runtime.runtime.tensorrt.engines import options_of
     from hart_runtime.runtime.tensorrt.package import how_to_install
 
     if backend not in (AUTO, *MODULES):
         return
     package = choose_package(backend)
     if package is not None:
-        report(open_bundle(target), package, BuildOptions())
+        bundle = open_bundle(target)
+        # Those that are there with other options than the default's were built by somebody who wants them.
+        for options in options_of(bundle, package) or [BuildOptions()]:
+            report(bundle, package, options)
     else:
         click.echo(
             "note: no engines were built, neither TensorRT (with a GPU) nor TensorRT-RTX is here; to have "
             f"them: {how_to_install()}, then hart-build --engine {target}",
             err=True,
         )
-
-
-def _name(checkpoint: str) -> str:
-    """engines/NAME for a folder or hub id; ``x/llm`` is named after ``x``."""
-    from hart_runtime.common.checkpoint import name_of
-
-    path = Path(checkpoint.rstrip("/"))
-    folder = path.resolve().parent if path.name == "llm" else path
-    return name_of(folder).rpartition("/")[2].partition("@")[0]

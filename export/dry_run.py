@@ -83,14 +83,14 @@ def forecast(request: Request) -> Forecast:
     Raises:
         InputError: a configuration cannot be used, or weight files do not fit it.
     """
-    request.check()
+    request.check(weights=False)
     checkpoint, max_batch = request.checkpoint, request.max_batch
     model, text_network = empty_hart(checkpoint), checkpoint.text_encoder
     text = empty_text_encoder(text_network) if text_network else None
-    checked = bool(checkpoint.llm.files and checkpoint.tokenizer.files)
+    checked = checkpoint.llm.has_weights and checkpoint.tokenizer.has_weights
     if checked:
         check_hart(checkpoint)
-    if text_network and text_network.files:
+    if text_network and text_network.has_weights:
         check_text_encoder(text_network)
     graphs, weights, memory = {}, {}, {}
     inside: dict[tuple[torch.dtype, int], int] = {}  # int8 graphs pass float32 on, too
@@ -169,7 +169,7 @@ def machine_memory() -> tuple[int, int]:
         file = Path("/proc/meminfo")
         if not file.is_file():
             raise InputError(
-                f"`dry_run` needs psutil on this system; install it with: {pip()} install psutil"
+                f"a dry run needs psutil on this system; install it with: {pip()} install psutil"
             ) from None
         sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", file.read_text(encoding="utf-8"), re.MULTILINE))
         return int(sizes["MemTotal"]) * 1024, int(sizes["MemAvailable"]) * 1024

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from hart_runtime.common.checkpoint import Checkpoint
-from hart_runtime.common.errors import InputError, in_range, one_of, parameter
+from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
+from hart_runtime.common.errors import InputError, one_of, parameter, whole_in_range
 from hart_runtime.common.precisions import PRECISIONS
+from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, ModelSpec, open_bundle
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, ModelSpec, open_bundle, read_manifest
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.specs import describe_model
-
-DEFAULT_MAX_BATCH, MOST_MAX_BATCH = 8, 64
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,17 @@ class Request:
     """Another pyramid than the checkpoint's, for models whose weights do not depend on it (rotary
     attention with timestep level embeddings)."""
 
-    def check(self) -> None:
-        """Refuse what cannot be exported, by names and configurations.
+    def check(self, weights: bool = True) -> None:
+        """Refuse what cannot be exported, by names, configurations and what files there are.
+
+        Args:
+            weights: whether weight files are needed.
 
         Raises:
             InputError: names the parameter or the file.
         """
         one_of("precision", self.precision, PRECISIONS)
-        in_range("max_batch", self.max_batch, 1, MOST_MAX_BATCH)
+        whole_in_range("max_batch", self.max_batch, 1, MOST_MAX_BATCH)
         config = self.checkpoint.llm_config
         if self.pyramid != config.patch_nums:
             if not config.use_timestep_embed:
@@ -53,7 +56,9 @@ class Request:
         if self.checkpoint.text_encoder is None and self.system_prompt is not None:
             given = parameter("system_prompt", self.system_prompt)
             raise InputError(f"{given}: there is no text encoder; give `text_encoder` too")
-        _ = self.checkpoint.text_config, self.model  # read, and held against each other
+        _ = self.checkpoint.text_config, self.checkpoint.sampling, self.model  # read, and held together
+        if weights:
+            _ = [network.files for network in self.checkpoint.networks.values()]
 
     @property
     def pyramid(self) -> tuple[int, ...]:
@@ -89,11 +94,8 @@ def check_place(request: Request, output: Path, force: bool) -> bool:
         raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST}), not replaced")
     if force:
         return False
-    try:
-        found = differences(request, open_bundle(output).manifest)
-    except InputError as error:
-        found = [str(error)]
-    if found:
+    found = _unusable(lambda: read_manifest(output)) or differences(request, read_manifest(output)[0])
+    if found := found or _unusable(lambda: open_bundle(output)):
         raise InputError(
             f"{output}: exists already, and not as asked for ({'; '.join(found)}); give `force=True` to "
             f"replace it, or another `output`"
@@ -101,8 +103,20 @@ def check_place(request: Request, output: Path, force: bool) -> bool:
     return True
 
 
+def _unusable(read: Callable[[], object]) -> list[str]:
+    """What keeps a bundle from being read, if anything does."""
+    try:
+        read()
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
 def differences(request: Request, manifest: Manifest) -> list[str]:
-    """In what a bundle is not what is asked for, in words; nothing if it is."""
+    """In what a bundle is not what is asked for, in words; nothing if it is.
+
+    Weights are hashed only where nothing else differs: that takes as long as reading them.
+    """
     checkpoint, described = request.checkpoint, manifest.checkpoint
     prompt = described.get("system_prompt")
     wanted_prompt = None
@@ -115,15 +129,17 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
         "system prompt": (prompt["sha256"] if prompt else None, wanted_prompt),
     }
     found = [f"{what} {there}, asked for {asked}" for what, (there, asked) in pairs.items() if there != asked]
-    own = checkpoint.describe() | {"weights": checkpoint.weights}
-    for what in ("llm", "tokenizer", "text_encoder", "weights"):
-        if _plain(described.get(what)) != _plain(own[what]):
-            found.append("other weights" if what == "weights" else f"another {what} configuration")
+    own = checkpoint.describe()
+    for network in (LLM, TOKENIZER, TEXT_ENCODER):
+        if _plain(described.get(network)) != _plain(own[network]):
+            found.append(f"another {network} configuration")
     if manifest.sampling != checkpoint.sampling:
         found.append("other sampling defaults")
     tokenizer = manifest.files.get(TEXT_TOKENIZER)
     if (tokenizer.sha256 if tokenizer else None) != _sha256_of_vocabulary(request.vocabulary):
         found.append("another text tokenizer")
+    if not found and described.get("weights") != checkpoint.weights:
+        found.append("other weights")
     return found
 
 

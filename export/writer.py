@@ -22,15 +22,8 @@ from hart_runtime.common.precisions import INT8
 from hart_runtime.export.cache import append_only
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
-from hart_runtime.runtime.bundle import (
-    APPEND,
-    DEQUANTIZED,
-    INT8_GRAPHS,
-    TRANSFORMER,
-    WEIGHTS,
-    GraphSpec,
-    TensorSpec,
-)
+from hart_runtime.runtime.bundle import APPEND, DEQUANTIZED, INT8_GRAPHS, TRANSFORMER, GraphSpec, TensorSpec
+from hart_runtime.runtime.find import WEIGHTS
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""

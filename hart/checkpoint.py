@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hart_runtime.common.checkpoint import Checkpoint, Network
-from hart_runtime.common.config import config_to_dict, read_json, text_config_from_dict
+from hart_runtime.common.config import config_to_dict
 from hart_runtime.common.errors import InputError
 from hart_runtime.hart.layers import Linear
 from hart_runtime.hart.model import Hart
@@ -94,9 +94,8 @@ def load_text_encoder(
 
 def empty_text_encoder(network: Network) -> TextEncoder:
     """The text model as its configuration file describes it, on the meta device."""
-    file = network.config_file
     with torch.device("meta"):
-        return TextEncoder(text_config_from_dict(read_json(file), str(file)))
+        return TextEncoder(network.text_config)
 
 
 def check_text_encoder(network: Network) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from hart_runtime.common.checkpoint import AVERAGED, LLM, SAMPLING_FILE, TEXT_ENCODER, TOKENIZER
 from hart_runtime.common.config import (
     TextEncoderConfig,
     TokenizerConfig,
@@ -27,7 +28,7 @@ from hart_runtime.common.config import (
     read_json,
 )
 from hart_runtime.common.console import command
-from hart_runtime.common.errors import InputError, one_of, parameter
+from hart_runtime.common.errors import InputError, known_names, one_of, parameter
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
 
@@ -43,6 +44,8 @@ SHAPES = Path(__file__).parent / "shapes"
 DTYPES = (FP32, FP16)
 SHARD_BYTES = 1 << 29
 """Tensors are made and written in shards of about this size, so a large model fits in memory."""
+NOT_OURS = ("B",)
+"""What shape files say beside, for others: pictures drawn at once."""
 SAMPLING_NAMES = {"cfg": "guidance", "top_p": "top_p", "more_smooth": "smooth"}
 """Names of sampling settings in a shape file, which are the published sampler's, and ours."""
 
@@ -69,12 +72,13 @@ def read_shape(name: str) -> ModelShape:
             f"{parameter('shape', name)}: expected {' or '.join(sorted(packaged))}, or a file; found neither"
         )
     values = read_json(file)
-    for part in ("llm", "tokenizer"):
+    known_names(str(file), values, (LLM, TOKENIZER, *NOT_OURS, *SAMPLING_NAMES))
+    for part in (LLM, TOKENIZER):
         if not isinstance(values.get(part), dict):
             raise InputError(f"{file}: expected an object {part!r}, found {values.get(part)!r}")
     return ModelShape(
-        config_from_dict(TransformerConfig, values["llm"], f"{file}: llm"),
-        config_from_dict(TokenizerConfig, values["tokenizer"], f"{file}: tokenizer"),
+        config_from_dict(TransformerConfig, values[LLM], f"{file}: {LLM}"),
+        config_from_dict(TokenizerConfig, values[TOKENIZER], f"{file}: {TOKENIZER}"),
         {ours: values[theirs] for theirs, ours in SAMPLING_NAMES.items() if theirs in values},
     )
 
@@ -132,7 +136,6 @@ def write_random_checkpoint(
     import torch
     from tokenizers import Tokenizer
 
-    from hart_runtime.common.checkpoint import SAMPLING_FILE, TEXT_ENCODER
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
     from hart_runtime.hart.published import llm_buffers, tokenizer_extras
     from hart_runtime.hart.text_encoder import TextEncoder
@@ -153,19 +156,19 @@ def write_random_checkpoint(
     with torch.device("meta"):
         vocab_size, channels = shape.tokenizer.vocab_size, shape.tokenizer.z_channels
         parts: dict[str, tuple[Config, nn.Module, str]] = {
-            "llm": (shape.llm, ScaleTransformer(shape.llm, vocab_size, channels), ""),
-            "tokenizer": (shape.tokenizer, ImageTokenizer(shape.tokenizer), "vae."),
+            LLM: (shape.llm, ScaleTransformer(shape.llm, vocab_size, channels), ""),
+            TOKENIZER: (shape.tokenizer, ImageTokenizer(shape.tokenizer), "vae."),
             TEXT_ENCODER: (text, TextEncoder(text), "model."),
         }
     extras: dict[str, Makers] = {}
     if published:
-        extras = {"llm": llm_buffers(shape.llm), "tokenizer": tokenizer_extras(shape.tokenizer)}
+        extras = {LLM: llm_buffers(shape.llm), TOKENIZER: tokenizer_extras(shape.tokenizer)}
     generator = torch.Generator().manual_seed(seed)
     makers = {
         name: _makers(model, prefix, dtype, generator) | extras.get(name, {})
         for name, (_, model, prefix) in parts.items()
     }
-    total = sum(len(tensors) for tensors in makers.values()) + (len(makers["llm"]) if published else 0)
+    total = sum(len(tensors) for tensors in makers.values()) + (len(makers[LLM]) if published else 0)
     done = 0
 
     def made() -> None:
@@ -179,7 +182,7 @@ def write_random_checkpoint(
             _write_weights(makers[name], folder / name, made)
             _write_json(folder / name / "config.json", config_to_dict(config))
         if published:
-            _write_pickle(makers["llm"], folder / "llm" / "ema_model.bin", made)
+            _write_pickle(makers[LLM], folder / LLM / AVERAGED, made)
         vocabulary.save(str(folder / TEXT_ENCODER / "tokenizer.json"))
         _write_json(folder / SAMPLING_FILE, shape.sampling)
     return sum(p.numel() for _, model, _ in parts.values() for p in model.parameters())

@@ -41,18 +41,18 @@ def refuse_unsafe(prompts: Sequence[str], source: str) -> None:
     if found:
         listed = ", ".join(f"prompt {number} ({score:.2f})" for number, score in found.items())
         raise InputError(
-            f"{listed} refused by {parameter('safety_model', source)}: the probability that it breaks the "
+            f"{listed} refused by {parameter('source', source)}: the probability that it breaks the "
             f"guideline may be {THRESHOLD} at most; change what is asked for"
         )
 
 
 def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
     """The probability of Yes against No for each prompt; raises as :func:`refuse_unsafe`."""
-    require("`safety_model`", "safety", "torch", "transformers")
+    require("`source`", "safety", "torch", "transformers")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    named = parameter("safety_model", source)
+    named = parameter("source", source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -88,5 +88,5 @@ def _answers(tokenizer: Any, source: str) -> list[int]:
     asked = template and tokenizer.apply_chat_template(_chat("x"), guideline=GUIDELINE, tokenize=False)
     if missing or not asked or GUIDELINE not in asked:
         lacks = f"token {missing[0]}" if missing else "chat template that takes a guideline"
-        raise InputError(f"{parameter('safety_model', source)}: expected a ShieldGemma, found no {lacks}")
+        raise InputError(f"{parameter('source', source)}: expected a ShieldGemma, found no {lacks}")
     return [vocabulary[answer] for answer in ANSWERS]

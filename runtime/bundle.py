@@ -13,15 +13,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hart_runtime.common.checkpoint import AVERAGED
+from hart_runtime.common.checkpoint import AVERAGED, LLM
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import sha256_of
 from hart_runtime.common.precisions import PRECISIONS, Precision
 from hart_runtime.common.settings import SamplingSettings, settings_of
-from hart_runtime.runtime.find import MANIFEST, find_bundle
+from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 
 SCHEMA_VERSION = 2
-WEIGHTS = "weights.bin"
 TEXT_TOKENIZER = "tokenizer.json"
 TEXT_ENCODER = "text_encoder"
 TRANSFORMER = "transformer"
@@ -128,7 +127,7 @@ class Manifest:
     @property
     def averaged(self) -> bool:
         """Whether it was exported from averaged weights (EMA)."""
-        return AVERAGED in self.checkpoint["weights"]["llm"]
+        return AVERAGED in self.checkpoint["weights"][LLM]
 
     @property
     def loop_graphs(self) -> dict[str, GraphSpec]:
@@ -192,15 +191,26 @@ def open_bundle(place: Path) -> Bundle:
         place: as :func:`hart_runtime.runtime.find.find_bundle` takes it.
 
     Raises:
-        InputError: no bundle there, or several, another schema, a manifest that cannot be used, a path
-            outside the bundle, or a missing, truncated or changed file.
+        InputError: no bundle there, or several, or as :func:`read_manifest`, or a path outside the
+            bundle, or a missing, truncated or changed file.
     """
     folder = find_bundle(place)
+    manifest, identity = read_manifest(folder)
+    verify_files(folder, manifest)
+    return Bundle(folder, manifest, identity)
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a bundle and its sha256; no other file is looked at.
+
+    Raises:
+        InputError: it has another schema, or cannot be used.
+    """
     file = folder / MANIFEST
     try:
         raw = file.read_bytes()
         values = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a readable manifest ({error})") from None
     found = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(found, int) or found < 1:
@@ -217,8 +227,7 @@ def open_bundle(place: Path) -> Bundle:
         raise InputError(
             f"{file}: the manifest is damaged ({type(error).__name__}: {error}); export the bundle again"
         ) from None
-    verify_files(folder, manifest)
-    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    return manifest, hashlib.sha256(raw).hexdigest()
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

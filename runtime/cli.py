@@ -34,14 +34,14 @@ HOW_IT_RUNS = frozenset(
 """What may stand beside ``--from-image``: whatever else there is decides the picture, and is refused."""
 
 
-@command()
+@command(words={"path": "--output", "source": "--safety-model"})
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @bundle_option
 @click.option("--prompts-file", type=PATH, help="Text file with one prompt a line.")
 @click.option("--from-image", type=PATH, help="Draw a picture of hart-run again, from what it carries.")
 @click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
 @click.option("--seed", default=0, show_default=True)
-@sampling_options
+@sampling_options("the bundle's")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
 @click.option(
     "--output",
@@ -218,6 +218,7 @@ def _refuse_beside_an_image() -> None:
         "a prompt" if name == "prompts" else f"`{name}`"
         for name in context.params
         if name not in HOW_IT_RUNS
+        and context.params[name] not in ((), None)
         and context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     ]
     if given:

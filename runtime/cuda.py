@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.common.install import install
+from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.install import pip
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.names import CPU, CUDA, ONNXRUNTIME
 from hart_runtime.runtime.planned import Binding, Executor, PlannedBackend
 
 
@@ -25,7 +26,7 @@ def cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise InputError(
-            f"cuda-python cannot be loaded ({error}); install it with: {install('cuda')}"
+            f"cuda-python cannot be loaded ({error}); install it with: {pip()} install cuda-bindings"
         ) from None
     return runtime
 
@@ -67,8 +68,8 @@ class CudaMemory:
         capability = compute_capability()
         if capability is None:
             raise InputError(
-                "`device='cuda'`: found no CUDA GPU (or no driver for it); "
-                "use `backend='onnxruntime'` `device='cpu'`"
+                f"{parameter('device', CUDA)}: found no CUDA GPU (or no driver for it); "
+                f"use {parameter('backend', ONNXRUNTIME)} {parameter('device', CPU)}"
             )
         self.capability = capability
         self._stream = check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))

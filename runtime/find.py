@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.checkpoint import LLM
+from hart_runtime.common.errors import NOTE, InputError, parameter
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, WEIGHTS = "manifest.json", "weights.bin"
 MOST_NAMED = 5
 """Things that a folder without bundles is described by."""
 
@@ -20,7 +21,7 @@ MOST_NAMED = 5
 def find_bundle(place: Path) -> Path:
     """The folder of a bundle: itself, of its manifest, or the only one that a folder holds.
 
-    The last is logged, so that nobody wonders which bundle it was.
+    The last is told on stderr, so that nobody wonders which bundle it was.
 
     Raises:
         InputError: nothing there, or no bundle: with what was found and how to make one; or several:
@@ -30,26 +31,46 @@ def find_bundle(place: Path) -> Path:
         return place.parent
     if (place / MANIFEST).is_file():
         return place
-    if not place.is_dir():
-        what = "it is a file" if place.exists() else "there is no such folder"
-        raise InputError(
-            f"{place}: no bundle here, {what}; expected a bundle, its {MANIFEST}, or a folder that holds "
-            f"bundles; make one with hart-export"
-        )
-    bundles = sorted(file.parent for file in place.glob(f"[!.]*/{MANIFEST}") if file.is_file())
+    bundles = [folder for folder in _folders(place) if _is_bundle(folder)]
     if not bundles:
-        raise InputError(f"{place}: no bundle here, {_contents(place)}; make one with hart-export")
+        raise InputError(
+            f"{place}: no bundle here, {_contents(place)}; expected a bundle, its {MANIFEST}, or a folder "
+            f"that holds bundles, as hart-export makes them"
+        )
     if len(bundles) > 1:
         lines = "".join(f"\n  {_line(folder)}" for folder in bundles)
         raise InputError(f"{place}: holds {len(bundles)} bundles, choose one:{lines}")
-    log.info("using the bundle %s", bundles[0])
+    log.log(NOTE, "using the bundle %s", bundles[0])
     return bundles[0]
 
 
-def _contents(folder: Path) -> str:
-    if (folder / "llm").is_dir() or (folder / "config.json").is_file():
-        return f"it holds a checkpoint: hart-export {folder} makes a bundle of it"
-    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
+def _folders(place: Path) -> list[Path]:
+    """Those inside, but for hidden ones: what is being written is none yet."""
+    try:
+        return sorted(entry for entry in place.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    except OSError:  # no folder, or one that may not be read
+        return []
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether there is a bundle's manifest: many things have a file of that name."""
+    file = folder / MANIFEST
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return file.is_file() and (folder / WEIGHTS).is_file()  # a damaged one
+    return isinstance(values, dict) and "graphs" in values and "schema" in values
+
+
+def _contents(place: Path) -> str:
+    if not place.is_dir():
+        return "it is a file" if place.exists() else "there is no such folder"
+    if (place / LLM).is_dir() or (place.name == LLM and (place / "config.json").is_file()):
+        return "it is a checkpoint, of which hart-export makes one"
+    try:
+        names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in place.iterdir())
+    except OSError as error:
+        return f"the folder cannot be read ({error.strerror})"
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"found {', '.join(names[:MOST_NAMED])}{more}" if names else "the folder is empty"
 

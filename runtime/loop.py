@@ -37,7 +37,7 @@ class Advance:
     """What a watcher is told when a scale or a denoising step is done."""
 
     stage: str
-    """"scale", "residual" or "decoder"."""
+    """SCALE, RESIDUAL or DECODER of :mod:`hart_runtime.runtime.stages`."""
     index: int
     total: int
     decode: Callable[[], Array]
@@ -157,7 +157,7 @@ def draw(
             record(f"{name}.f_hat", f_hat)
             to_check.append((f"scale {step.index}", f_hat))
         clock.lap(stages.sampling_stage(step.index))
-        watch(Advance("scale", step.index, len(steps), preview))
+        watch(Advance(stages.SCALE, step.index, len(steps), preview))
         clock.restart()
 
     del cache, outputs  # its memory is the decoder's from here on
@@ -183,14 +183,14 @@ def draw(
             )["x_out"]
             to_check.append((stages.residual_stage(run), residual))
             clock.lap(stages.residual_stage(run))
-            watch(Advance("residual", run, len(schedule), preview))
+            watch(Advance(stages.RESIDUAL, run, len(schedule), preview))
             clock.restart()
     f_hat = finished(residual)
     record("final.f_hat", f_hat)
     images = decode(f_hat)
     clock.lap(stages.DECODER)
     _refuse_broken(backend, to_check, images)
-    watch(Advance("decoder", 0, 1, lambda: images))
+    watch(Advance(stages.DECODER, 0, 1, lambda: images))
     return Drawing(images, clock.seconds)
 
 

@@ -12,6 +12,7 @@ from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle, GraphSpec
 from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
 from hart_runtime.runtime.host import HostMemory
+from hart_runtime.runtime.names import CUDA, ONNXRUNTIME
 from hart_runtime.runtime.planned import Binding, PlannedBackend
 from hart_runtime.runtime.sessions import first_line, open_sessions, require_cuda
 
@@ -22,7 +23,7 @@ NOT_CAPTURED = "-1"
 class CpuExecutor(HostMemory):
     """ONNX Runtime at host addresses (see :class:`hart_runtime.runtime.planned.Executor`)."""
 
-    name = "onnxruntime"
+    name = ONNXRUNTIME
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class CudaExecutor(CudaMemory):
     a CUDA graph, under a number that is never used for another call, and replays it from then on.
     """
 
-    name, device = "onnxruntime", "cuda"
+    name, device = ONNXRUNTIME, CUDA
 
     def __init__(self, bundle: Bundle, threads: int | None = None, strict: bool = False) -> None:
         require_cuda()

@@ -7,13 +7,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import WEIGHTS, Bundle
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.external_data import refuse_outside
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.host import HostMemory, array_at
+from hart_runtime.runtime.names import ONNXRUNTIME, OPENVINO
 from hart_runtime.runtime.planned import Binding, PlannedBackend
 from hart_runtime.runtime.sessions import first_line
 
@@ -34,8 +36,8 @@ def openvino() -> Any:
         import openvino
     except ImportError as error:
         raise InputError(
-            f"`backend='openvino'`: OpenVINO cannot be loaded ({error}); "
-            f"install it with: {install('openvino')}"
+            f"{parameter('backend', OPENVINO)}: OpenVINO cannot be loaded ({error}); "
+            f"install it with: {install(OPENVINO)}"
         ) from None
     return openvino
 
@@ -47,7 +49,7 @@ class OpenVinoExecutor(HostMemory):
     form, whose products OpenVINO runs in 8-bit integers with scales of its own.
     """
 
-    name = "openvino"
+    name = OPENVINO
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class OpenVinoExecutor(HostMemory):
             except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
                 raise InputError(
                     f"{path}: OpenVINO {self._ov.__version__} cannot load this graph "
-                    f"({first_line(error)}); use `backend='onnxruntime'`"
+                    f"({first_line(error)}); use {parameter('backend', ONNXRUNTIME)}"
                 ) from None
             self._requests[name] = compiled.create_infer_request()
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from hart_runtime.runtime.registry import AUTO, BACKENDS, DEVICES
+from hart_runtime.runtime.names import AUTO, DEVICES
+from hart_runtime.runtime.registry import BACKENDS
 
 PATH = click.Path(path_type=Path)
 

@@ -54,11 +54,13 @@ def check_same_weights(
     manifest: Manifest,
     source: str,
     networks: Collection[str] = NETWORKS,
+    mend: str = "give what it was exported from (`checkpoint`, `text_encoder`)",
 ) -> None:
     """Refuse other weights than those a bundle was exported from.
 
     Args:
         source: where ``found`` is from, begins the message.
+        mend: what to do, ends it.
 
     Raises:
         InputError: with both hashes of the first network that differs.
@@ -68,8 +70,7 @@ def check_same_weights(
         if (other := found.get(network, {})) != exported[network]:
             raise InputError(
                 f"{source}: its {network} weights are {_listed(other)}, bundle {manifest.name} was exported "
-                f"from {_listed(exported[network])}; give what it was exported from (`checkpoint`, "
-                f"`text_encoder`)"
+                f"from {_listed(exported[network])}; {mend}"
             )
 
 

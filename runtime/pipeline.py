@@ -14,15 +14,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError, RunError, in_range, known_names, parameter
+from hart_runtime.common.errors import (
+    InputError,
+    RunError,
+    in_range,
+    known_names,
+    parameter,
+    plain,
+    whole_in_range,
+)
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings, check_ranges
 from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
+from hart_runtime.runtime.bundle import TEXT_ENCODER, TEXT_TOKENIZER, Bundle, Manifest, open_bundle
 from hart_runtime.runtime.loop import Advance, Array, draw
 from hart_runtime.runtime.registry import open_backend
-from hart_runtime.runtime.stages import LOAD, TEXT_ENCODER
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -159,16 +167,16 @@ class Pipeline:
         texts = list(dict.fromkeys(prompts))
         if len(texts) > MOST_ENCODED:
             pipeline = cls(bundle, open_part(bundle), threads)
-            lap(LOAD)
+            lap(stages.LOAD)
             return pipeline
         text, rest = bundle.parts()
         pipeline = cls(bundle, open_part(text), threads)
-        lap(LOAD)
+        lap(stages.LOAD)
         pipeline.encoded = pipeline._encode_all(texts, batch)
-        lap(TEXT_ENCODER)
+        lap(stages.TEXT_ENCODER)
         del pipeline.backend  # and with it everything that was opened for it
         pipeline.backend = open_part(rest)
-        lap(LOAD)
+        lap(stages.LOAD)
         return pipeline
 
     def _encode_all(self, prompts: Sequence[str], batch: int) -> dict[str, Features]:
@@ -228,6 +236,7 @@ class Pipeline:
         """
         texts = _texts(prompts)
         settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
+        seed, num_images, batch = plain(seed), plain(num_images), plain(batch)
         if self.encoded is None:
             self._tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
@@ -238,7 +247,7 @@ class Pipeline:
             words, seeds = [text for text, _ in part], [s for _, s in part]
             began = time.perf_counter()
             features, mask = self.encode(words)
-            seconds = {} if self.encoded is not None else {TEXT_ENCODER: time.perf_counter() - began}
+            seconds = {} if self.encoded is not None else {stages.TEXT_ENCODER: time.perf_counter() - began}
             try:
                 drawn = self._draw(features, mask, words, seeds, settings, told)
             except RunError as error:
@@ -277,11 +286,12 @@ class Pipeline:
                 f"found {features.shape} and {mask.shape}"
             )
         in_range("features", len(features), 1, manifest.max_batch, " rows (the bundle's maximum)")
+        known_names("settings", overrides, LIMITS)
         if not np.isfinite(features).all():
             raise InputError("`features`: hold NaN or infinity")
-        seeds = [seed + i for i in range(len(features))]
-        words = [""] * len(features)
         settings = checked_settings(manifest, None, seed, **overrides)
+        seeds = [plain(seed) + i for i in range(len(features))]
+        words = [""] * len(features)
         return self._draw(features, mask, words, seeds, settings, self._teller(callback, previews, watch))
 
     def _draw(
@@ -306,7 +316,7 @@ class Pipeline:
 
         def told(advance: Advance) -> None:
             watch(advance)
-            if callback is not None and advance.stage == "scale":
+            if callback is not None and advance.stage == stages.SCALE:
                 pictures = to_images(advance.decode()) if previews else None
                 index = advance.index
                 callback(Scale(index, advance.total, patch_nums[index], pictures))
@@ -322,7 +332,7 @@ class Pipeline:
             return np.stack(features), np.stack(masks)
         ids, mask = self._prompt_tokenizer()(prompts)
         inputs = {"input_ids": ids, "mask": mask}
-        return self.backend.run("text_encoder", inputs)["features"], mask
+        return self.backend.run(TEXT_ENCODER, inputs)["features"], mask
 
     def cut_off(self, prompt: str) -> str:
         """The end of a prompt that is over the token limit, "" for most prompts."""
@@ -358,15 +368,17 @@ def checked_settings(
     Raises:
         InputError: names the parameter, what was expected and what was found.
     """
-    known_names("options of a call", overrides, (*Options.__annotations__, "seed", *LIMITS))
+    known_names(
+        "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
+    )
     settings = replace(manifest.sampling, **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
     if prompts is not None:
         _check_prompts(prompts)
     check_ranges(settings, manifest.model)
-    in_range("seed", seed, 0, MAX_SEED)
-    in_range("num_images", num_images, 1, MAX_IMAGES)
+    whole_in_range("seed", seed, 0, MAX_SEED)
+    whole_in_range("num_images", num_images, 1, MAX_IMAGES)
     if batch is not None:
-        in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
+        whole_in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
     diffusion_schedule(settings.steps)
     return settings
 

@@ -46,9 +46,7 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
-        raise InputError(
-            f"{parameter('output', path)}: cannot be written ({error.strerror or error})"
-        ) from None
+        raise _unwritable(path, error) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -56,18 +54,16 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
 def check_writable(path: Path) -> None:
     """Refuse an output that cannot be written, before the work is done."""
     if path.suffix.lower() != ".png":
-        raise InputError(f"{parameter('output', path)}: expected a file ending in .png")
+        raise InputError(f"{parameter('path', path)}: expected a file ending in .png")
     try:
         if path.is_dir():
-            raise InputError(f"{parameter('output', path)}: expected a file, found a folder")
+            raise InputError(f"{parameter('path', path)}: expected a file, found a folder")
         if not path.parent.is_dir():
-            raise InputError(f"{parameter('output', path)}: the folder {path.parent} does not exist")
+            raise InputError(f"{parameter('path', path)}: the folder {path.parent} does not exist")
         with tempfile.TemporaryFile(prefix=".hart-", dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(
-            f"{parameter('output', path)}: cannot be written ({error.strerror or error})"
-        ) from None
+        raise _unwritable(path, error) from None
 
 
 def read_origin(path: Path) -> Origin:
@@ -94,4 +90,4 @@ def read_origin(path: Path) -> Origin:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{parameter('output', path)}: cannot be written ({error.strerror or error})")
+    return InputError(f"{parameter('path', path)}: cannot be written ({error.strerror or error})")

@@ -7,18 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from hart_runtime.common.errors import InputError, one_of, parameter
-from hart_runtime.runtime.tensorrt import MODULES
+from hart_runtime.runtime.names import AUTO, CPU, CUDA, DEVICES, MODULES, ONNXRUNTIME, OPENVINO
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.backend import Backend
     from hart_runtime.runtime.bundle import Bundle
 
 log = logging.getLogger(__name__)
-
-AUTO = "auto"
-CPU, CUDA = "cpu", "cuda"
-DEVICES = (AUTO, CPU, CUDA)
-ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 
 
 class Entry(NamedTuple):
@@ -31,7 +26,7 @@ class Entry(NamedTuple):
     open: Callable[[Bundle, int | None, bool], Backend]
     """Takes ``threads`` and ``strict`` of :func:`open_backend`; raises InputError, with what mends it."""
     offered: Callable[[Bundle], bool] = lambda _: True
-    """Whether "auto" tries it for a bundle; it is asked for by name otherwise."""
+    """Whether it is worth trying for a bundle where there is a choice, of backends or of devices."""
 
 
 def _engines(name: str) -> Entry:
@@ -91,7 +86,7 @@ def open_backend(
     """Load every graph of a bundle.
 
     Args:
-        device: one of :data:`DEVICES`.
+        device: one of :data:`hart_runtime.runtime.names.DEVICES`.
         threads: of the CPU; None for all cores.
         backend: one of :data:`BACKENDS`. "auto": the bundle's engines where they run, else ONNX
             Runtime on CUDA, else on the CPU. What "auto" passes over is logged; a backend or a
@@ -122,10 +117,25 @@ def open_backend(
                 f"with {ONNXRUNTIME} or {OPENVINO}; export the checkpoint with "
                 f"{parameter('precision', FP16)} for a GPU"
             )
-    *others, last = [entry for entry in fitting if entry.offered(bundle)] or fitting[-1:]
-    for entry in others:
+    passed: tuple[Entry, InputError] | None = None
+    for entry in fitting:
         try:
-            return entry.open(bundle, threads, strict)
+            if len(fitting) > 1 and not entry.offered(bundle):
+                continue
+            opened = entry.open(bundle, threads, strict)
         except InputError as error:
-            log.warning("%s are not used: %s", entry.title, error)
-    return last.open(bundle, threads, strict)
+            if passed and str(passed[1]) != str(error):  # the same library may be missing for both
+                _tell(passed)
+            passed = entry, error
+            continue
+        _tell(passed)
+        return opened
+    if passed is not None:
+        raise passed[1]
+    return fitting[-1].open(bundle, threads, strict)  # nothing is worth trying: it says why
+
+
+def _tell(passed: tuple[Entry, InputError] | None) -> None:
+    if passed is not None:
+        entry, error = passed
+        log.warning("%s are not used: %s", entry.title, error)

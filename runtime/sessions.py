@@ -11,8 +11,9 @@ from typing import Any
 
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.install import install, installed, pip
-from hart_runtime.runtime.bundle import WEIGHTS, Bundle, GraphSpec
+from hart_runtime.runtime.bundle import Bundle, GraphSpec
 from hart_runtime.runtime.external_data import refuse_outside
+from hart_runtime.runtime.find import WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime
 """Distributions of ONNX Runtime: all write the same folder, so that of two the last one installed wins."""
 
 
+@functools.cache
 def onnxruntime() -> Any:
     """The library; if several of its distributions are installed, which one won is logged.
 
@@ -48,7 +50,9 @@ def onnxruntime() -> Any:
             f"for an NVIDIA GPU {install('cuda')}"
         ) from None
     except ImportError as error:
-        raise InputError(f"ONNX Runtime cannot be loaded ({first_line(error)}); {_anew('cpu')}") from None
+        raise InputError(f"ONNX Runtime cannot be loaded ({first_line(error)}); {_anew()}") from None
+    if not hasattr(ort, "InferenceSession"):  # one of two builds was removed, and took files of the other
+        raise InputError(f"ONNX Runtime is installed in part; {_anew()}")
     if len(builds := _builds()) > 1:
         cuda = PROVIDERS["cuda"] in ort.get_available_providers()
         log.warning(
@@ -56,7 +60,7 @@ def onnxruntime() -> Any:
             " and ".join(builds),
             ort.__version__,
             "with" if cuda else "without",
-            _anew("cuda", *builds),
+            _anew(),
         )
     return ort
 
@@ -72,9 +76,10 @@ def _builds() -> list[str]:
     return found
 
 
-def _anew(extra: str, *builds: str) -> str:
+def _anew() -> str:
     """Both steps: what is left of several distributions is no working one."""
-    return f"{pip()} uninstall -y {' '.join(builds or BUILDS[:2])}, then {install(extra)}"
+    there = " ".join(_builds() or BUILDS[:2])
+    return f"{pip()} uninstall -y {there}, then {install('cpu')} or, for an NVIDIA GPU, {install('cuda')}"
 
 
 def open_sessions(
@@ -184,10 +189,9 @@ def _providers(
 
 def require_cuda() -> None:
     """Raises InputError, with the command that mends it, if ONNX Runtime comes without CUDA."""
-    if not has_cuda():
+    if PROVIDERS["cuda"] not in onnxruntime().get_available_providers():
         raise InputError(
-            f"{parameter('device', 'cuda')}: this ONNX Runtime has no CUDA provider; replace it: "
-            f"{_anew('cuda', *_builds())}"
+            f"{parameter('device', 'cuda')}: this ONNX Runtime has no CUDA provider; replace it: {_anew()}"
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.errors import one_of
 from hart_runtime.common.precisions import FP32, PRECISIONS
-from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.settings import DEFAULT_MAX_BATCH, SamplingSettings
 from hart_runtime.runtime.bundle import (
     APPEND,
     NEW,
@@ -41,7 +42,7 @@ def manifest_of(
     model: ModelSpec,
     diff_width: int,
     precision: str = FP32,
-    max_batch: int = 8,
+    max_batch: int = DEFAULT_MAX_BATCH,
     modulated: bool = False,
     sampling: SamplingSettings | None = None,
 ) -> Manifest:
@@ -52,6 +53,7 @@ def manifest_of(
         modulated: whether the blocks are modulated by a pooled condition.
         sampling: default settings; those of the published sampler if left out.
     """
+    one_of("precision", precision, PRECISIONS)
     both, dim, tokens = "2*batch", model.embed_dim, model.context_token
     last, channels, vocab = model.patch_nums[-1], model.latent_channels, model.vocab_size
     cells, head = last * last, model.embed_dim // model.num_heads

@@ -13,19 +13,21 @@ CONTEXT = "context"
 TRANSFORMER_PART, SAMPLING_PART = "transformer", "sampling"
 RESIDUAL_CONDITION = "residual condition"
 RESIDUAL = "residual"
+SCALE = "scale"
+"""What a watcher is told of: a scale, a step of the residual, or the decoder."""
 DECODER = "decoder"
 
 SAMPLING_GRAPHS = ("sample", "smooth", "next_scale")
 DECODER_GRAPHS = ("latent", "decoder")
-_SCALE = re.compile(rf"(scale \d+) ({TRANSFORMER_PART}|{SAMPLING_PART})")
+_SCALE = re.compile(rf"({SCALE} \d+) ({TRANSFORMER_PART}|{SAMPLING_PART})")
 
 
 def transformer_stage(scale: int) -> str:
-    return f"scale {scale} {TRANSFORMER_PART}"
+    return f"{SCALE} {scale} {TRANSFORMER_PART}"
 
 
 def sampling_stage(scale: int) -> str:
-    return f"scale {scale} {SAMPLING_PART}"
+    return f"{SCALE} {scale} {SAMPLING_PART}"
 
 
 def residual_stage(step: int) -> str:

@@ -15,11 +15,10 @@ from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.export.bundle import export_bundle
-from hart_runtime.export.cli import _name
 from hart_runtime.export.request import Request
-from hart_runtime.runtime.bundle import WEIGHTS, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.external_data import external_files
-from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from tests.golden_runs import HERE
 
 
@@ -197,7 +196,16 @@ def test_export_does_not_overwrite(copy: Path, tmp_path: Path) -> None:
         export_bundle(Request(find_checkpoint(HERE / "t2i_main"), "fp32"), tmp_path / "mine", force=True)
 
 
-def test_bundle_names() -> None:
-    assert _name("mit-han-lab/hart-0.7b-1024px") == "hart-0.7b-1024px"
-    assert _name("mit-han-lab/hart-0.7b-1024px@main") == "hart-0.7b-1024px"
-    assert _name("/models/hart/llm/") == "hart"
+def test_bundle_names(tmp_path: Path) -> None:
+    """After the folder, or the model of the hub that it is in the cache of."""
+    places = {
+        "models/hart": "hart",
+        "models--mit-han-lab--hart-0.7b-1024px/snapshots/e28a41": "hart-0.7b-1024px",
+        "a b": "a b",
+    }
+    for place, name in places.items():
+        for part in ("llm", "tokenizer"):
+            (tmp_path / place / part).mkdir(parents=True)
+            (tmp_path / place / part / "config.json").write_text("{}")
+        assert find_checkpoint(tmp_path / place).name == name
+        assert find_checkpoint(tmp_path / place / "llm").name == name

@@ -230,7 +230,7 @@ def test_revisions_and_the_hubs_cache(tmp_path: Path) -> None:
         "from hart_runtime.common.checkpoint import find_checkpoint\n"
         "from hart_runtime.export.hub import resolve\n"
         "for given in [('somebody/hart',), ('somebody/hart', 'older'), ('somebody/hart@older',)]:\n"
-        "    found = find_checkpoint(resolve(*given) / 'llm', weights=False)\n"
+        "    found = find_checkpoint(resolve(*given) / 'llm')\n"
         "    print(found.source, found.tokenizer.folder.name)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}

@@ -16,7 +16,8 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from hart_runtime.compare.cli import main
 from hart_runtime.compare.reference import save_reference
-from hart_runtime.runtime.bundle import APPEND, TRANSFORMER, WEIGHTS, open_bundle
+from hart_runtime.runtime.bundle import APPEND, TRANSFORMER, open_bundle
+from hart_runtime.runtime.find import WEIGHTS
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal

@@ -22,7 +22,8 @@ from hart_runtime.export.dry_run import forecast
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import SHAPES
-from hart_runtime.runtime.bundle import PAST, WEIGHTS, open_bundle
+from hart_runtime.runtime.bundle import PAST, open_bundle
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.plan import make_plan
 
 FULL = SHAPES / "hart-0.7b-1024px.json"
@@ -58,11 +59,11 @@ def test_the_demo_as_it_is_exported(demo_bundle: Path, tmp_path: Path) -> None:
     assert memory.cache + memory.between == plan.nbytes
     assert memory.cache == sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
     bare = configurations(DEMO_CHECKPOINT, tmp_path / "bare")
-    assert forecast(Request(find_checkpoint(bare, weights=False), FP32)).weights == found.weights
+    assert forecast(Request(find_checkpoint(bare), FP32)).weights == found.weights
 
 
 def test_the_full_size_from_configurations_alone(full: Path) -> None:
-    found = forecast(Request(find_checkpoint(full, weights=False), FP32, max_batch=4))
+    found = forecast(Request(find_checkpoint(full), FP32, max_batch=4))
     assert not found.checked
     assert {batch for _, batch in found.memory} == {1, 2, 4}
     assert found.graphs["fp32"]["transformer"].parameters == 679_624_704

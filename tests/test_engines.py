@@ -189,6 +189,45 @@ def test_an_interrupted_build_leaves_the_bundle_as_it_was(
         assert "could not be written" in ended.stderr
 
 
+def test_exporting_again_builds_missing_engines_alone(
+    demo_bundle: Path, rtx: Package, tmp_path: Path
+) -> None:
+    """A bundle without engines gets them; one that lacks an engine gets that one."""
+    folder = copy_of(demo_bundle, tmp_path)
+    arguments = ["--output", str(folder), "--backend", rtx.name]
+    graphs = contents(folder)
+    for missing, built in (
+        (None, "11 engines built"),
+        ("decoder", "1 engines built"),
+        ("", "every engine is current"),
+    ):
+        if missing:
+            (engines_of(folder) / engine_file(missing)).unlink()
+        done = CliRunner().invoke(export_main, arguments)
+        assert done.exit_code == 0, done.output
+        assert "is there already, from the same checkpoint with the same options" in done.stdout
+        assert built in done.stdout
+    assert {name: size for name, size in contents(folder).items() if name in graphs} == graphs
+
+
+def test_exporting_again_keeps_engines_with_options_of_their_own(
+    built: Path, rtx: Package, tmp_path: Path
+) -> None:
+    """Built by somebody who wants them: what is missing of them is built as they were."""
+    folder = copy_of(built, tmp_path)
+    (engines_of(folder) / engine_file("decoder")).unlink()
+    before = contents(folder)
+    done = CliRunner().invoke(export_main, ["--output", str(folder), "--backend", rtx.name])
+    assert done.exit_code == 0, done.output
+    assert "1 engines built" in done.stdout
+    assert read_engine_manifest(engines_of(folder)).options.batches == (1, 2)
+    kept = {name: size for name, size in contents(folder).items() if not name.endswith(ENGINE_MANIFEST)}
+    assert (
+        before.items() - {k: v for k, v in before.items() if k.endswith(ENGINE_MANIFEST)}.items()
+        <= kept.items()
+    )
+
+
 def test_engines_are_compared_before_they_are_loaded(built: Path, rtx: Package, tmp_path: Path) -> None:
     bundle = open_bundle(built)
     assert find_engines(bundle, rtx, "8.9")[0] == engines_of(built)

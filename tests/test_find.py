@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -16,7 +18,7 @@ from hart_runtime.bench.cli import main as bench
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.cli import main as run
-from hart_runtime.runtime.find import MANIFEST, find_bundle
+from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 from hart_runtime.runtime.tensorrt.cli import main as build
 
 PROMPT = "a red circle on a white background"
@@ -54,9 +56,16 @@ def test_the_only_bundle_is_used_and_named(engines: Path, tmp_path: Path) -> Non
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
 
 
-def test_from_python_too(engines: Path) -> None:
+def test_from_python_too(engines: Path, caplog: pytest.LogCaptureFixture) -> None:
     for place in (engines, str(engines), engines / "demo", engines / "demo" / MANIFEST):
         assert Pipeline.load(place, device="cpu").bundle.folder == engines / "demo"
+    assert caplog.messages == [f"using the bundle {engines / 'demo'}"] * 2
+
+
+def test_it_is_named_on_stderr_without_any_logging_set_up(engines: Path) -> None:
+    script = f"from hart_runtime import Pipeline; Pipeline.load({str(engines)!r}, device='cpu')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == f"using the bundle {engines / 'demo'}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -66,7 +75,10 @@ def test_of_several_one_has_to_be_chosen(engines: Path, demo_bundle: Path, name:
     del values["graphs"]["text_encoder"]
     (other / MANIFEST).write_text(json.dumps({**values, "precision": "int8", "name": "mine"}))
     (engines / "third").mkdir()
-    (engines / "third" / MANIFEST).write_text("[]")
+    (engines / "third" / MANIFEST).write_text("{")
+    (engines / "third" / WEIGHTS).write_text("")
+    (engines / "web page").mkdir()
+    (engines / "web page" / MANIFEST).write_text('{"name": "not ours"}')
     command, more = COMMANDS[name]
     done = invoke(command, "--engine", engines, *more)
     assert done.exit_code == 2
@@ -93,8 +105,8 @@ def test_of_several_one_has_to_be_chosen(engines: Path, demo_bundle: Path, name:
         ("empty", ("the folder is empty", "hart-export")),
         ("other things", ("found README.md, a/, b/", "hart-export")),
         ("many things", ("and 4 more",)),
-        ("checkpoint", ("it holds a checkpoint", "hart-export")),
-        ("checkpoint's part", ("it holds a checkpoint",)),
+        ("checkpoint", ("it is a checkpoint", "hart-export")),
+        ("checkpoint's part", ("it is a checkpoint",)),
     ],
 )
 def test_what_is_no_bundle(tmp_path: Path, made: str, words: tuple[str, ...]) -> None:

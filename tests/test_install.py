@@ -89,9 +89,25 @@ def test_two_onnx_runtimes_are_told_of(demo_bundle: Path, tmp_path: Path) -> Non
     assert f"what runs is {version}, without CUDA" in line
     assert "uninstall -y onnxruntime onnxruntime-gpu, then " in line
     assert line.endswith(install.install("cuda"))
+    assert install.install("cpu") in line
     assert "both installed" not in run(demo_bundle, tmp_path, "").stderr
 
 
+def test_what_pip_leaves_of_two_builds_is_mended(demo_bundle: Path, tmp_path: Path) -> None:
+    """Removing one takes files of the other: a folder that Python imports and that holds nothing."""
+    (tmp_path / "onnxruntime").mkdir()
+    done = run(demo_bundle, tmp_path, MISSING % ("onnxruntime",) + PART_OF % str(tmp_path / "onnxruntime"))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ONNX Runtime is installed in part; ")
+    assert "uninstall -y onnxruntime, then " in done.stderr
+
+
+PART_OF = """
+import types
+sys.modules['onnxruntime'] = types.ModuleType('onnxruntime')
+sys.modules['onnxruntime'].__path__ = [%r]
+sys.modules['onnxruntime'].__spec__ = importlib.machinery.ModuleSpec('onnxruntime', None, is_package=True)
+"""
 MISSING = """
 import sys, importlib.abc
 class Missing(importlib.abc.MetaPathFinder):
@@ -107,6 +123,7 @@ sys.meta_path.insert(0, Missing())
     [
         ("onnxruntime", (), ("no inference library is installed", "[cpu]", "[cuda]")),
         ("onnxruntime", ("--backend", "onnxruntime"), ("no inference library is installed",)),
+        ("onnxruntime", ("--device", "cuda"), ("no inference library is installed", "[cuda]")),
         ("openvino", ("--backend", "openvino"), ("--backend openvino", "[openvino]")),
         ("tensorrt", ("--backend", "tensorrt"), ("--backend tensorrt", "[tensorrt]")),
         ("tensorrt_rtx", ("--backend", "tensorrt-rtx"), ("--backend tensorrt-rtx", "[tensorrt-rtx]")),

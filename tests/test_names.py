@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -30,10 +31,13 @@ from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import read_shape, write_random_checkpoint
 from hart_runtime.runtime.cli import main as run
+from hart_runtime.runtime.names import DEVICES
 from hart_runtime.runtime.png import Origin, read_origin, save_png
-from hart_runtime.runtime.registry import BACKENDS, DEVICES
+from hart_runtime.runtime.registry import BACKENDS
+from hart_runtime.runtime.specs import describe_model, manifest_of
+from hart_runtime.runtime.tensorrt.cli import choose_package, parse_capabilities
 from hart_runtime.runtime.tensorrt.cli import main as build
-from hart_runtime.runtime.tensorrt.cli import parse_capabilities
+from hart_runtime.runtime.tensorrt.package import import_package
 
 PROMPT = "a red circle on a white background"
 COMMANDS = {"run": run, "export": export, "build": build, "compare": compare, "bench": bench}
@@ -80,6 +84,60 @@ def test_options_of_a_call(demo: Pipeline, options: dict[str, Any], words: tuple
     assert "--" not in str(caught.value)
 
 
+def test_numbers_of_numpy_are_numbers(demo: Pipeline, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"guidance": np.float32(2.5), "top_k": np.int64(9), "steps": np.int32(4)}
+    drawn = demo.generate(PROMPT, seed=np.int64(3), num_images=np.int16(2), batch=np.uint8(1), **options)
+    assert drawn.settings == SamplingSettings(
+        2.5, 9, demo.bundle.manifest.sampling.top_p, steps="4", smooth=drawn.settings.smooth
+    )
+    assert drawn.seeds == [3, 4]
+    save_png(drawn.images[0], tmp_path / "x.png", Origin("p", drawn.seeds[0], drawn.settings, "b", "i"))
+    assert read_origin(tmp_path / "x.png").settings == drawn.settings
+
+
+@pytest.mark.parametrize("name", ["seed", "num_images", "batch"])
+@pytest.mark.parametrize("value", [0.5, 1.5, float("nan"), np.float32(1.5), "1", None, [1], np.array([1])])
+def test_numbers_that_are_not_whole(demo: Pipeline, name: str, value: Any) -> None:
+    if (name, value) == ("batch", None):
+        return  # as many as fit
+    with pytest.raises(InputError, match=f"`{name}`: expected"):
+        demo(PROMPT, **{name: value})
+
+
+def test_drawing_from_features(demo: Pipeline) -> None:
+    """What bundles without a text encoder are drawn with: the same pictures as from the prompts."""
+    features, mask = demo.encode([PROMPT, "a green ring"])
+    features = np.asarray(demo.backend.to_host(features))
+    drawn = demo.from_features(features, mask, seed=3, guidance=2.0, steps=3)
+    assert drawn.seeds == [3, 4]
+    for prompt, seed, image in zip([PROMPT, "a green ring"], drawn.seeds, drawn.images, strict=True):
+        assert demo(prompt, seed=seed, guidance=2.0, steps=3)[0].tobytes() == image.tobytes()
+    wrong: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "`features`: expected (B, 16, 128)": (features[:, :5], mask, {}),
+        "and a mask (B, 16)": (features, mask[:1], {}),
+        "`features`: hold NaN": (features * np.nan, mask, {}),
+        "`features`: expected 1 to 8 rows": (np.tile(features, (5, 1, 1)), np.tile(mask, (5, 1)), {}),
+        "unknown num_images; there are guidance": (features, mask, {"num_images": 2}),
+        "unknown batch": (features, mask, {"batch": 1}),
+        "`top_k`: expected 1 to 512": (features, mask, {"top_k": 0}),
+        "`seed`: expected": (features, mask, {"seed": -1}),
+    }
+    for words, (rows, padding, options) in wrong.items():
+        with pytest.raises(InputError, match=re.escape(words)):
+            demo.from_features(rows, padding, **options)
+
+
+def test_words_of_a_prompt_are_nobodys_options(demo_bundle: Path, tmp_path: Path) -> None:
+    prompt = f"{PROMPT} and then a lot of words `seed` `device='cpu'` that do not fit"
+    done = CliRunner().invoke(
+        run, ["--engine", str(demo_bundle), prompt, "--output", str(tmp_path / "x.png")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "cut off: " in done.stderr
+    assert "seed`" in done.stderr
+    assert "--seed" not in done.stderr
+
+
 @pytest.mark.parametrize("prompts", [7, None, [7], [PROMPT, None]])
 def test_prompts_that_are_no_text(demo: Pipeline, prompts: Any) -> None:
     with pytest.raises(InputError, match=r"expected (a )?text"):
@@ -89,20 +147,26 @@ def test_prompts_that_are_no_text(demo: Pipeline, prompts: Any) -> None:
 def test_precisions_dtypes_shapes_and_references(tmp_path: Path, demo_bundle: Path) -> None:
     found = find_checkpoint(DEMO_CHECKPOINT)
     shape, new = read_shape("mid-256px"), tmp_path / "x"
+    model = describe_model(shape.llm, shape.tokenizer, shape.llm.patch_nums)
+    (strange := tmp_path / "strange.json").write_text(json.dumps({"llm": {}, "tokenizer": {}, "top_k": 3}))
     calls: list[tuple[Callable[[], object], str]] = [
         (Request(found, "bf16").check, "`precision='bf16'`: expected one of fp32, fp16, int8"),
         (Request(found, "FP16").check, "did you mean fp16?"),
         (Request(found, "fp16", max_batch=0).check, "`max_batch`: expected 1 to 64, found 0"),
         (lambda: write_random_checkpoint(shape, new, dtype="int8"), "`dtype='int8'`: expected fp32 or fp16"),
         (lambda: write_random_checkpoint(shape, new, text_encoder="big"), "`text_encoder='big'`: expected"),
+        (lambda: read_shape(str(strange)), "strange.json: unknown top_k; there are llm, tokenizer"),
         (lambda: read_shape("mid-256"), "`shape='mid-256'`: expected hart-0.7b-1024px or mid-256px"),
         (lambda: measure(Plan(demo_bundle, against=("torch",)), lambda _: None), "`against='torch'`"),
-        (lambda: parse_capabilities("8.6,sm89"), "`compute_capability`: expected numbers such as 8.6,8.9"),
+        (lambda: import_package("trt"), "`backend='trt'`: expected tensorrt or tensorrt-rtx"),
+        (lambda: choose_package("onnx"), "`backend='onnx'`: expected tensorrt or tensorrt-rtx"),
+        (lambda: manifest_of(model, 8, "bf16"), "`precision='bf16'`: expected one of fp32"),
+        (lambda: parse_capabilities("8.6,sm89"), "`compute_capabilities`: expected numbers such as 8.6,8.9"),
     ]
     for call, words in calls:
         with pytest.raises(InputError, match=re.escape(words)):
             call()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [strange]
 
 
 @pytest.mark.parametrize(
@@ -229,22 +293,23 @@ def test_messages_are_in_the_words_of_the_caller() -> None:
     assert InputError is SameError
     values = {"top_k": 7, "force": True, "residual": False, "bundle": Path("a b"), "as_json": "x"}
     said = ", ".join(parameter(name, value) for name, value in values.items())
-    said += " `smooth`, `other=FILE`, `checkpoint`, `x`y"
+    said += " `smooth`, `precision=FILE`, `checkpoint`, `x`y, `other`, `extent`"
     told: list[str] = []
 
-    @command()
+    @command(words={"extent": "--size"})
     @click.argument("checkpoint")
     @click.option("--engine", "bundle")
     @click.option("--json", "as_json")
     @click.option("--force", is_flag=True)
-    @sampling_options
+    @sampling_options("the bundle's")
     def main(**_: object) -> None:
         told.append(in_options(said))
         one_of("bundle", "x", ["a", "b"])
 
     done = CliRunner().invoke(main, ["c"])
     assert told == [
-        "--top-k 7, --force, --no-residual, --engine 'a b', --json x --smooth, --other FILE, CHECKPOINT, --xy"
+        "--top-k 7, --force, --no-residual, --engine 'a b', --json x "
+        "--smooth, --precision FILE, CHECKPOINT, `x`y, `other`, --size"
     ]
     assert done.exit_code == 2
     assert done.stderr == "error: --engine x: expected a or b\n"

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from hart_runtime import Pipeline
-from hart_runtime.common.checkpoint import find_checkpoint, find_network
+from hart_runtime.common.checkpoint import Network, find_checkpoint
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart import random_checkpoint
@@ -93,9 +93,7 @@ def test_shards_hold_the_same_model(
     for one, other in zip(whole, shards, strict=True):
         for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b), name
-    texts = [
-        load_text_encoder(find_network(tmp_path / name / "text_encoder")) for name in ("whole", "shards")
-    ]
+    texts = [load_text_encoder(Network(tmp_path / name / "text_encoder")) for name in ("whole", "shards")]
     assert torch.equal(texts[0].embed_tokens.weight, texts[1].embed_tokens.weight)
 
 

@@ -96,7 +96,7 @@ def test_hart_run_asks_before_it_draws(demo_bundle: Path, shield: Path, tmp_path
 
 
 def test_what_is_no_safety_model(shield: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"`safety_model=.*nowhere'`: cannot be loaded"):
+    with pytest.raises(InputError, match=r"`source=.*nowhere'`: cannot be loaded"):
         safety.refuse_unsafe(["a flower"], str(tmp_path / "nowhere"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(shield)
     model = transformers.AutoModelForCausalLM.from_pretrained(shield)

@@ -50,7 +50,9 @@ def test_rooms_without_torch(room: str) -> None:
 
 
 def test_no_module_goes_by_a_second_name() -> None:
-    assert [name for name, file in sources().items() if set(ROOMS) & roots(file)] == []
+    """Ruff's ban is off in the rooms of torch, for torch's sake."""
+    files = [*sources().values(), *(ROOT / "tests").glob("*.py")]
+    assert [file for file in files if set(ROOMS) & roots(file)] == []
 
 
 def roots(file: Path) -> set[str]:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 
 from hart_runtime import Pipeline
-from hart_runtime.common.checkpoint import find_checkpoint, find_network
+from hart_runtime.common.checkpoint import Network, find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.compare.capture import Source, describe
@@ -58,9 +58,7 @@ def test_prompt_in_context_out(tmp_path: Path, side: str, text: str | None) -> N
     assert np.array_equal(mask, expected["mask"])
     assert mask.sum(1).tolist()[-1] == TOKENS  # the long one, cut
     assert not mask[3, mask[3].argmax() : TOKENS - mask[3, ::-1].argmax()].all()  # its own pad token
-    encoder = load_text_encoder(
-        find_network(folder), system_prompt=prompts.system_prompt(text) if text else ()
-    )
+    encoder = load_text_encoder(Network(folder), system_prompt=prompts.system_prompt(text) if text else ())
     with torch.no_grad():
         found = encoder(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
     assert np.abs(found - expected["features"]).max() < 1e-4  # at every position, padded or not
@@ -75,7 +73,7 @@ def test_rows_that_see_something_do_not_depend_on_the_attention_implementation(t
     ids, mask = map(torch.from_numpy, PromptTokenizer(read_vocabulary(folder), TOKENS)(PROMPTS))
     with torch.no_grad():
         expected = default(ids, attention_mask=mask).last_hidden_state
-        found = load_text_encoder(find_network(folder))(ids, mask)
+        found = load_text_encoder(Network(folder))(ids, mask)
     sees = mask.cumsum(1) > 0
     assert (found - expected)[sees].abs().max() < 1e-4
     assert found.isfinite().all()
@@ -84,8 +82,8 @@ def test_rows_that_see_something_do_not_depend_on_the_attention_implementation(t
 def test_the_prefix_of_a_half_precision_encoder_is_computed_in_float32(tmp_path: Path) -> None:
     folder = write_qwen2(tmp_path / "qwen2", "right", width=32)
     tokens = PromptTokenizer(read_vocabulary(folder), TOKENS).system_prompt(TEXT)
-    half = load_text_encoder(find_network(folder), torch.float16, tokens)
-    rounded = load_text_encoder(find_network(folder), torch.float16).float()
+    half = load_text_encoder(Network(folder), torch.float16, tokens)
+    rounded = load_text_encoder(Network(folder), torch.float16).float()
     rounded.set_prefix(tokens)
     for ours, exact in zip(prefixes(half), prefixes(rounded), strict=True):
         assert ours.dtype == torch.float16

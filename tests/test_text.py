@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from hart_runtime.common.checkpoint import TEXT_ENCODER, find_network
+from hart_runtime.common.checkpoint import TEXT_ENCODER, Network
 from hart_runtime.common.config import TextEncoderConfig, read_json, text_config_from_dict
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
@@ -38,7 +38,7 @@ def test_hidden_states_are_those_of_transformers(tmp_path: Path, kv_heads: int) 
     for parameter in reference.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     reference.save_pretrained(tmp_path)
-    encoder = load_text_encoder(find_network(tmp_path))
+    encoder = load_text_encoder(Network(tmp_path))
     ids = torch.randint(97, (3, 12))
     mask = torch.arange(12) < torch.tensor([[3], [7], [12]])
     with torch.no_grad():

@@ -24,7 +24,7 @@ from torch import Tensor
 from hart_runtime.common.checkpoint import Checkpoint, find_checkpoint
 from hart_runtime.common.console import command, sampling_options
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.settings import SamplingSettings, check_ranges
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
@@ -43,7 +43,7 @@ Doubles = NDArray[np.float64]
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT)
 @click.option("--split", type=click.Choice(["held-out", "training"]), default="held-out", show_default=True)
 @click.option("--images", default=200, show_default=True, help="Pictures to generate and judge.")
-@sampling_options
+@sampling_options("the checkpoint's")
 @click.option("--grid", type=click.Path(path_type=Path), help="Also write a sheet of the first 40 pictures.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the numbers as JSON.")
 def main(
@@ -64,12 +64,15 @@ def main(
     drawn = np.stack([draw_scene(scene, rng) for scene in chosen])
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = replace(found.sampling, **given)  # type: ignore[arg-type]
+    check_ranges(settings, found.tokenizer_config)
 
     numbers: dict[str, float] = {}
     numbers |= reconstruction(model, drawn)
     others = np.stack([draw_scene(scene, rng) for scene in chosen])
     numbers["Frechet distance of two drawn sets"] = frechet(features(drawn), features(others))
     for name, residual in (("with residual", True), ("without residual", False)):
+        if given.get("residual", residual) != residual:
+            continue
         start = time.perf_counter()
         pictures = generate_scenes(found, model, chosen, replace(settings, residual=residual))
         seconds = (time.perf_counter() - start) / len(chosen)

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from hart_runtime.common.checkpoint import SAMPLING_FILE, TEXT_ENCODER
+from hart_runtime.common.checkpoint import LLM, SAMPLING_FILE, TEXT_ENCODER, TOKENIZER
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from hart_runtime.common.console import command
 from hart_runtime.common.text_tokenizer import PromptTokenizer
@@ -43,7 +43,7 @@ Array = NDArray[np.float64]
 
 PATCH_NUMS = (1, 2, 3, 5, 8)
 CONTEXT_TOKENS = 16
-TOKENIZER = TokenizerConfig(
+TOKENIZER_CONFIG = TokenizerConfig(
     vocab_size=512,
     ch=32,
     ch_mult=(1, 1, 2, 2),
@@ -158,15 +158,20 @@ DATASET = 24576
     help="Folder for resumable state.",
 )
 @click.option("--seed", default=0, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cuda" if torch.cuda.is_available() else "cpu",
+    show_default=True,
+)
 def main(output: Path, work: Path, seed: int, device: str) -> None:
     """Train the demo checkpoint (two and a half hours on 2 CPU cores) and write it to OUTPUT."""
     work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     tokenizer = train_tokenizer(work, seed, torch.device(device))
     text, transformer, prompts = train_transformer(tokenizer, work, seed, torch.device(device))
-    save_model(tokenizer, output / "tokenizer", prefix="vae.")
-    save_model(transformer, output / "llm")
+    save_model(tokenizer, output / TOKENIZER, prefix="vae.")
+    save_model(transformer, output / LLM)
     save_model(text, output / TEXT_ENCODER)
     prompts.save(str(output / TEXT_ENCODER / "tokenizer.json"))
     (output / SAMPLING_FILE).write_text(json.dumps(SAMPLING, indent=2) + "\n", encoding="utf-8")
@@ -176,7 +181,7 @@ def main(output: Path, work: Path, seed: int, device: str) -> None:
 def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokenizer:
     """Stage 1. Returns the averaged weights, with the latent scaled for the diffusion head."""
     torch.manual_seed(seed)
-    model = ImageTokenizer(TOKENIZER).to(device)
+    model = ImageTokenizer(TOKENIZER_CONFIG).to(device)
     _initialise_tokenizer(model)
     training, _ = split_scenes()
 
@@ -214,7 +219,9 @@ def train_transformer(
     vocabulary = train_vocabulary(training)
     prompts = PromptTokenizer(vocabulary, CONTEXT_TOKENS)
     text = TextEncoder(_text_config(vocabulary)).to(device)
-    transformer = ScaleTransformer(TRANSFORMER, TOKENIZER.vocab_size, TOKENIZER.z_channels).to(device)
+    transformer = ScaleTransformer(TRANSFORMER, TOKENIZER_CONFIG.vocab_size, TOKENIZER_CONFIG.z_channels).to(
+        device
+    )
     model = nn.ModuleDict({"text": text, "transformer": transformer})
     _initialise(model)
     scenes, indices, rest = _encoded_dataset(tokenizer, training, work, seed, device)
@@ -333,7 +340,7 @@ def _revive_codes(
             for f_hat, n in zip(f_hats, patch_nums, strict=False)
         ]
     )
-    used = torch.cat(indices, dim=1).flatten().bincount(minlength=TOKENIZER.vocab_size)
+    used = torch.cat(indices, dim=1).flatten().bincount(minlength=TOKENIZER_CONFIG.vocab_size)
     dead = (used == 0).nonzero().flatten()
     quantizer.embedding.weight[dead] = wanted[rng.permutation(len(wanted))[: len(dead)]]
 
@@ -342,7 +349,7 @@ def _revive_codes(
 def _rescale_latent(model: ImageTokenizer, images: Tensor) -> None:
     """Scale the latent space; everything around it is linear in it, so pictures do not change."""
     tokens = model.encode(images)
-    codes = model.quantize.lookup(tokens.indices[-1], TOKENIZER.v_patch_nums[-1])
+    codes = model.quantize.lookup(tokens.indices[-1], TOKENIZER_CONFIG.v_patch_nums[-1])
     reach = np.percentile((tokens.rest - codes).abs().cpu().numpy(), RESIDUAL_PERCENTILE)
     factor = float(RESIDUAL_REACH / reach)
     model.quant_conv.weight.mul_(factor)

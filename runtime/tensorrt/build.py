@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.bundle import WEIGHTS, GraphSpec, ModelSpec
+from hart_runtime.runtime.bundle import GraphSpec, ModelSpec
 from hart_runtime.runtime.external_data import refuse_outside
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import Profile, Range, top_k_range
 
@@ -116,7 +117,9 @@ def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, 
     if not wanted:
         return
     if not package.ahead_of_time:
-        raise InputError(f"`compute_capability`: {package.name} builds for the GPU it runs on, leave it out")
+        raise InputError(
+            f"`compute_capabilities`: {package.name} builds for the GPU it runs on, leave it out"
+        )
     known = {
         f"{name[2:-1]}.{name[-1]}": value
         for name, value in package.api.ComputeCapability.__members__.items()
@@ -126,7 +129,7 @@ def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, 
     for number, capability in enumerate(wanted):
         if capability not in known:
             raise InputError(
-                f"`compute_capability`: {package.name} {package.version} builds for "
+                f"`compute_capabilities`: {package.name} {package.version} builds for "
                 f"{', '.join(sorted(known, key=float))}, found {capability}"
             )
         config.set_compute_capability(known[capability], number)

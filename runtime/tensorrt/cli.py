@@ -11,9 +11,8 @@ import click
 from hart_runtime.common.console import command
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
+from hart_runtime.runtime.names import AUTO, MODULES
 from hart_runtime.runtime.options import bundle_option
-from hart_runtime.runtime.registry import AUTO
-from hart_runtime.runtime.tensorrt import MODULES
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.bundle import Bundle
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from hart_runtime.runtime.tensorrt.package import Package
 
 
-@command()
+@command(words={"batches": "--batch", "compute_capabilities": "--compute-capability"})
 @bundle_option
 @click.option(
     "--backend",
@@ -139,5 +138,5 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     for part in parts:
         major, dot, minor = part.partition(".")
         if not (dot and major.isdigit() and minor.isdigit()):
-            raise InputError(f"`compute_capability`: expected numbers such as 8.6,8.9, found {part!r}")
+            raise InputError(f"`compute_capabilities`: expected numbers such as 8.6,8.9, found {part!r}")
     return tuple(sorted(parts, key=float))

@@ -14,7 +14,8 @@ from typing import Any
 
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.files import sha256_of
-from hart_runtime.runtime.bundle import WEIGHTS, Bundle, FileSpec, GraphSpec, Manifest, TensorSpec
+from hart_runtime.runtime.bundle import Bundle, FileSpec, GraphSpec, Manifest, TensorSpec
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile, Range
@@ -126,6 +127,17 @@ def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Pat
     if not found:
         raise InputError(f"{bundle.folder}: holds no {package.name} engines; build them with: {mend}")
     raise InputError(f"no engines for {wanted} ({' | '.join(found)}); build them with: {mend}")
+
+
+def options_of(bundle: Bundle, package: Package) -> list[BuildOptions]:
+    """What the engines of a package's version were built with, for each folder of them in a bundle."""
+    found = []
+    for file in sorted(bundle.folder.glob(f"{package.name}-{package.version}-*/{ENGINE_MANIFEST}")):
+        try:
+            found.append(read_engine_manifest(file.parent).options)
+        except InputError:
+            continue  # what cannot be read is nobody's
+    return found
 
 
 def build_command(bundle: Path, package: str, force: bool = False) -> str:

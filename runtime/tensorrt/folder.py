@@ -52,7 +52,7 @@ def build_engines(
     low, high = options.batches
     if not 1 <= low <= high <= bundle.manifest.max_batch:
         raise InputError(
-            f"`batch`: expected 1..{bundle.manifest.max_batch} (the bundle's maximum), found {low}..{high}"
+            f"`batches`: expected 1..{bundle.manifest.max_batch} (the bundle's maximum), found {low}..{high}"
         )
     capabilities = options.compute_capabilities or ((capability,) if capability else ())
     manifest = bundle.manifest
@@ -122,7 +122,7 @@ def parse_batches(text: str) -> tuple[int, int]:
     try:
         return int(low), int(high or low)
     except ValueError:
-        raise InputError(f"`batch`: expected a number or a range such as 1..4, found {text!r}") from None
+        raise InputError(f"`batches`: expected a number or a range such as 1..4, found {text!r}") from None
 
 
 def _existing(target: Path) -> EngineManifest | None:

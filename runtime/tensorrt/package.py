@@ -6,9 +6,9 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import install
-from hart_runtime.runtime.tensorrt import MODULES
+from hart_runtime.runtime.names import MODULES
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Package:
     """One of the two, imported."""
 
     name: str
-    """A key of :data:`hart_runtime.runtime.tensorrt.MODULES`."""
+    """A key of :data:`hart_runtime.runtime.names.MODULES`."""
     version: str
     api: Any
     """The Python module."""
@@ -32,24 +32,25 @@ def how_to_install() -> str:
     return " or ".join(install(name) for name in MODULES)
 
 
-def import_package(name: str) -> Package:
+def import_package(backend: str) -> Package:
     """Import "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        InputError: it is not installed, or its libraries cannot be loaded; with the command.
+        InputError: neither of them, or it is not installed, or its libraries cannot be loaded; with
+            the command that mends it.
     """
+    one_of("backend", backend, MODULES)
+    module, given = MODULES[backend], parameter("backend", backend)
     try:
-        api = importlib.import_module(MODULES[name])
+        api = importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == MODULES[name]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
         reason = "is not installed" if missing else f"cannot be loaded ({error})"
-        given = parameter("backend", name)
-        raise InputError(f"{given}: {name} {reason}; install it with: {install(name)}") from None
+        raise InputError(f"{given}: {backend} {reason}; install it with: {install(backend)}") from None
     version = getattr(api, "__version__", None)
     if version is None or not hasattr(api, "Builder"):  # an installer that left nothing behind
-        given = parameter("backend", name)
-        raise InputError(f"{given}: {MODULES[name]} holds no TensorRT; install it with: {install(name)}")
-    return Package(name, str(version), api)
+        raise InputError(f"{given}: {module} holds no TensorRT; install it with: {install(backend)}")
+    return Package(backend, str(version), api)
 
 
 def available_packages() -> list[Package]:
