@@ -67,7 +67,7 @@ def diffusion_schedule(respacing: str) -> DiffusionSchedule:
     """
     timesteps = _respaced_timesteps(respacing)
     if len(timesteps) < 2:
-        raise InputError(f"`steps`: the residual diffusion needs at least 2, found {respacing!r}")
+        raise InputError(f"`steps`: the residual diffusion needs at least 2 steps, found {respacing!r}")
     full = np.cumprod(1.0 - _cosine_betas())
     kept = full[timesteps]
     previous = np.append(1.0, kept[:-1])

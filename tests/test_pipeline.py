@@ -90,7 +90,7 @@ def test_one_can_watch_it_come_into_focus(demo: Pipeline) -> None:
         ({"num_images": 0}, "`num_images`"),
         ({"batch": 9}, "`batch`: expected 1 to 8"),
         ({"steps": 1}, "at least 2 steps"),
-        ({"steps": "many"}, "steps must be a number"),
+        ({"steps": "many"}, "`steps`: expected a number"),
     ],
 )
 def test_values_out_of_range(demo: Pipeline, options: dict[str, float], expected: str) -> None:
