@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from hart_runtime.bench import REFERENCES
-from hart_runtime.common.console import command, group
+from hart_runtime.common.console import PATH, command, group
 from hart_runtime.common.errors import InputError, one_of
 from hart_runtime.common.files import refuse_existing, whole_folder
 from hart_runtime.common.install import require
-from hart_runtime.runtime.options import BUNDLE_HELP, PATH, backend_option, device_option, threads_option
+from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, device_option, threads_option
 
 if TYPE_CHECKING:
     from hart_runtime.bench.compare import Change
@@ -59,6 +59,8 @@ def main(
         return
     if bundle is None:
         raise InputError("`bundle`: expected a bundle folder, found nothing; hart-bench --help shows more")
+    if checkpoint is not None and not against:
+        raise InputError("`checkpoint`: is what `against` runs, found none of it")
     if output:
         refuse_existing(output)
     require("hart-bench", "bench", "psutil", "pynvml", "matplotlib", "onnx")

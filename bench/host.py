@@ -56,7 +56,7 @@ def main(shape: str, batch: int, threads: int | None, iterations: int) -> None:
     mask = np.ones((batch, model.context_token), np.bool_)
     times = []
     for number in range(-2, iterations):  # the first two plan, and touch the memory
-        noise = SeededNoise([iterations + number + i for i in range(batch)], threads)
+        noise = SeededNoise([(number + 2) * batch + i for i in range(batch)], threads)
         start = time.perf_counter()
         draw(backend, manifest, features, mask, noise, settings)
         times.append((time.perf_counter() - start) * 1000)

@@ -25,9 +25,10 @@ from hart_runtime.common.config import (
     read_json,
     text_config_from_dict,
 )
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import InputError, told_of
 from hart_runtime.common.files import sha256_of
-from hart_runtime.common.settings import SamplingSettings, settings_of
+from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
 
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
 """The networks of a checkpoint, and the folders they lie in."""
@@ -139,7 +140,11 @@ class Checkpoint:
         """The published defaults, overridden by the checkpoint's own ``sampling.json``."""
         file = self.root / SAMPLING_FILE
         own = read_json(file) if file.is_file() else {}
-        return settings_of({"steps": self.llm_config.num_sampling_steps, **own}, str(file))
+        settings = settings_of({"steps": self.llm_config.num_sampling_steps, **own}, str(file))
+        with told_of(str(file)):
+            check_ranges(settings, self.tokenizer_config)
+            diffusion_schedule(settings.steps)
+        return settings
 
     def describe(self) -> dict[str, Any]:
         """Name and configurations, as a manifest keeps them."""
@@ -164,8 +169,11 @@ def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool = Tr
     Raises:
         InputError: a folder or a configuration is missing.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: no such checkpoint folder")
+    for folder, what in ((root, "checkpoint"), (text_encoder, "text encoder")):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{folder}: no such {what} folder")
+    if (root / "manifest.json").is_file() and not (root / LLM).is_dir():
+        raise InputError(f"{root}: is a bundle, expected the checkpoint that it was exported from")
     llm = root / LLM if (root / LLM).is_dir() else root
     whole = llm.absolute().parent  # a linked llm folder keeps its neighbours
     tokenizer = whole / TOKENIZER

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
@@ -28,6 +29,28 @@ EVERYWHERE = {"bundle": "--engine"} | {
     for name in ("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder")
 }
 """Options of other commands than the one that runs, which a message may advise."""
+
+
+class NonEmptyPath(click.Path):
+    """A path; an empty word, as of a variable that is not set, is none, and not the folder we are in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A number from a range; NaN and infinity are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number - number != 0:
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
+PATH = NonEmptyPath(path_type=Path)
 
 
 def command(

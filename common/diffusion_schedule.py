@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, parameter, shown
 
 TRAIN_STEPS = 1000
 MAX_BETA = 0.999
@@ -67,7 +67,7 @@ def diffusion_schedule(respacing: str) -> DiffusionSchedule:
     """
     timesteps = _respaced_timesteps(respacing)
     if len(timesteps) < 2:
-        raise InputError(f"`steps`: the residual diffusion needs at least 2 steps, found {respacing!r}")
+        raise InputError(f"`steps`: the residual diffusion needs at least 2 steps, found {shown(respacing)}")
     full = np.cumprod(1.0 - _cosine_betas())
     kept = full[timesteps]
     previous = np.append(1.0, kept[:-1])
@@ -126,8 +126,10 @@ def _respaced_timesteps(respacing: str) -> NDArray[np.int64]:
 
 
 def _count(text: str, respacing: str) -> int:
-    if not (text.isascii() and text.strip().isdecimal() and 0 < int(text) <= TRAIN_STEPS):
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 9 and 0 < int(digits) <= TRAIN_STEPS):
         raise InputError(
-            f"`steps`: expected a number such as 8, a list such as 10,15,20 or ddimN, found {respacing!r}"
+            f"`steps`: expected a number such as 8, a list such as 10,15,20 or ddimN, "
+            f"found {shown(respacing)}"
         )
     return int(text)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 NOTE = logging.WARNING + 1
 """Level of what is no warning and yet to be read, also where nobody has configured logging."""
 logging.addLevelName(NOTE, "NOTE")
+
+LONGEST = 200
+"""Characters of a value that a message shows."""
 
 
 class InputError(ValueError):
@@ -30,6 +33,15 @@ def parameter(name: str, value: object) -> str:
     """A parameter with its value, as messages spell it."""
     said = value if isinstance(value, bool | int | float) else str(value)
     return f"`{name}={said!r}`"
+
+
+@contextlib.contextmanager
+def told_of(source: str) -> Iterator[None]:
+    """Say of bad parameters that they stand in ``source``: the caller gave it, and not them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {str(error).replace('`', '')}") from None
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:
@@ -66,8 +78,8 @@ def in_range(name: str, value: object, low: float, high: float, note: str = "") 
         InputError: with both limits, ``note`` behind them, and the value.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
-        raise InputError(f"`{name}`: expected {low} to {high}{note}, found {value!r}")
+    if not (number and low <= value <= high):  # type: ignore[operator]
+        raise InputError(f"`{name}`: expected {low} to {high}{note}, found {shown(value)}")
 
 
 def whole_in_range(name: str, value: object, low: int, high: int, note: str = "") -> int:
@@ -75,8 +87,17 @@ def whole_in_range(name: str, value: object, low: int, high: int, note: str = ""
     number = plain(value)
     in_range(name, number, low, high, note)
     if not isinstance(number, int):
-        raise InputError(f"`{name}`: expected a whole number, found {value!r}")
+        raise InputError(f"`{name}`: expected a whole number, found {shown(value)}")
     return number
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, however long it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def plain(value: Any) -> Any:

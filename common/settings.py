@@ -8,8 +8,10 @@ import types
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
-from hart_runtime.common.errors import InputError, in_range, known_names, plain
+from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, told_of
 
+MOST_THREADS = 256
+"""Of the CPU: every graph has threads of its own, and more than cores only wait for each other."""
 DEFAULT_MAX_BATCH, MOST_MAX_BATCH = 8, 64
 """Pictures that a bundle draws at once: unless asked for otherwise, and at the most."""
 
@@ -54,7 +56,7 @@ class SamplingSettings:
             object.__setattr__(self, name, value)
             fine = isinstance(value, (*kinds, int) if float in kinds else kinds)
             if not fine or (isinstance(value, bool) and bool not in kinds):
-                raise InputError(f"`{name}`: expected {_words(kinds)}, found {value!r}")
+                raise InputError(f"`{name}`: expected {_words(kinds)}, found {shown(value)}")
 
 
 class Overrides(TypedDict, total=False):
@@ -73,7 +75,7 @@ def _kinds(hint: Any) -> tuple[type, ...]:
 
 
 def _words(kinds: tuple[type, ...]) -> str:
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text or a whole number"}
     return " or ".join(words.get(kind, "None") for kind in kinds)
 
 
@@ -89,10 +91,8 @@ def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:
         InputError: a name that there is not, or a value of another type; begins with ``source``.
     """
     known_names(source, values, LIMITS)
-    try:
+    with told_of(source):
         return SamplingSettings(**values)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
 
 
 def check_ranges(settings: SamplingSettings, sizes: object) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import command
+from hart_runtime.common.console import PATH, FiniteRange, command
 from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
 from hart_runtime.common.precisions import FP16
 from hart_runtime.compare import TORCH_FP16
 from hart_runtime.runtime.names import AUTO
-from hart_runtime.runtime.options import PATH, bundle_option, device_option
+from hart_runtime.runtime.options import bundle_option, device_option
 from hart_runtime.runtime.registry import BACKENDS
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ PROMPTS = (
 @click.option("--save-reference", type=PATH, help="Keep what the reference did in this folder.")
 @click.option(
     "--factor",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     default=2.0,
     show_default=True,
     help="Allowed error in units of torch-fp16's.",

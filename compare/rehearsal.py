@@ -21,8 +21,9 @@ from pathlib import Path
 import click
 
 import hart_runtime
-from hart_runtime.common.console import command
+from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import RunError, one_of
+from hart_runtime.hart.random_checkpoint import TEXT_ENCODERS, read_shape
 from hart_runtime.runtime.names import ONNXRUNTIME
 
 SHAPE = "hart-0.7b-1024px"
@@ -184,13 +185,23 @@ def _little_extra(folder: Path, used: Usage) -> tuple[str, bool]:
 
 
 @command()
-@click.option("--folder", required=True, type=click.Path(path_type=Path), help="Where everything is written.")
+@click.option("--folder", required=True, type=PATH, help="Where everything is written.")
 @click.option("--shape", default=SHAPE, show_default=True, metavar="NAME|FILE", help="Shape of the model.")
 @click.option("--text-encoder", default="qwen2-1.5b", show_default=True, help="Or small.")
-@click.option("--largest", default=LARGEST, show_default=True, help="Largest scale compared as a whole.")
+@click.option(
+    "--largest",
+    type=click.IntRange(1),
+    default=LARGEST,
+    show_default=True,
+    help="Largest scale taken whole.",
+)
 @click.option("--only", multiple=True, metavar="STEP", help="Only this step; can be given several times.")
 def main(folder: Path, shape: str, text_encoder: str, largest: int, only: tuple[str, ...]) -> None:
     """Rehearse export, drawing, comparison and engines with random weights of a published shape."""
+    read_shape(shape)
+    one_of("text_encoder", text_encoder, TEXT_ENCODERS)
+    if Path(shape).is_file():
+        shape = str(Path(shape).absolute())  # the steps run in the folder
     known = {step.name: step for step in steps(shape, text_encoder, largest)}
     for name in only:
         one_of("only", name, known)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.checkpoint import find_checkpoint
-from hart_runtime.common.console import command, group
+from hart_runtime.common.console import PATH, command, group
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.precisions import FP32
 from hart_runtime.common.settings import SamplingSettings
@@ -84,7 +84,7 @@ def main(context: click.Context, largest: int) -> None:
 
 
 @command(name="open")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 def open_(bundle: Path) -> None:
     """Verify BUNDLE and open its sessions."""
     start = time.perf_counter()
@@ -95,7 +95,7 @@ def open_(bundle: Path) -> None:
 
 
 @command(name="draw")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.pass_obj
 def draw_(largest: int, bundle: Path) -> None:
     """Draw one picture with BUNDLE on the CPU, as hart-run does, and keep what later scales were fed."""
@@ -118,7 +118,7 @@ def draw_(largest: int, bundle: Path) -> None:
 
 
 @command(name="export-prefix")
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=PATH)
 @click.pass_obj
 def export_prefix(largest: int, output: Path) -> None:
     """Export the checkpoint with the scales up to the largest: the same weights, fewer tokens."""
@@ -132,7 +132,7 @@ def export_prefix(largest: int, output: Path) -> None:
 
 
 @command(name="compare")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 def compare_(bundle: Path) -> None:
     """Hold everything that was captured against the reference; exit code 1 if something is off."""
     from hart_runtime.compare.captured import compare_captured

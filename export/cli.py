@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import command
+from hart_runtime.common.console import PATH, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
@@ -47,7 +47,7 @@ ENGINES, DEMO = Path("engines"), "demo"
 @click.option(
     "--revision", help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION."
 )
-@click.option("--output", type=click.Path(path_type=Path), help="Bundle folder. [default: engines/NAME]")
+@click.option("--output", type=PATH, help="Bundle folder. [default: engines/NAME]")
 @click.option(
     "--max-batch",
     type=click.IntRange(1, MOST_MAX_BATCH),
@@ -99,16 +99,11 @@ def main(
         given = parameter("revision", revision)
         raise InputError(f"{given}: the demo checkpoint has none; name a CHECKPOINT")
     patterns = CONFIGURATIONS if dry_run else WANTED
-    source = resolve(checkpoint, revision, patterns) if checkpoint else DEMO_CHECKPOINT
-    encoder = resolve(text_encoder, patterns=patterns) if text_encoder else None
+    source = DEMO_CHECKPOINT if checkpoint is None else resolve(checkpoint, revision, patterns)
+    encoder = None if text_encoder is None else resolve(text_encoder, patterns=patterns)
     found = find_checkpoint(source, encoder, ema)
     request = Request(found, precision, max_batch, system_prompt)
-    target = output or ENGINES / (found.name if checkpoint else DEMO)
-    if dry_run:
-        from hart_runtime.export.dry_run import forecast, show
-
-        show(forecast(request), precision, target)
-        return
+    target = output or ENGINES / (DEMO if checkpoint is None else found.name)
     wants_engines = PRECISIONS[precision].engines
     if backend in MODULES:
         if not wants_engines:
@@ -116,7 +111,13 @@ def main(
             asked = parameter("precision", precision)
             raise InputError(f"{parameter('backend', backend)}: engines are {able}, found {asked}")
         import_package(backend)  # missing packages are told of before the work, not after
-    request.check()
+    request.check(weights=not dry_run)
+    if dry_run:
+        from hart_runtime.export.dry_run import forecast, show
+
+        show(forecast(request), precision, target)
+        _tell_of_place(request, target, force)
+        return
     if found.text_encoder is None:
         click.echo(
             "note: there is no text encoder, so this bundle will draw from text features only; "
@@ -129,6 +130,20 @@ def main(
         _export(request, target, force)
     if wants_engines:
         _build(target, backend)
+
+
+def _tell_of_place(request: Request, target: Path, force: bool) -> None:
+    """What an export would say of what is there already, as far as it is known without weights."""
+    from hart_runtime.export.request import check_place
+
+    try:
+        if all(network.has_weights for network in request.checkpoint.networks.values()):
+            if check_place(request, target, force):
+                click.echo(f"{target}: is there already, from the same checkpoint with the same options")
+        elif target.exists() and not force:
+            click.echo(f"{target}: exists already, would be replaced with --force alone")
+    except InputError as error:
+        click.echo(f"would be refused: {in_options(str(error))}")
 
 
 def _export(request: Request, target: Path, force: bool) -> None:

@@ -27,6 +27,8 @@ def resolve(source: str, revision: str | None = None, patterns: list[str] = WANT
     Raises:
         InputError: neither a folder nor a model the hub can deliver.
     """
+    if not source.strip():
+        raise InputError("expected a folder or a hub id, found an empty word")
     path = Path(source).expanduser()
     if path.is_dir():
         if revision is not None:

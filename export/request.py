@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class Request:
         if self.checkpoint.text_encoder is None and self.system_prompt is not None:
             given = parameter("system_prompt", self.system_prompt)
             raise InputError(f"{given}: there is no text encoder; give `text_encoder` too")
+        if self.system_prompt is not None:
+            sha256_of_system_prompt(self.system_prompt, wanted=False)  # reads it
         _ = self.checkpoint.text_config, self.checkpoint.sampling, self.model  # read, and held together
         if weights:
             _ = [network.files for network in self.checkpoint.networks.values()]
@@ -88,8 +91,14 @@ def check_place(request: Request, output: Path, force: bool) -> bool:
         InputError: something else is there, and would be lost (without ``force``); or what is no
             bundle, which is never replaced.
     """
-    if not output.exists():
+    above = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise InputError(f"{output}: cannot be written, {above} is no folder")
+    if not os.path.lexists(output):
         return False
+    if not output.is_dir():
+        what = "is a file" if output.exists() else "is a link to nothing"
+        raise InputError(f"{output}: {what}, and not a bundle, not replaced")
     if not (output / MANIFEST).is_file():
         raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST}), not replaced")
     if force:

@@ -27,7 +27,7 @@ from hart_runtime.common.config import (
     config_to_dict,
     read_json,
 )
-from hart_runtime.common.console import command
+from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import InputError, known_names, one_of, parameter
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
@@ -268,9 +268,9 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     metavar="NAME|FILE",
     help=f"Shape file, or one of {', '.join(sorted(file.stem for file in SHAPES.glob('*.json')))}.",
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to make.")
+@click.option("--output", required=True, type=PATH, help="Checkpoint folder to make.")
 @click.option("--dtype", type=click.Choice(DTYPES), default=FP32, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--text-encoder", type=click.Choice(TEXT_ENCODERS), default="small", show_default=True)
 @click.option(
     "--published", is_flag=True, help="Write all that published files hold: ema_model.bin, unused buffers."

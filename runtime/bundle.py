@@ -17,7 +17,7 @@ from hart_runtime.common.checkpoint import AVERAGED, LLM
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import sha256_of
 from hart_runtime.common.precisions import PRECISIONS, Precision
-from hart_runtime.common.settings import SamplingSettings, settings_of
+from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 
 SCHEMA_VERSION = 2
@@ -239,25 +239,32 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     if unsealed := sorted(needed - set(manifest.files)):
         raise InputError(f"{folder / MANIFEST}: {', '.join(unsealed)} not listed in files")
     for name, expected in manifest.files.items():
-        pure = PurePosixPath(name)
-        path = folder / name
-        outside = pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0")
-        if outside or not path.resolve().is_relative_to(root):
-            raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
-        if not path.is_file():
-            raise InputError(f"{path}: missing from the bundle; export it again")
-        size = path.stat().st_size
-        if size != expected.size:
-            raise InputError(
-                f"{path}: expected {expected.size} bytes, found {size}; the file is "
-                f"truncated or was changed, export the bundle again"
-            )
-        digest = sha256_of(path)
-        if digest != expected.sha256:
-            raise InputError(
-                f"{path}: expected sha256 {expected.sha256[:12]}..., found {digest[:12]}...; "
-                f"the file was changed, export the bundle again"
-            )
+        try:
+            _verify(folder, root, name, expected)
+        except OSError as error:
+            raise InputError(f"{folder}: {name!r} cannot be read ({error.strerror})") from None
+
+
+def _verify(folder: Path, root: Path, name: str, expected: FileSpec) -> None:
+    pure = PurePosixPath(name)
+    path = folder / name
+    outside = pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0")
+    if outside or not path.resolve().is_relative_to(root):
+        raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
+    if not path.is_file():
+        raise InputError(f"{path}: missing from the bundle; export it again")
+    size = path.stat().st_size
+    if size != expected.size:
+        raise InputError(
+            f"{path}: expected {expected.size} bytes, found {size}; the file is "
+            f"truncated or was changed, export the bundle again"
+        )
+    digest = sha256_of(path)
+    if digest != expected.sha256:
+        raise InputError(
+            f"{path}: expected sha256 {expected.sha256[:12]}..., found {digest[:12]}...; "
+            f"the file was changed, export the bundle again"
+        )
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileSpec]:
@@ -278,12 +285,14 @@ def _parse(values: dict[str, Any]) -> Manifest:
     model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
     if values["precision"] not in PRECISIONS:
         raise ValueError(f"precision {values['precision']!r}, expected {' or '.join(PRECISIONS)}")
+    sizes, sampling = ModelSpec(**model), settings_of(values["sampling"], "sampling")
+    check_ranges(sampling, sizes)
     return Manifest(
         name=str(values["name"]),
         precision=str(values["precision"]),
         max_batch=int(values["max_batch"]),
-        model=ModelSpec(**model),
-        sampling=settings_of(values["sampling"], "sampling"),
+        model=sizes,
+        sampling=sampling,
         graphs=graphs,
         files={k: FileSpec(str(v["sha256"]), int(v["size"])) for k, v in values["files"].items()},
         checkpoint=dict(values["checkpoint"]),

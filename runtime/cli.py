@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import command, sampling_options
-from hart_runtime.common.errors import InputError, parameter
-from hart_runtime.runtime.options import PATH, backend_option, bundle_option, device_option, threads_option
+from hart_runtime.common.console import PATH, command, sampling_options
+from hart_runtime.common.errors import InputError, parameter, told_of
+from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -100,7 +101,8 @@ def main(
     with _status("verifying the bundle"):
         opened = open_bundle(bundle)
     manifest = opened.manifest
-    checked_settings(manifest, texts, **options)
+    with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
+        checked_settings(manifest, texts, **options)
     paths = _paths(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)

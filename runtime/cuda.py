@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import pip
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.names import CPU, CUDA, ONNXRUNTIME
+from hart_runtime.runtime.names import CPU, ONNXRUNTIME
 from hart_runtime.runtime.planned import Binding, Executor, PlannedBackend
 
 
@@ -68,7 +68,7 @@ class CudaMemory:
         capability = compute_capability()
         if capability is None:
             raise InputError(
-                f"{parameter('device', CUDA)}: found no CUDA GPU (or no driver for it); "
+                f"found no CUDA GPU (or no driver for it); "
                 f"use {parameter('backend', ONNXRUNTIME)} {parameter('device', CPU)}"
             )
         self.capability = capability

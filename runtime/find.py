@@ -27,15 +27,15 @@ def find_bundle(place: Path) -> Path:
         InputError: nothing there, or no bundle: with what was found and how to make one; or several:
             with a line for each.
     """
-    if place.name == MANIFEST and place.is_file():
+    if place.name == MANIFEST and _is_file(place):
         return place.parent
-    if (place / MANIFEST).is_file():
+    if _is_file(place / MANIFEST):
         return place
     bundles = [folder for folder in _folders(place) if _is_bundle(folder)]
     if not bundles:
         raise InputError(
-            f"{place}: no bundle here, {_contents(place)}; expected a bundle, its {MANIFEST}, or a folder "
-            f"that holds bundles, as hart-export makes them"
+            f"{place}: no bundle here, {_contents(place)}; hart-export makes bundles; expected one, its "
+            f"{MANIFEST}, or a folder that holds them"
         )
     if len(bundles) > 1:
         lines = "".join(f"\n  {_line(folder)}" for folder in bundles)
@@ -58,16 +58,23 @@ def _is_bundle(folder: Path) -> bool:
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return file.is_file() and (folder / WEIGHTS).is_file()  # a damaged one
+        return _is_file(file) and _is_file(folder / WEIGHTS)  # a damaged one
     return isinstance(values, dict) and "graphs" in values and "schema" in values
 
 
-def _contents(place: Path) -> str:
-    if not place.is_dir():
-        return "it is a file" if place.exists() else "there is no such folder"
-    if (place / LLM).is_dir() or (place.name == LLM and (place / "config.json").is_file()):
-        return "it is a checkpoint, of which hart-export makes one"
+def _is_file(path: Path) -> bool:
     try:
+        return path.is_file()
+    except OSError:  # in a folder that may not be looked into
+        return False
+
+
+def _contents(place: Path) -> str:
+    try:
+        if not place.is_dir():
+            return "it is a file" if place.exists() else "there is no such folder"
+        if (place / LLM).is_dir() or (place.name == LLM and (place / "config.json").is_file()):
+            return "it is a checkpoint"
         names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in place.iterdir())
     except OSError as error:
         return f"the folder cannot be read ({error.strerror})"

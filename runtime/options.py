@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from hart_runtime.common.console import PATH
+from hart_runtime.common.settings import MOST_THREADS
 from hart_runtime.runtime.names import AUTO, DEVICES
 from hart_runtime.runtime.registry import BACKENDS
-
-PATH = click.Path(path_type=Path)
 
 BUNDLE_HELP = "Bundle made by hart-export, or a folder that holds one."
 bundle_option = click.option(
@@ -28,4 +26,6 @@ backend_option = click.option(
     show_default=True,
     help="auto: the bundle's engines where they run, else ONNX Runtime.",
 )
-threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. [default: all cores]")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads. [default: all cores]"
+)

@@ -37,8 +37,9 @@ def exported_from(
     found = find_checkpoint(given or default, text_encoder, ema=manifest.averaged)
     if not bundle.has_text_encoder or TEXT_ENCODER not in networks:
         found = replace(found, text_encoder=None)
+    weights = found.weights
     try:
-        check_same_weights(found.weights, manifest, parameter("checkpoint", given), networks)
+        check_same_weights(weights, manifest, parameter("checkpoint", given), networks)
     except InputError:
         if given is not None:
             raise

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from hart_runtime.common.errors import (
     RunError,
     in_range,
     known_names,
-    parameter,
     plain,
+    shown,
     whole_in_range,
 )
 from hart_runtime.common.noise import SeededNoise
@@ -50,7 +50,7 @@ class Options(Overrides, total=False):
     batch: int | None
     callback: Callable[[Scale], None] | None
     previews: bool
-    watch: Callable[[Advance], None]
+    watch: Callable[[Advance], None] | None
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ class Pipeline:
         Raises:
             InputError: no bundle there, a damaged one, or nothing that runs it; in one sentence.
         """
+        if not isinstance(bundle, str | Path) or not str(bundle).strip():
+            raise InputError(f"`bundle`: expected a path, found {shown(bundle)}")
         opened = open_bundle(Path(bundle))
         return cls(opened, open_backend(opened, device, threads, backend, strict), threads)
 
@@ -217,7 +219,7 @@ class Pipeline:
         batch: int | None = None,
         callback: Callable[[Scale], None] | None = None,
         previews: bool = False,
-        watch: Callable[[Advance], None] = lambda _: None,
+        watch: Callable[[Advance], None] | None = None,
         **overrides: Unpack[Overrides],
     ) -> Iterator[Result]:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
@@ -242,6 +244,16 @@ class Pipeline:
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch_size(self.bundle.manifest, len(jobs), batch)
         told = self._teller(callback, previews, watch)
+        return self._batches(jobs, size, settings, told)
+
+    def _batches(
+        self,
+        jobs: list[tuple[str, int]],
+        size: int,
+        settings: SamplingSettings,
+        told: Callable[[Advance], None],
+    ) -> Iterator[Result]:
+        """Draw prompts with their seeds, ``size`` at once."""
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             words, seeds = [text for text, _ in part], [s for _, s in part]
@@ -262,7 +274,7 @@ class Pipeline:
         seed: int = 0,
         callback: Callable[[Scale], None] | None = None,
         previews: bool = False,
-        watch: Callable[[Advance], None] = lambda _: None,
+        watch: Callable[[Advance], None] | None = None,
         **overrides: Unpack[Overrides],
     ) -> Result:
         """Draw a picture per row of text features, which may come from elsewhere than the bundle.
@@ -279,7 +291,7 @@ class Pipeline:
         """
         manifest = self.bundle.manifest
         row = (manifest.model.context_token, manifest.model.context_dim)
-        features, mask = np.asarray(features, np.float32), np.asarray(mask, np.bool_)
+        features, mask = _array("features", features, "fiu"), _array("mask", mask, "biu")
         if features.shape[1:] != row or mask.shape != features.shape[:2]:
             raise InputError(
                 f"`features`: expected (B, {row[0]}, {row[1]}) and a mask (B, {row[0]}), "
@@ -289,7 +301,10 @@ class Pipeline:
         known_names("settings", overrides, LIMITS)
         if not np.isfinite(features).all():
             raise InputError("`features`: hold NaN or infinity")
-        settings = checked_settings(manifest, None, seed, **overrides)
+        if not np.isin(mask, (0, 1)).all():
+            raise InputError("`mask`: expected True and False")
+        features, mask = features.astype(np.float32), mask.astype(np.bool_)
+        settings = checked_settings(manifest, None, seed, len(features), **overrides)
         seeds = [plain(seed) + i for i in range(len(features))]
         words = [""] * len(features)
         return self._draw(features, mask, words, seeds, settings, self._teller(callback, previews, watch))
@@ -309,13 +324,20 @@ class Pipeline:
         return Result(to_images(drawing.images), words, seeds, settings, drawing.seconds)
 
     def _teller(
-        self, callback: Callable[[Scale], None] | None, previews: bool, watch: Callable[[Advance], None]
+        self,
+        callback: Callable[[Scale], None] | None,
+        previews: bool,
+        watch: Callable[[Advance], None] | None,
     ) -> Callable[[Advance], None]:
         """Tells both of what is done, the callback in its own words."""
+        for name, function in (("callback", callback), ("watch", watch)):
+            if function is not None and not callable(function):
+                raise InputError(f"`{name}`: expected a function, found {shown(function)}")
         patch_nums = self.bundle.manifest.model.patch_nums
 
         def told(advance: Advance) -> None:
-            watch(advance)
+            if watch is not None:
+                watch(advance)
             if callback is not None and advance.stage == stages.SCALE:
                 pictures = to_images(advance.decode()) if previews else None
                 index = advance.index
@@ -353,6 +375,7 @@ class Pipeline:
 def checked_settings(
     manifest: Manifest,
     prompts: Sequence[str] | None,
+    /,
     seed: int = 0,
     num_images: int = 1,
     batch: int | None = None,
@@ -375,12 +398,23 @@ def checked_settings(
     if prompts is not None:
         _check_prompts(prompts)
     check_ranges(settings, manifest.model)
-    whole_in_range("seed", seed, 0, MAX_SEED)
-    whole_in_range("num_images", num_images, 1, MAX_IMAGES)
+    images = whole_in_range("num_images", num_images, 1, MAX_IMAGES)
+    whole_in_range("seed", seed, 0, MAX_SEED - images + 1)  # the last picture's can be asked for, too
     if batch is not None:
         whole_in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
     diffusion_schedule(settings.steps)
     return settings
+
+
+def _array(name: str, value: object, kinds: str) -> NDArray[Any]:
+    """What somebody gives as an array, of one of numpy's kinds of numbers."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors elsewhere
+        raise InputError(f"`{name}`: cannot be read as an array ({error})") from None
+    if array.dtype.kind not in kinds:
+        raise InputError(f"`{name}`: expected numbers, found {array.dtype}")
+    return array
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
@@ -391,16 +425,19 @@ def _check_prompts(prompts: Sequence[str]) -> None:
             raise InputError(f"prompt {number}: expected text, found {prompt!r}")
         if not prompt.strip():
             raise InputError(f"prompt {number} is empty")
-        if not prompt.isprintable() and "\udc00" <= max(prompt) <= "\udfff":
-            raise InputError(f"prompt {number} is not valid UTF-8")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"prompt {number} is not valid UTF-8") from None
 
 
 def _texts(prompts: str | Sequence[str]) -> list[str]:
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Iterable):
-        raise InputError(f"{parameter('prompts', prompts)}: expected a text or a list of texts")
-    return list(prompts)
+    try:
+        return list(prompts)
+    except TypeError:
+        raise InputError(f"`prompts`: expected a text or a list of texts, found {shown(prompts)}") from None
 
 
 def batch_size(manifest: Manifest, pictures: int, asked: int | None) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hart_runtime.common.errors import InputError, parameter
-from hart_runtime.common.settings import SamplingSettings, settings_of
+from hart_runtime.common.errors import InputError, RunError, parameter, shown
+from hart_runtime.common.settings import LIMITS, SamplingSettings, settings_of
 from hart_runtime.common.version import __version__
 
 KEY = "hart"
@@ -46,7 +46,7 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise RunError(f"{path}: could not be written ({error.strerror or error})") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -78,14 +78,21 @@ def read_origin(path: Path) -> Origin:
         raise InputError(f"{path}: carries no prompt and seed; it was not drawn by hart-run")
     try:
         record = json.loads(text)
+        prompt, seed, settings = record["prompt"], record["seed"], record["settings"]
+        if type(prompt) is not str or type(seed) is not int:
+            raise TypeError(f"prompt {shown(prompt)}, seed {shown(seed)}")
+        if missing := sorted(LIMITS.keys() - settings.keys()):
+            raise TypeError(f"no {', '.join(missing)} among its settings")
         return Origin(
-            prompt=str(record["prompt"]),
-            seed=int(record["seed"]),
-            settings=settings_of(record["settings"], "settings"),
+            prompt=prompt,
+            seed=seed,
+            settings=settings_of(settings, "settings"),
             bundle=str(record["bundle"]),
             identity=str(record["identity"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise InputError(f"{path}: its prompt and seed are damaged (no {error.args[0]})") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: its prompt and seed are damaged ({error})") from None
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from hart_runtime.common.errors import InputError, one_of, parameter
+from hart_runtime.common.errors import InputError, one_of, parameter, whole_in_range
 from hart_runtime.runtime.names import AUTO, CPU, CUDA, DEVICES, MODULES, ONNXRUNTIME, OPENVINO
 
 if TYPE_CHECKING:
@@ -98,9 +98,12 @@ def open_backend(
             that mends it.
     """
     from hart_runtime.common.precisions import FP16
+    from hart_runtime.common.settings import MOST_THREADS
 
     one_of("device", device, DEVICES)
     one_of("backend", backend, BACKENDS)
+    if threads is not None:
+        threads = whole_in_range("threads", threads, 1, MOST_THREADS)
     entries = [entry for entry in REGISTRY if backend in (AUTO, entry.name)]
     fitting = [entry for entry in entries if device in (AUTO, entry.device)]
     if not fitting:
@@ -111,7 +114,7 @@ def open_backend(
     if not bundle.manifest.kind.engines:
         fitting = [entry for entry in fitting if entry.device == CPU]
         if not fitting:
-            asked = parameter("device", device) if backend == AUTO else parameter("backend", backend)
+            asked = parameter("device", device) if device == CUDA else parameter("backend", backend)
             raise InputError(
                 f"{asked}: {bundle.folder} is an {bundle.manifest.precision} bundle, which runs on the CPU "
                 f"with {ONNXRUNTIME} or {OPENVINO}; export the checkpoint with "

@@ -76,10 +76,11 @@ def _builds() -> list[str]:
     return found
 
 
-def _anew() -> str:
+def _anew(cuda: bool = False) -> str:
     """Both steps: what is left of several distributions is no working one."""
     there = " ".join(_builds() or BUILDS[:2])
-    return f"{pip()} uninstall -y {there}, then {install('cpu')} or, for an NVIDIA GPU, {install('cuda')}"
+    either = f"{install('cpu')} or, for an NVIDIA GPU, "
+    return f"{pip()} uninstall -y {there}, then {'' if cuda else either}{install('cuda')}"
 
 
 def open_sessions(
@@ -191,7 +192,8 @@ def require_cuda() -> None:
     """Raises InputError, with the command that mends it, if ONNX Runtime comes without CUDA."""
     if PROVIDERS["cuda"] not in onnxruntime().get_available_providers():
         raise InputError(
-            f"{parameter('device', 'cuda')}: this ONNX Runtime has no CUDA provider; replace it: {_anew()}"
+            f"{parameter('device', 'cuda')}: this ONNX Runtime has no CUDA provider; replace it: "
+            f"{_anew(cuda=True)}"
         )
 
 

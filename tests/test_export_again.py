@@ -174,3 +174,41 @@ def test_a_part_of_a_checkpoint_is_recognized(tmp_path: Path, place: str, words:
     assert done.exit_code == 2
     assert words in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_dry_run_tells_of_what_is_there(bundle: Path, tmp_path: Path) -> None:
+    def dry(*arguments: object) -> str:
+        done = again(bundle, "--dry-run", *arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "is there already, from the same checkpoint with the same options" in dry()
+    assert "would be refused: " in dry("--precision", "int8")
+    assert "give --force to replace it" in dry("--max-batch", 2)
+    assert "would be refused" not in dry("--max-batch", 2, "--force")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "x"):
+        assert "would be refused: " in dry("--output", place)
+    refused = again(bundle, "--dry-run", "--system-prompt", tmp_path / "none.txt")
+    assert refused.exit_code == 2
+    assert "none.txt" in refused.stderr
+
+
+@pytest.mark.parametrize("made", ["file", "below a file", "dangling"])
+def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path, made: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    place = tmp_path / "file" / "x" if made == "below a file" else tmp_path / made
+    done = again(place, "--force")
+    assert done.exit_code == 2
+    assert "exporting" not in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_bundle_is_no_checkpoint(bundle: Path, tmp_path: Path) -> None:
+    done = again(tmp_path / "x", bundle)
+    assert done.exit_code == 2
+    assert f"{bundle}: is a bundle, expected the checkpoint" in done.stderr
+    done = again(tmp_path / "x", DEMO_CHECKPOINT, "--text-encoder", tmp_path / "nope")
+    assert done.exit_code == 2
+    assert "nope" in done.stderr

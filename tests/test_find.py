@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -126,3 +127,21 @@ def test_what_is_no_bundle(tmp_path: Path, made: str, words: tuple[str, ...]) ->
     assert str(caught.value).startswith(f"{place}: ")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read_hides_no_bundle(
+    engines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the system's refusal is made by hand."""
+    (engines / "locked").mkdir()
+    real = Path.stat
+
+    def refuse(self: Path, **options: bool) -> os.stat_result:
+        if self.parent.name == "locked":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert find_bundle(engines) == engines / "demo"
+    with pytest.raises(InputError, match="no bundle here"):
+        find_bundle(engines / "locked")

@@ -111,10 +111,20 @@ def test_a_difference_is_found(
 
 
 def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["--folder", str(tmp_path), "--shape", "nothing", "--only", "checkpoint"])
+    """A text encoder that does not fit is refused by the step; a shape that there is not, before."""
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    given = ["--folder", str(tmp_path / "x"), "--only", "checkpoint", "--shape"]
+    done = CliRunner().invoke(main, [*given, str(tmp_path / "tiny.json"), "--text-encoder", "qwen2-1.5b"])
     assert done.exit_code == 1
-    assert "no" in done.stderr
-    assert not (tmp_path / "checkpoint").exists()
+    assert "ended with 2: error: --text-encoder qwen2-1.5b: its features are 1536 wide" in done.stderr
+    assert not (tmp_path / "x" / "checkpoint").exists()
+    for refused in (["nothing"], [str(tmp_path / "tiny.json"), "--text-encoder", "big"]):
+        done = CliRunner().invoke(
+            main, ["--folder", str(tmp_path / "y"), "--only", "checkpoint", "--shape", *refused]
+        )
+        assert done.exit_code == 2
+        assert refused[-1] in done.stderr
+    assert not (tmp_path / "y").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from hart_runtime.common.checkpoint import Checkpoint, find_checkpoint
-from hart_runtime.common.console import command, sampling_options
+from hart_runtime.common.console import PATH, command, sampling_options
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings, check_ranges
 from hart_runtime.common.text_tokenizer import PromptTokenizer
@@ -40,12 +40,18 @@ Doubles = NDArray[np.float64]
 
 
 @command()
-@click.option("--checkpoint", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT)
+@click.option("--checkpoint", type=PATH, default=DEMO_CHECKPOINT)
 @click.option("--split", type=click.Choice(["held-out", "training"]), default="held-out", show_default=True)
-@click.option("--images", default=200, show_default=True, help="Pictures to generate and judge.")
+@click.option(
+    "--images",
+    type=click.IntRange(2, 10_000),
+    default=200,
+    show_default=True,
+    help="Pictures to judge.",
+)
 @sampling_options("the checkpoint's")
-@click.option("--grid", type=click.Path(path_type=Path), help="Also write a sheet of the first 40 pictures.")
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the numbers as JSON.")
+@click.option("--grid", type=PATH, help="Also write a sheet of the first 40 pictures.")
+@click.option("--output", type=PATH, help="Also write the numbers as JSON.")
 def main(
     checkpoint: Path,
     split: str,

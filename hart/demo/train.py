@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hart_runtime.common.checkpoint import LLM, SAMPLING_FILE, TEXT_ENCODER, TOKENIZER
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
-from hart_runtime.common.console import command
+from hart_runtime.common.console import PATH, command
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.hart.checkpoint import save_model
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
@@ -147,12 +147,10 @@ DATASET = 24576
 
 
 @command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=DEMO_CHECKPOINT, show_default="the installed package"
-)
+@click.option("--output", type=PATH, default=DEMO_CHECKPOINT, show_default="the installed package")
 @click.option(
     "--work",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("demo-training"),
     show_default=True,
     help="Folder for resumable state.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import command
+from hart_runtime.common.console import FiniteRange, command
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
 from hart_runtime.runtime.names import AUTO, MODULES
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "--compute-capability",
     help="TensorRT-RTX: GPUs to build for, such as 8.6,8.9,12.0. [default: this GPU, or Ampere and newer]",
 )
-@click.option("--workspace", type=click.FloatRange(min=0.001), help="Most scratch memory, in GB.")
+@click.option("--workspace", type=FiniteRange(min=0.001), help="Most scratch memory, in GB.")
 @click.option("--force", is_flag=True, help="Build what is current, too.")
 def main(
     bundle: Path,
@@ -137,6 +137,6 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
     parts = tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
     for part in parts:
         major, dot, minor = part.partition(".")
-        if not (dot and major.isdigit() and minor.isdigit()):
+        if not (dot and part.isascii() and major.isdecimal() and minor.isdecimal()):
             raise InputError(f"`compute_capabilities`: expected numbers such as 8.6,8.9, found {part!r}")
     return tuple(sorted(parts, key=float))
