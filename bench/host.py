@@ -21,11 +21,12 @@ from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.precisions import FP16
 from hart_runtime.common.settings import settings_of
 from hart_runtime.hart.random_checkpoint import read_shape
-from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime import contract
+from hart_runtime.runtime.bundle import Bundle, manifest_of
 from hart_runtime.runtime.host import HostMemory, array_at
 from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.planned import Binding, PlannedBackend
-from hart_runtime.runtime.specs import describe_model, manifest_of
+from hart_runtime.runtime.spec import describe_model
 
 
 class NoGraphs(HostMemory):
@@ -36,7 +37,7 @@ class NoGraphs(HostMemory):
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
-        if graph == "decoder":  # one flat colour would be refused
+        if graph == contract.DECODER:  # one flat colour would be refused
             array_at(bindings["image"]).flat[0] = 1
 
 

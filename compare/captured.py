@@ -26,7 +26,8 @@ from hart_runtime.hart.diffusion import guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.rope import Rotation
 from hart_runtime.hart.transformer import attention
-from hart_runtime.runtime.bundle import TRANSFORMER, Manifest
+from hart_runtime.runtime import contract
+from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.shapes import scale_dims
 
 INDICES = 1e-3
@@ -55,7 +56,7 @@ def compare_captured(checkpoint: Path, manifest: Manifest, folder: Path) -> Iter
             {name.removeprefix(kind): a for name, a in arrays.items() if name.startswith(kind)}
             for kind in ("in.", "out.")
         )
-        if graph == TRANSFORMER:
+        if graph == contract.TRANSFORMER:
             past = scale_dims(manifest.model)[int(scale)]["past"]
             errors = dict(_transformer(model, fed, found, past, folder / CACHE))
         else:
@@ -110,16 +111,15 @@ def _tokens(file: Path, rows: int) -> NDArray[Any]:
 
 def _expected(model: Hart, manifest: Manifest, graph: str, fed: Arrays) -> tuple[Arrays, Arrays]:
     """What PyTorch makes of a graph's inputs, and what may be off because they amplify rounding."""
-    if graph == "decoder":  # the reference itself: the graph takes large pictures in strips
+    if graph == contract.DECODER:  # the reference itself: the graph takes large pictures in strips
         image = (model.tokenizer.decode(torch.from_numpy(fed["f_hat"])) + 1) / 2
         return {"image": image.numpy()}, {}
-    builders = build_graphs(model, None, manifest.model.patch_nums, attention)
-    built = next(build for build in builders if build.__name__ == graph)()
+    built = build_graphs(model, None, manifest.model.patch_nums, attention)[graph]()
     inputs = [_tensor(fed[name], example) for name, (example, _) in built.inputs.items()]
     outputs = built.module.eval()(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     expected = {name: value.numpy() for name, value in zip(built.outputs, outputs, strict=True)}
-    if graph != "residual_step":
+    if graph != contract.RESIDUAL_STEP:
         return expected, {}
     net = model.transformer.diffloss.net
     x, embedded, timestep, _, guidance, _ = inputs

@@ -27,25 +27,27 @@ from hart_runtime.compare.metrics import Array, compare_tensors
 from hart_runtime.compare.reference import Call, Reference
 from hart_runtime.compare.replay import INT8_RELATIVE
 from hart_runtime.compare.torch_backend import TorchHalfBackend
-from hart_runtime.runtime.bundle import INT8_GRAPHS, Bundle, TensorSpec
+from hart_runtime.runtime import contract
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.sessions import open_sessions
+from hart_runtime.runtime.spec import TensorSpec
 
 WINDOWS = {
-    "context": ("ctx.mask", "scale0.x_in"),
-    "transformer": ("scale{n}.x_in", "scale{n}.hidden"),
-    "sample": ("scale{n}.hidden", "scale{n}.idx"),
-    "next_scale": ("scale{n}.h", "scale{m}.x_in"),
-    "residual_condition": ("final.h", "final.diff.init_noise"),
-    "residual_step": ("final.diff.step{n}.x_t", "final.diff.step{n}.sample"),
-    "decoder": ("final.f_hat", "image"),
+    contract.CONTEXT: ("ctx.mask", "scale0.x_in"),
+    contract.TRANSFORMER: ("scale{n}.x_in", "scale{n}.hidden"),
+    contract.SAMPLE: ("scale{n}.hidden", "scale{n}.idx"),
+    contract.NEXT_SCALE: ("scale{n}.h", "scale{m}.x_in"),
+    contract.RESIDUAL_CONDITION: ("final.h", "final.diff.init_noise"),
+    contract.RESIDUAL_STEP: ("final.diff.step{n}.x_t", "final.diff.step{n}.sample"),
+    contract.DECODER: ("final.f_hat", "image"),
 }
 """Graph -> the recorded names between which the reference computes it; m is n + 1."""
 RECORDED = {
-    ("sample", "head"): "scale{n}.logits_cfg",
-    ("next_scale", "lvl_embed"): "scale{n}.next_level",
-    ("residual_step", "guide"): "final.diff.step{n}.model_out",
-    ("residual_step", "denoise"): "final.diff.step{n}.sample",
+    (contract.SAMPLE, "head"): "scale{n}.logits_cfg",
+    (contract.NEXT_SCALE, "lvl_embed"): "scale{n}.next_level",
+    (contract.RESIDUAL_STEP, "guide"): "final.diff.step{n}.model_out",
+    (contract.RESIDUAL_STEP, "denoise"): "final.diff.step{n}.sample",
 }
 """What a graph computes another way than the reference's module, and its recorded value: the
 graph projects guided states instead of guiding projections, and looks its level up."""
@@ -106,7 +108,7 @@ def find_layer(
     model = onnx.load(bundle.path(bundle.manifest.graphs[call.graph].file), load_external_data=False)
     places = _places(model.graph, call, seen)
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
-    in_int8 = bundle.manifest.precision == INT8 and call.graph in INT8_GRAPHS
+    in_int8 = bundle.manifest.precision == INT8 and contract.contract_of(call.graph).int8
     half = {}
     if bundle.manifest.precision == FP16:
         backend = TorchHalfBackend(source, reference.patch_nums, "cpu")
@@ -144,10 +146,10 @@ def _observe_reference(
     names: dict[str, str] = {}
     recorded: Seen = {}
     with contextlib.ExitStack() as stack:
-        watching = [call.graph == "text_encoder"]
-        if call.graph == "text_encoder":
+        watching = [call.graph == contract.TEXT_ENCODER]
+        if call.graph == contract.TEXT_ENCODER:
             assert text is not None
-            seen = stack.enter_context(_hooks({"text_encoder": text}, watching))
+            seen = stack.enter_context(_hooks({contract.TEXT_ENCODER: text}, watching))
             with torch.inference_mode():
                 text(*(torch.from_numpy(np.asarray(value)) for value in call.inputs.values()))
         elif call.graph in WINDOWS:
@@ -165,7 +167,7 @@ def _observe_reference(
             replay(model, reference.batches[batch], reference.settings, bundle.manifest, record)
         else:
             seen = {}
-    if call.graph == "decoder":  # the engine decodes one picture at a time
+    if call.graph == contract.DECODER:  # the engine decodes one picture at a time
         rows = slice(number, number + 1)
         seen = {k: [(None if i is None else i[rows], o[rows]) for i, o in v] for k, v in seen.items()}
     full = [name for prefix, root in roots.items() for name in _paths(prefix, root)]

@@ -26,7 +26,8 @@ from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.schedule import downsample_matrix, residual_guidance, scale_steps, upsample_matrix
 from hart_runtime.common.settings import SamplingSettings, settings_of
-from hart_runtime.runtime.bundle import APPEND_FORMS, NEW, PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
+from hart_runtime.runtime import contract
+from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.origin import check_same_weights
 
 SCHEMA_VERSION = 1
@@ -92,7 +93,7 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
         results.save(str(partial / TRAJECTORY))
         (partial / "calls").mkdir()
         samples = _samples(graph_calls(reference.batches[0], reference.settings, manifest))
-        appends = [_append_form(call) for call in samples if call.graph in APPEND_FORMS]
+        appends = [_append_form(call) for call in samples if call.graph in contract.APPEND_FORMS]
         for call in [*samples, *appends]:
             dtypes = {spec.name: spec.dtype for spec in manifest.graphs[call.graph].inputs}
             inputs = {name: np.asarray(value, dtypes[name]) for name, value in call.inputs.items()}
@@ -159,13 +160,13 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
     batch, size, channels = len(tensors["ctx.mask"]), model.patch_nums[-1], model.latent_channels
     if "input_ids" in tensors:
         inputs = {"input_ids": tensors["input_ids"], "mask": tensors["ctx.mask"]}
-        yield Call("text_encoder", "prompt", inputs, {"features": tensors["ctx.features"]})
+        yield Call(contract.TEXT_ENCODER, "prompt", inputs, {"features": tensors["ctx.features"]})
 
     pooled = {"head_condition": tensors["head_condition"]}
-    modulated = manifest.graphs[TRANSFORMER].reads("block_condition")
+    modulated = manifest.graphs[contract.TRANSFORMER].reads("block_condition")
     condition = {"block_condition": tensors["block_condition"]} if modulated else {}
     yield Call(
-        "context",
+        contract.CONTEXT,
         "prompt",
         {"features": tensors["ctx.features"], "mask": tensors["ctx.mask"]},
         {
@@ -187,23 +188,25 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
         grown = {"hidden": hidden} | {k: v[:, :present] for k, v in _cache(tensors, model.depth)}
         new = {k: v[rows] for k, v in grown.items()}
         yield Call(
-            TRANSFORMER,
+            contract.TRANSFORMER,
             name,
             {
                 "x": tensors[f"{name}.x_in"][rows],
                 "angles": tensors[f"{name}.angles"][rows],
                 **{k: v[rows] for k, v in condition.items()},
-                **{f"{PAST}{k}": v[rows, :past] for k, v in _cache(tensors, model.depth)},
+                **{f"{contract.PAST}{k}": v[rows, :past] for k, v in _cache(tensors, model.depth)},
             },
             new,
         )
         if not step.index:
-            yield Call(UNCONDITIONAL, name, {f"{TEXT}{k}": v for k, v in new.items()}, grown)
+            yield Call(
+                contract.UNCONDITIONAL, name, {f"{contract.TEXT}{k}": v for k, v in new.items()}, grown
+            )
         past = present
         logits = tensors[f"{name}.logits_kept"].reshape(batch, side, side, -1)
         codes = tensors[f"{name}.codes"].reshape(batch, side, side, channels)
         yield Call(
-            "sample",
+            contract.SAMPLE,
             name,
             {
                 "hidden": hidden,
@@ -217,7 +220,7 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
         )
         smooth = tensors[f"{name}.h_smooth"].reshape(batch, side, side, channels)
         yield Call(
-            "smooth",
+            contract.SMOOTH,
             name,
             {
                 "logits": logits,
@@ -231,7 +234,7 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
         if step is not steps[-1]:
             following = f"scale{step.index + 1}"
             yield Call(
-                "next_scale",
+                contract.NEXT_SCALE,
                 name,
                 {
                     "h": h,
@@ -252,7 +255,9 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
     residual: Array = np.zeros((batch, size * size, channels), np.float32)
     if settings.residual:
         embedded = tensors["final.diff.embedded"].reshape(2 * batch, size * size, -1)
-        yield Call("residual_condition", "last", {"hidden": hidden, "codes": codes}, {"embedded": embedded})
+        yield Call(
+            contract.RESIDUAL_CONDITION, "last", {"hidden": hidden, "codes": codes}, {"embedded": embedded}
+        )
         schedule = diffusion_schedule(settings.steps)
         for run, index in enumerate(reversed(range(len(schedule)))):
             name = f"final.diff.step{run}"
@@ -260,7 +265,7 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
             eps = np.split(tensors[f"{name}.model_out"], 2, axis=-1)[0].reshape(residual.shape)
             coefficients = schedule.coefficients(index)
             yield Call(
-                "residual_step",
+                contract.RESIDUAL_STEP,
                 f"step{run}",
                 {
                     "x": x,
@@ -275,10 +280,10 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
             )
         residual = after
     latent = tensors["final.f_hat"]
-    yield Call("latent", "last", {"f_hat": f_hat, "h": h, "residual": residual}, {"f_hat_out": latent})
+    yield Call(contract.LATENT, "last", {"f_hat": f_hat, "h": h, "residual": residual}, {"f_hat_out": latent})
     for i in range(batch):
         image = tensors["image"][i : i + 1]
-        yield Call("decoder", f"image{i}", {"f_hat": latent[i : i + 1]}, {"image": image})
+        yield Call(contract.DECODER, f"image{i}", {"f_hat": latent[i : i + 1]}, {"image": image})
 
 
 def step_slack(x: Array, eps: Array, coefficients: Array) -> Array:
@@ -311,9 +316,9 @@ def _samples(calls: Iterator[Call]) -> list[Call]:
 def _append_form(call: Call) -> Call:
     """The same for a graph's append-only form: tokens first, and only the new ones come out."""
     kept = [name for name in call.outputs if name != "hidden"]
-    caches = {prefix + name for name in kept for prefix in (PAST, TEXT)}
+    caches = {prefix + name for name in kept for prefix in (contract.PAST, contract.TEXT)}
     inputs = {k: v.swapaxes(0, 1) if k in caches else v for k, v in call.inputs.items()}
-    past = len(inputs.get(PAST + kept[0], ()))
+    past = len(inputs.get(contract.PAST + kept[0], ()))
     outputs = {k: v for k, v in call.outputs.items() if k not in kept}
-    new = {NEW + k: call.outputs[k][:, past:].swapaxes(0, 1) for k in kept}
-    return replace(call, graph=APPEND_FORMS[call.graph], inputs=inputs, outputs=outputs | new)
+    new = {contract.NEW + k: call.outputs[k][:, past:].swapaxes(0, 1) for k in kept}
+    return replace(call, graph=contract.APPEND_FORMS[call.graph], inputs=inputs, outputs=outputs | new)

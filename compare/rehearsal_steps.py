@@ -20,7 +20,8 @@ from hart_runtime.common.precisions import FP32
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
 from hart_runtime.runtime.backend import Backend, Tensor, Value
-from hart_runtime.runtime.bundle import PAST, TRANSFORMER, Bundle, open_bundle
+from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.contract import PAST, TRANSFORMER
 from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 from hart_runtime.runtime.plan import make_plan

@@ -18,9 +18,10 @@ from hart_runtime.common.precisions import FP16, INT8
 from hart_runtime.compare.metrics import Errors, compare_tensors
 from hart_runtime.compare.reference import Call, Reference, error_key, graph_calls
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import INT8_GRAPHS, GraphSpec, Manifest
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.contract import contract_of
 from hart_runtime.runtime.names import OPENVINO
-from hart_runtime.runtime.openvino_backend import BFLOAT16_GRAPHS
+from hart_runtime.runtime.spec import GraphSpec
 
 RELATIVE = 1e-4
 """Allowed error of float32 graphs, over the reference's largest magnitude; at reduced
@@ -106,9 +107,9 @@ def replay(
     for batch, call, output, errors in measure(backend, manifest, reference, watch):
         whole_numbers = errors.reference_max is None and errors.error is not None
         tolerance: float | None = 0.0 if whole_numbers else relative
-        if precision == INT8 and call.graph in INT8_GRAPHS:
+        if precision == INT8 and contract_of(call.graph).int8:
             tolerance = None if whole_numbers else INT8_RELATIVE
-        elif precision == INT8 and backend.name == OPENVINO and call.graph in BFLOAT16_GRAPHS:
+        elif precision == INT8 and backend.name == OPENVINO and contract_of(call.graph).bfloat16:
             tolerance = BFLOAT16_RELATIVE
         elif precision == FP16:
             half = limits.get(error_key(batch, call, output), 0.0)

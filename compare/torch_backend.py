@@ -30,7 +30,7 @@ class TorchHalfBackend:
         model, text = source.load(torch.float16, device)
         self.device = device
         with torch.inference_mode():
-            graphs = [build() for build in build_graphs(model, text, patch_nums, attention)]
+            graphs = [build() for build in build_graphs(model, text, patch_nums, attention).values()]
         self._outputs = {graph.name: graph.outputs for graph in graphs}
         self._dtypes = {
             graph.name: {name: example.dtype for name, (example, _) in graph.inputs.items()}

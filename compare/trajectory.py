@@ -23,6 +23,7 @@ from hart_runtime.common.precisions import FP16, FP32, INT8
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
 from hart_runtime.compare.reference import Reference, Tensors
+from hart_runtime.runtime import contract
 from hart_runtime.runtime.backend import Backend, Tensor, Value
 from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.loop import draw
@@ -82,7 +83,7 @@ def free_running(
     features: Value = tensors["ctx.features"]
     if "input_ids" in tensors:
         inputs = {"input_ids": tensors["input_ids"], "mask": tensors["ctx.mask"]}
-        features = backend.run("text_encoder", inputs)["features"]
+        features = backend.run(contract.TEXT_ENCODER, inputs)["features"]
     run = _run(backend, manifest, reference, tensors, features)
     same = precision != FP32 or (run.pictures is not None and run.pictures.max_pixel_error <= PIXEL)
     return replace(run, passed=run.pictures is not None and same)
@@ -103,14 +104,14 @@ class _TeacherForced:
         return self.backend.split(value)
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
-        if graph == "transformer":
+        if graph == contract.TRANSFORMER:
             self.scale += 1
             name = f"scale{self.scale}"
             rows = slice(None if self.scale else len(self.tensors["ctx.mask"]))  # the text: one half
             fed = {"x": self.tensors[f"{name}.x_in"][rows], "angles": self.tensors[f"{name}.angles"][rows]}
             return self.backend.run(graph, {**inputs, **fed})
         outputs = self.backend.run(graph, inputs)
-        if graph == "sample":
+        if graph == contract.SAMPLE:
             name = f"scale{self.scale}"
             shape = self.to_host(outputs["codes"]).shape
             outputs["codes"] = self.tensors[f"{name}.codes"].reshape(shape)

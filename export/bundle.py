@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.export.graphs import build_graphs, unconditional_graph
+from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.request import Request, check_place
 from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
 from hart_runtime.export.writer import WeightFile, write_append, write_graph
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.runtime.bundle import (
-    APPEND,
     TEXT_TOKENIZER,
-    GraphSpec,
     Manifest,
+    check_contract,
+    contracted_graphs,
     describe_files,
     write_manifest,
 )
-from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.contract import TRANSFORMER_APPEND
+from hart_runtime.runtime.find import MANIFEST, WEIGHTS
+from hart_runtime.runtime.spec import GraphSpec
 
 Progress = Callable[[str, int, int], None]
 """Called with what happens next, its number, and how many there are."""
@@ -59,12 +62,10 @@ def export_bundle(
         builders = build_graphs(model, text, request.pyramid)
         graphs: dict[str, GraphSpec] = {}
         with WeightFile(partial) as weights:
-            for number, build in enumerate(builders):
-                progress(build.__name__, number, len(builders) + 1)
+            for number, (name, build) in enumerate(builders.items()):
+                progress(name, number, len(builders) + 1)
                 graphs |= write_graph(build(), partial, weights, request.precision)
-            last = unconditional_graph(model, tokens_first=True)
-            graphs |= write_graph(last, partial, weights, request.precision)
-        graphs[APPEND] = write_append(partial)
+        graphs[TRANSFORMER_APPEND] = write_append(partial)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(graph.file for graph in graphs.values())]
         if vocabulary is not None:
@@ -81,6 +82,8 @@ def export_bundle(
             checkpoint=_identity(checkpoint, described),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
+        check_contract(manifest, str(output / MANIFEST))  # what was traced
+        manifest = replace(manifest, graphs=contracted_graphs(manifest, str(output / MANIFEST)))
         write_manifest(manifest, partial)
         _refuse_existing(request, output, force)  # again: it may have appeared meanwhile
     return manifest

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from hart_runtime.runtime.bundle import NEW, PAST
+from hart_runtime.runtime.contract import NEW, PAST
 
 
 def append_only(model: ir.Model) -> ir.Model:

@@ -20,9 +20,9 @@ from hart_runtime.export.bundle import torch_dtype
 from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
-from hart_runtime.runtime.bundle import PAST, Manifest
+from hart_runtime.runtime.bundle import Manifest, manifest_of
+from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.plan import make_plan
-from hart_runtime.runtime.specs import manifest_of
 
 BATCHES = (1, 2, 4, 8)
 SECONDS, SECONDS_PER_BLOCK, SECONDS_PER_GB = 60.0, 1.5, 5.0

@@ -25,8 +25,10 @@ from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.hart.checkpoint import matrix_parameters
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.bundle import INT8_GRAPHS, GraphSpec, Manifest
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.contract import DECODER, contract_of, deciding_inputs
 from hart_runtime.runtime.shapes import shape_of
+from hart_runtime.runtime.spec import GraphSpec
 from hart_runtime.runtime.tensorrt.profiles import scale_rows
 
 Held = dict[tuple[int, bool], Tensor]
@@ -48,14 +50,14 @@ def weights_of(
 
     Args:
         model, text: on the meta device, in the precision of the export (see :func:`typed`).
-        manifest: as :func:`hart_runtime.runtime.specs.manifest_of` makes it.
+        manifest: as :func:`hart_runtime.runtime.bundle.manifest_of` makes it.
     """
     found: dict[str, Weights] = {}
     everything: Held = {}
     for name, module, inputs in _graphs(model, text, manifest, 1):
         with _Parameters(module) as seen:
             module(*inputs)
-        in_int8 = manifest.precision == INT8 and name in INT8_GRAPHS
+        in_int8 = manifest.precision == INT8 and contract_of(name).int8
         held = {(key, in_int8 and _becomes_int8(tensor)): tensor for key, tensor in seen.touched.items()}
         found[name] = _sum(held)
         everything |= held
@@ -96,17 +98,20 @@ def typed(module: nn.Module, dtype: torch.dtype) -> None:
 def _graphs(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: int):  # type: ignore[no-untyped-def]
     """Every graph as a module, with inputs of its largest scale; (name, module, inputs)."""
     with torch.device("meta"):
-        for build in build_graphs(model, text, manifest.model.patch_nums, _fused):
+        for name, build in build_graphs(model, text, manifest.model.patch_nums, _fused).items():
+            if contract_of(name).form_of:
+                continue  # the same once more
             graph = build()
-            spec = manifest.graphs[graph.name]
-            count = 1 if graph.name == "decoder" else batch
+            spec = manifest.graphs[name]
+            count = 1 if name == DECODER else batch
             shapes = _largest(manifest, spec, count)
+            decide, top_k = deciding_inputs(name), min(PUBLISHED_TOP_K, manifest.model.vocab_size)
             inputs = [
-                # A number of codes to keep is read on the way; everything else stays a shape.
-                torch.tensor([min(PUBLISHED_TOP_K, manifest.model.vocab_size)], device="cpu")
-                if name == "top_k"
-                else torch.empty(shapes[name], dtype=example.dtype)
-                for name, (example, _) in graph.inputs.items()
+                # What is read on the way needs a value; everything else stays a shape.
+                torch.full(shapes[key], top_k, dtype=example.dtype, device="cpu")
+                if key in decide
+                else torch.empty(shapes[key], dtype=example.dtype)
+                for key, (example, _) in graph.inputs.items()
             ]
             with torch.no_grad():
                 yield graph.name, graph.module.eval(), inputs

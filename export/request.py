@@ -18,9 +18,9 @@ from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, ModelSpec, open_bundle, read_manifest
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, open_bundle, read_manifest
 from hart_runtime.runtime.find import MANIFEST
-from hart_runtime.runtime.specs import describe_model
+from hart_runtime.runtime.spec import ModelSpec, describe_model
 
 
 @dataclass(frozen=True)

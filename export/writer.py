@@ -22,8 +22,9 @@ from hart_runtime.common.precisions import INT8
 from hart_runtime.export.cache import append_only
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
-from hart_runtime.runtime.bundle import APPEND, DEQUANTIZED, INT8_GRAPHS, TRANSFORMER, GraphSpec, TensorSpec
+from hart_runtime.runtime.contract import DEQUANTIZED, TRANSFORMER, TRANSFORMER_APPEND, contract_of
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""
@@ -84,7 +85,7 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str)
     model = _trace(graph)
     _name_nodes_by_module(model.graph)
     model.graph.metadata_props.clear()
-    if precision != INT8 or graph.name not in INT8_GRAPHS:
+    if precision != INT8 or not contract_of(graph.name).int8:
         return {graph.name: _save(model, graph.name, folder, weights)}
     second = graph.name + DEQUANTIZED
     entries = {second: _save(quantize_weights(model), second, folder, weights)}
@@ -93,7 +94,7 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str)
     return entries | {graph.name: _save(quantize_products(model), graph.name, folder, weights)}
 
 
-def write_append(folder: Path, name: str = TRANSFORMER, append: str = APPEND) -> GraphSpec:
+def write_append(folder: Path, name: str = TRANSFORMER, append: str = TRANSFORMER_APPEND) -> GraphSpec:
     """Write a transformer that a bundle folder holds once more, with an append-only cache."""
     return _save(append_only(ir.load(folder / f"{name}.onnx")), append, folder)
 

@@ -7,6 +7,7 @@ size and sha256; a bundle is only opened when all of them agree.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,91 +15,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hart_runtime.common.checkpoint import AVERAGED, LLM
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.config import TransformerConfig, config_from_dict
+from hart_runtime.common.errors import InputError, one_of
 from hart_runtime.common.files import sha256_of
-from hart_runtime.common.precisions import PRECISIONS, Precision
-from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
+from hart_runtime.common.precisions import FP32, INT8, PRECISIONS, Precision
+from hart_runtime.common.settings import DEFAULT_MAX_BATCH, SamplingSettings, check_ranges, settings_of
+from hart_runtime.runtime.contract import APPEND_FORMS, DEQUANTIZED, TEXT_ENCODER, specs_of
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
+from hart_runtime.runtime.shapes import same_tensor
+from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec
 
 SCHEMA_VERSION = 2
 TEXT_TOKENIZER = "tokenizer.json"
-TEXT_ENCODER = "text_encoder"
-TRANSFORMER = "transformer"
-APPEND = "transformer_append"
-"""The transformer with a cache that only grows at its end, for backends that own their memory."""
-UNCONDITIONAL = "unconditional"
-UNCONDITIONAL_APPEND = "unconditional_append"
-"""Puts the constant unconditional half beside what the transformer made of the text."""
-APPEND_FORMS = {TRANSFORMER: APPEND, UNCONDITIONAL: UNCONDITIONAL_APPEND}
-"""Graphs that touch the cache, and their forms for one that only grows at its end."""
-INT8_GRAPHS = frozenset({"transformer", "sample", "residual_condition", "residual_step"})
-"""Graphs of int8 bundles with products in 8-bit integers. Text encoder and decoder stay in float32:
-one is known for outliers, the other is made of convolutions."""
-DEQUANTIZED = "_dequantized"
-"""Ends the names of their second form: the same 8-bit weights, made floating point by a standard
-operator before they are multiplied, for backends with 8-bit products of their own."""
-PAST, NEW, TEXT = "past_", "new_", "text_"
-"""Prefixes of cache inputs (tokens so far), of outputs of the append-only forms (the tokens they add,
-first axis), and of inputs that belong to the text in the conditional half."""
-GRAPHS = (
-    "context",
-    TRANSFORMER,
-    APPEND,
-    UNCONDITIONAL,
-    UNCONDITIONAL_APPEND,
-    "sample",
-    "smooth",
-    "next_scale",
-    "residual_condition",
-    "residual_step",
-    "latent",
-    "decoder",
-)
-"""Every bundle has these, and the text encoder if it draws from prompts."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph; named dimensions are strings such as ``batch``."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX graph of the bundle."""
-
-    file: str
-    opset: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def reads(self, name: str) -> bool:
-        """Whether the graph has an input of this name (adaLN variants have one more)."""
-        return any(spec.name == name for spec in self.inputs)
 
 
 @dataclass(frozen=True)
 class FileSpec:
     sha256: str
     size: int
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What the loop needs to know about the model."""
-
-    patch_nums: tuple[int, ...]
-    depth: int
-    embed_dim: int
-    num_heads: int
-    vocab_size: int
-    latent_channels: int
-    image_size: int
-    context_token: int
-    context_dim: int
 
 
 @dataclass(frozen=True)
@@ -173,9 +107,71 @@ class Bundle:
         return self.folder / name
 
 
-def cache_names(depth: int) -> list[str]:
-    """Keys and values of every block, in the order in which graphs take and return them."""
-    return [f"{kind}_{i}" for i in range(depth) for kind in ("key", "value")]
+def manifest_of(
+    model: ModelSpec,
+    diff_width: int,
+    precision: str = FP32,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    modulated: bool = False,
+    sampling: SamplingSettings | None = None,
+) -> Manifest:
+    """The manifest that a model's export will have, from its sizes alone: without files and origin.
+
+    Args:
+        diff_width: width of the residual diffusion MLP.
+        modulated: whether the blocks are modulated by a pooled condition.
+        sampling: default settings; those of the published sampler if left out.
+    """
+    one_of("precision", precision, PRECISIONS)
+    graphs = specs_of(model, diff_width, modulated, FP32 if precision == INT8 else precision)
+    settings = sampling or SamplingSettings()
+    return Manifest("planned", precision, max_batch, model, settings, graphs, {}, {}, {})
+
+
+def contracted_graphs(manifest: Manifest, source: str) -> dict[str, GraphSpec]:
+    """The graphs that a bundle of this model has by the contract; raises InputError for a strange model."""
+    described = manifest.checkpoint.get(LLM)
+    if not isinstance(described, dict):
+        raise InputError(
+            f"{source}: the manifest is damaged (no {LLM} in checkpoint); export the bundle again"
+        )
+    llm = config_from_dict(TransformerConfig, described, source)
+    text = TEXT_ENCODER in manifest.graphs
+    return specs_of(manifest.model, llm.diff_width, llm.modulated, manifest.precision, text)
+
+
+def check_contract(manifest: Manifest, source: str) -> None:
+    """Compare the graphs of a manifest with the contract: what the loop feeds and reads.
+
+    Raises:
+        InputError: one is missing or unknown, or has other inputs or outputs; begins with ``source``.
+    """
+    expected, found = contracted_graphs(manifest, source), manifest.graphs
+    mend = "it was made by another version, export the bundle again"
+    for what, names in (
+        ("missing", expected.keys() - found.keys()),
+        ("unknown", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise InputError(f"{source}: graphs {', '.join(sorted(names))} {what}; {mend}")
+    for name, spec in expected.items():
+        for kind, wanted, there in (
+            ("inputs", spec.inputs, found[name].inputs),
+            ("outputs", spec.outputs, found[name].outputs),
+        ):
+            if difference := _first_difference(wanted, there):
+                raise InputError(f"{source}: graph {name}: {kind} {difference}; {mend}")
+
+
+def _first_difference(wanted: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> str | None:
+    for one, other in itertools.zip_longest(wanted, found):
+        if one is None or other is None or not same_tensor(one, other):
+            return f"expected {_said(one)}, found {_said(other)}"
+    return None
+
+
+def _said(tensor: TensorSpec | None) -> str:
+    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" if tensor else "no more"
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -196,6 +192,7 @@ def open_bundle(place: Path) -> Bundle:
     """
     folder = find_bundle(place)
     manifest, identity = read_manifest(folder)
+    check_contract(manifest, str(folder / MANIFEST))
     verify_files(folder, manifest)
     return Bundle(folder, manifest, identity)
 
@@ -280,8 +277,6 @@ def _parse(values: dict[str, Any]) -> Manifest:
         name: GraphSpec(g["file"], int(g["opset"]), tensors(g["inputs"]), tensors(g["outputs"]))
         for name, g in values["graphs"].items()
     }
-    if missing := sorted(set(GRAPHS) - set(graphs)):
-        raise ValueError(f"graphs {', '.join(missing)} missing")
     model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
     if values["precision"] not in PRECISIONS:
         raise ValueError(f"precision {values['precision']!r}, expected {' or '.join(PRECISIONS)}")

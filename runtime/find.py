@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.checkpoint import LLM
+from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER
 from hart_runtime.common.errors import NOTE, InputError, parameter
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _line(folder: Path) -> str:
     try:
         values: dict[str, Any] = json.loads(file.read_bytes())
         size = int(values["model"]["image_size"])
-        drawn = "prompts" if "text_encoder" in values["graphs"] else "text features"
+        drawn = "prompts" if TEXT_ENCODER in values["graphs"] else "text features"
         said = f"{values['name']}: {size} x {size} pictures from {drawn}, {values['precision']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         said = f"{folder.name}: its manifest cannot be read"

@@ -25,9 +25,9 @@ from hart_runtime.common.schedule import (
     upsample_matrix,
 )
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime import stages
+from hart_runtime.runtime import contract, stages
 from hart_runtime.runtime.backend import Backend, Tensor
-from hart_runtime.runtime.bundle import PAST, TEXT, TRANSFORMER, UNCONDITIONAL, Manifest
+from hart_runtime.runtime.bundle import Manifest
 
 Array = NDArray[np.float32]
 
@@ -82,10 +82,10 @@ def draw(
     schedule = diffusion_schedule(settings.steps)
     to_check: list[tuple[str, Tensor]] = []
 
-    context = backend.run("context", {"features": features, "mask": mask})
+    context = backend.run(contract.CONTEXT, {"features": features, "mask": mask})
     clock.lap(stages.CONTEXT)
     x, angles = context["x"], context["angles"]
-    modulated = graphs[TRANSFORMER].reads("block_condition")
+    modulated = graphs[contract.TRANSFORMER].reads("block_condition")
     condition = {"block_condition": context["text_condition"]} if modulated else {}
     f_hat: Tensor = np.zeros((batch, channels, size, size), np.float32)
     cache = _empty_cache(manifest, batch)
@@ -94,12 +94,14 @@ def draw(
 
     def decode(latents: Tensor) -> Array:
         # One by one: the decoder's full-resolution activations are the largest of all.
-        decoded = [backend.run("decoder", {"f_hat": latent})["image"] for latent in backend.split(latents)]
+        decoded = [
+            backend.run(contract.DECODER, {"f_hat": latent})["image"] for latent in backend.split(latents)
+        ]
         return np.concatenate([backend.to_host(image) for image in decoded])
 
     def finished(residual: Tensor) -> Tensor:
         """The latent with the last scale's codes and a residual on top."""
-        return backend.run("latent", {"f_hat": f_hat, "h": h, "residual": residual})["f_hat_out"]
+        return backend.run(contract.LATENT, {"f_hat": f_hat, "h": h, "residual": residual})["f_hat_out"]
 
     def preview() -> Array:
         return decode(finished(none) if step is steps[-1] else f_hat)
@@ -107,17 +109,19 @@ def draw(
     for step in steps:
         name = f"scale{step.index}"
         record(f"{name}.x_in", x)
-        outputs = backend.run(TRANSFORMER, {"x": x, "angles": angles, **condition, **cache})
+        outputs = backend.run(contract.TRANSFORMER, {"x": x, "angles": angles, **condition, **cache})
         if step is steps[0]:
-            outputs = backend.run(UNCONDITIONAL, {TEXT + key: value for key, value in outputs.items()})
+            outputs = backend.run(
+                contract.UNCONDITIONAL, {contract.TEXT + key: value for key, value in outputs.items()}
+            )
             if modulated:
                 condition = {"block_condition": context["block_condition"]}  # of both halves
         hidden = outputs.pop("hidden")
-        cache = {PAST + key: value for key, value in outputs.items()}
+        cache = {contract.PAST + key: value for key, value in outputs.items()}
         record(f"{name}.hidden", hidden)
         clock.lap(stages.transformer_stage(step.index))
         sampled = backend.run(
-            "sample",
+            contract.SAMPLE,
             {
                 "hidden": hidden,
                 "head_condition": context["head_condition"],
@@ -132,7 +136,7 @@ def draw(
         if settings.smooth:
             exponential = noise.exponential(step.index, step.num_tokens, model.vocab_size)
             h = backend.run(
-                "smooth",
+                contract.SMOOTH,
                 {
                     "logits": sampled["logits"],
                     "exponential": _as_map(exponential, step),
@@ -143,7 +147,7 @@ def draw(
         if step is not steps[-1]:
             following = steps[step.index + 1]
             advanced = backend.run(
-                "next_scale",
+                contract.NEXT_SCALE,
                 {
                     "h": h,
                     "f_hat": f_hat,
@@ -165,13 +169,13 @@ def draw(
     residual = none
     if settings.residual:
         inputs = {"hidden": hidden, "codes": sampled["codes"]}
-        embedded = backend.run("residual_condition", inputs)["embedded"]
+        embedded = backend.run(contract.RESIDUAL_CONDITION, inputs)["embedded"]
         guidance = np.array(residual_guidance(steps[-1]), np.float32)
         residual = noise.residual_start(size * size, channels)
         for run, index in enumerate(reversed(range(len(schedule)))):
             record(f"final.diff.step{run}.x_t", residual)
             residual = backend.run(
-                "residual_step",
+                contract.RESIDUAL_STEP,
                 {
                     "x": residual,
                     "embedded": embedded,
@@ -220,8 +224,8 @@ def _empty_cache(manifest: Manifest, batch: int) -> dict[str, Any]:
     """That of the text, which only the conditional half runs."""
     return {
         spec.name: np.zeros((batch, 0, manifest.model.embed_dim), spec.dtype)
-        for spec in manifest.graphs[TRANSFORMER].inputs
-        if spec.name.startswith(PAST)
+        for spec in manifest.graphs[contract.TRANSFORMER].inputs
+        if spec.name.startswith(contract.PAST)
     }
 
 

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import RunError
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import Bundle, GraphSpec
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
 from hart_runtime.runtime.host import HostMemory
 from hart_runtime.runtime.names import CUDA, ONNXRUNTIME
 from hart_runtime.runtime.planned import Binding, PlannedBackend
 from hart_runtime.runtime.sessions import first_line, open_sessions, require_cuda
+from hart_runtime.runtime.spec import GraphSpec
 
 NOT_CAPTURED = "-1"
 """What ONNX Runtime takes as the number of a run that is no CUDA graph."""

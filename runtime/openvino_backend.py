@@ -12,6 +12,7 @@ from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.contract import contract_of
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.host import HostMemory, array_at
@@ -19,9 +20,6 @@ from hart_runtime.runtime.names import ONNXRUNTIME, OPENVINO
 from hart_runtime.runtime.planned import Binding, PlannedBackend
 from hart_runtime.runtime.sessions import first_line
 
-BFLOAT16_GRAPHS = frozenset({"transformer", "decoder"})
-"""Graphs of an int8 bundle that run in bfloat16 between their 8-bit products, where the processor has it.
-In the others a rounded sum would choose another code, or be amplified by the noisiest denoising step."""
 TOKEN_GROUP = 128
 """Channels of a token that share a scale when OpenVINO turns them into 8-bit integers."""
 
@@ -65,7 +63,7 @@ class OpenVinoExecutor(HostMemory):
             refuse_outside(path, WEIGHTS)
             options = {
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and name in BFLOAT16_GRAPHS else "f32",
+                "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and contract_of(name).bfloat16 else "f32",
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": TOKEN_GROUP if reduced else 0,
                 **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
             }

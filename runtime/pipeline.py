@@ -28,7 +28,8 @@ from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings, ch
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import TEXT_ENCODER, TEXT_TOKENIZER, Bundle, Manifest, open_bundle
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
+from hart_runtime.runtime.contract import TEXT_ENCODER
 from hart_runtime.runtime.loop import Advance, Array, draw
 from hart_runtime.runtime.registry import open_backend
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.common.errors import RunError
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend, Value
-from hart_runtime.runtime.bundle import NEW, PAST, Manifest
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.contract import NEW, PAST
 from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.shapes import Shape, cache_length, shape_of, solve
 
@@ -160,6 +162,7 @@ class _Planner(Backend):
 
     def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
         spec = self.graphs[graph]
+        _refuse_other_inputs(graph, set(inputs), {tensor.name for tensor in spec.inputs})
         now = len(self.calls)
         call = Call(graph)
         self.calls.append(call)
@@ -243,3 +246,11 @@ def _nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _refuse_other_inputs(graph: str, fed: set[str], taken: set[str]) -> None:
+    """What a graph does not take would be dropped in silence, and the picture drawn without it."""
+    if extra := sorted(fed - taken):
+        raise RunError(f"graph {graph}: the loop feeds {', '.join(extra)}, which it does not take")
+    if missing := sorted(taken - fed):
+        raise RunError(f"graph {graph}: the loop does not feed {', '.join(missing)}, which it takes")

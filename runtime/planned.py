@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend, Value
-from hart_runtime.runtime.bundle import NEW, PAST, TEXT, Bundle, TensorSpec
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.contract import NEW, PAST, TEXT
 from hart_runtime.runtime.plan import Call, Plan, View, make_plan, split_view
 from hart_runtime.runtime.shapes import Shape, shape_of, solve
+from hart_runtime.runtime.spec import TensorSpec
 
 
 @dataclass(frozen=True)

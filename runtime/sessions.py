@@ -11,9 +11,10 @@ from typing import Any
 
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.install import install, installed, pip
-from hart_runtime.runtime.bundle import Bundle, GraphSpec
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.spec import GraphSpec
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,13 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hart_runtime.runtime.bundle import ModelSpec, TensorSpec
+from hart_runtime.runtime.spec import ModelSpec, TensorSpec
 
 Dims = dict[str, int]
 Shape = tuple[int, ...]
+
+DISTINCT = {"batch": 10007, "rows": 10009, "length": 10037, "past": 10039, "side": 10061, "next_side": 10067}
+"""Values of the free dimensions, no two expressions of which are equal by chance."""
 
 OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -97,3 +100,15 @@ def scale_dims(model: ModelSpec, batch: int = 1) -> list[Dims]:
 def cache_length(model: ModelSpec) -> int:
     """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
     return scale_dims(model)[-1]["past"]
+
+
+def same_tensor(one: TensorSpec, other: TensorSpec) -> bool:
+    """Whether two descriptions say the same: the exporter writes a sum either way round."""
+
+    def value(tensor: TensorSpec) -> tuple[str, str, tuple[int | str, ...]]:
+        try:
+            return tensor.name, tensor.dtype, shape_of(tensor, DISTINCT)
+        except ValueError:  # of names that no graph has
+            return tensor.name, tensor.dtype, tensor.shape
+
+    return value(one) == value(other)

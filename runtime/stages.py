@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from hart_runtime.runtime.bundle import TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.contract import RESIDUAL_STEP, TRANSFORMER, contract_of
 
 LOAD = "load"
 TEXT_ENCODER = "text encoder"
@@ -17,8 +17,6 @@ SCALE = "scale"
 """What a watcher is told of: a scale, a step of the residual, or the decoder."""
 DECODER = "decoder"
 
-SAMPLING_GRAPHS = ("sample", "smooth", "next_scale")
-DECODER_GRAPHS = ("latent", "decoder")
 _SCALE = re.compile(rf"({SCALE} \d+) ({TRANSFORMER_PART}|{SAMPLING_PART})")
 
 
@@ -55,18 +53,10 @@ def stages_of(graphs: Iterable[str]) -> list[str]:
     scale, step = -1, -1
     stages = []
     for graph in graphs:
-        if graph == TRANSFORMER:
-            scale += 1
-            stages.append(transformer_stage(scale))
-        elif graph == UNCONDITIONAL:
-            stages.append(transformer_stage(scale))
-        elif graph in SAMPLING_GRAPHS:
-            stages.append(sampling_stage(scale))
-        elif graph == "residual_step":
-            step += 1
-            stages.append(residual_stage(step))
-        elif graph in DECODER_GRAPHS:
-            stages.append(DECODER)
-        else:
-            stages.append(graph.replace("_", " "))
+        stage = contract_of(graph).stage
+        scale += graph == TRANSFORMER
+        step += graph == RESIDUAL_STEP
+        if stage in (TRANSFORMER_PART, SAMPLING_PART):
+            stage = f"{SCALE} {scale} {stage}"
+        stages.append(residual_stage(step) if graph == RESIDUAL_STEP else stage)
     return stages

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from hart_runtime.runtime.bundle import Manifest, ModelSpec
-from hart_runtime.runtime.specs import manifest_of
+from hart_runtime.runtime.bundle import Manifest, manifest_of
+from hart_runtime.runtime.spec import ModelSpec
 
 __all__ = ["manifest_of", "manifests"]
 

@@ -12,7 +12,8 @@ from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
-from hart_runtime.runtime.bundle import Manifest, ModelSpec
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.spec import ModelSpec
 
 PLAIN = TransformerConfig(
     attn_type="llama",

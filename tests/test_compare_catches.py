@@ -16,7 +16,8 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from hart_runtime.compare.cli import main
 from hart_runtime.compare.reference import save_reference
-from hart_runtime.runtime.bundle import APPEND, TRANSFORMER, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.contract import TRANSFORMER, TRANSFORMER_APPEND
 from hart_runtime.runtime.find import WEIGHTS
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
@@ -168,7 +169,9 @@ def test_the_culprit_is_named(case: Break, healthy: tuple[Path, Path], tmp_path:
     bundle, reference = healthy
     broken = Path(shutil.copytree(bundle, tmp_path / "broken"))
     in_weights = case.change is one_matrix_changed_by_a_hundredth  # which both forms share
-    for name in (case.graph, APPEND) if case.graph == TRANSFORMER and not in_weights else (case.graph,):
+    for name in (
+        (case.graph, TRANSFORMER_APPEND) if case.graph == TRANSFORMER and not in_weights else (case.graph,)
+    ):
         file = broken / f"{name}.onnx"
         model = onnx.load(file, load_external_data=False)
         case.change(model.graph, broken)

@@ -22,7 +22,8 @@ from hart_runtime.export.dry_run import forecast
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import SHAPES
-from hart_runtime.runtime.bundle import PAST, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.plan import make_plan
 

@@ -22,10 +22,11 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.files import sha256_of
 from hart_runtime.common.install import install
 from hart_runtime.export.cli import main as export_main
-from hart_runtime.runtime.bundle import GraphSpec, TensorSpec, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.shapes import scale_dims
+from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import BuildOptions, build_engine
 from hart_runtime.runtime.tensorrt.cli import main as build_main
 from hart_runtime.runtime.tensorrt.cli import parse_capabilities

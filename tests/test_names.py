@@ -31,11 +31,12 @@ from hart_runtime.export.cli import main as export
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import read_shape, write_random_checkpoint
+from hart_runtime.runtime.bundle import manifest_of
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.names import DEVICES
 from hart_runtime.runtime.png import Origin, read_origin, save_png
 from hart_runtime.runtime.registry import BACKENDS
-from hart_runtime.runtime.specs import describe_model, manifest_of
+from hart_runtime.runtime.spec import describe_model
 from hart_runtime.runtime.tensorrt.cli import choose_package, parse_capabilities
 from hart_runtime.runtime.tensorrt.cli import main as build
 from hart_runtime.runtime.tensorrt.package import import_package

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.bundle import NEW, TRANSFORMER, UNCONDITIONAL, Manifest, open_bundle
+from hart_runtime.runtime.bundle import Manifest, open_bundle
+from hart_runtime.runtime.contract import NEW, TRANSFORMER, UNCONDITIONAL
 from hart_runtime.runtime.plan import ALIGNMENT, Plan, make_plan
 from hart_runtime.runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
 from hart_runtime.runtime.tensorrt.profiles import choose, make_profiles

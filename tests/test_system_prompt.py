@@ -26,22 +26,32 @@ from hart_runtime.compare.capture import Source, describe
 from hart_runtime.compare.reference import check_fits
 from hart_runtime.export import system_prompt
 from hart_runtime.export.cli import main as export_main
-from hart_runtime.export.graphs import text_encoder_graph
+from hart_runtime.export.graphs import Graph, graph_of
+from hart_runtime.export.modules import TextEncoderGraph
 from hart_runtime.export.system_prompt import read_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.contract import TEXT_ENCODER, specs_of
+from hart_runtime.runtime.spec import ModelSpec
 from tests.golden_runs import HERE
 from tests.qwen2 import PROMPTS, TEXT, TOKENS, Array, published_context, write_qwen2
 
 transformers = pytest.importorskip("transformers", reason="part of the dev extra")
 
 
+def graph_for(encoder: TextEncoder) -> Graph:
+    """The text encoder's graph for prompts of TOKENS, of a model that is nothing else."""
+    size = encoder.config.hidden_size
+    model = ModelSpec((1, 2), 1, 4, 1, 9, 1, 2, context_token=TOKENS, context_dim=size)
+    return graph_of(specs_of(model, 1, False, "fp32")[TEXT_ENCODER], TextEncoderGraph(encoder))
+
+
 def run_exported(encoder: TextEncoder, folder: Path, ids: Array, mask: Array) -> Array:
     """Features from the exported graph alone, on ONNX Runtime."""
     with WeightFile(folder) as weights:
-        write_graph(text_encoder_graph(encoder, TOKENS), folder, weights, "fp32")
+        write_graph(graph_for(encoder), folder, weights, "fp32")
     session = onnxruntime.InferenceSession(folder / "text_encoder.onnx")
     (features,) = session.run(None, {"input_ids": ids, "mask": mask})
     return features

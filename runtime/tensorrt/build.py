@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.bundle import GraphSpec, ModelSpec
+from hart_runtime.runtime.contract import deciding_inputs
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.spec import GraphSpec, ModelSpec
 from hart_runtime.runtime.tensorrt.package import Package
-from hart_runtime.runtime.tensorrt.profiles import Profile, Range, top_k_range
-
-SHAPE_VALUES: dict[str, Callable[[ModelSpec], Range]] = {"top_k": top_k_range}
-"""Inputs whose values decide about shapes, and what they can be."""
+from hart_runtime.runtime.tensorrt.profiles import Profile, top_k_range
 
 Step = Callable[[str, int, int], None]
 """Told of a phase of the builder, how far it is and how far it goes."""
@@ -75,7 +73,9 @@ def build_engine(
         target = builder.create_optimization_profile()
         for tensor in inputs:
             if tensor.is_shape_tensor:
-                values = SHAPE_VALUES[tensor.name](model)
+                if tensor.name not in deciding_inputs(graph.name):
+                    raise RunError(f"{path}: {package.name} wants the value of {tensor.name} on the host")
+                values = top_k_range(model)
                 target.set_shape_input(tensor.name, values.min, values.opt, values.max)
             elif -1 in tuple(tensor.shape):
                 shape = profile.shapes[tensor.name]

@@ -14,8 +14,9 @@ from typing import Any
 
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.files import sha256_of
-from hart_runtime.runtime.bundle import Bundle, FileSpec, GraphSpec, Manifest, TensorSpec
+from hart_runtime.runtime.bundle import Bundle, FileSpec, Manifest
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile, Range

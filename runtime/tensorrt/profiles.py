@@ -6,12 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
-from hart_runtime.runtime.bundle import TEXT_ENCODER, GraphSpec, Manifest, ModelSpec
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.contract import contract_of
 from hart_runtime.runtime.shapes import Dims, Shape, scale_dims, shape_of
+from hart_runtime.runtime.spec import GraphSpec, ModelSpec
 
-ONE_BY_ONE = frozenset({TEXT_ENCODER, "decoder"})
-"""Graphs that run with smaller batches than pictures are drawn in: equal prompts are encoded once, and
-pictures are decoded one after another."""
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
 
@@ -61,11 +60,11 @@ def make_profiles(
     """Profiles that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
 
     Args:
-        batches: smallest and largest; of :data:`ONE_BY_ONE` from 1 on.
+        batches: smallest and largest; from 1 on for graphs that run one by one.
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
     """
-    if graph.file.removesuffix(".onnx") in ONE_BY_ONE:
+    if contract_of(graph.name).one_by_one:
         batches = (1, batches[1])
     smallest, largest = (scale_rows(manifest.model, graph, batch) for batch in batches)
     rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]

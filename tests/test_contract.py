@@ -1,0 +1,178 @@
+"""The contract of the graphs: bundles agree with it, and everything else follows it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.precisions import PRECISIONS
+from hart_runtime.export.graphs import FREE
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime import contract
+from hart_runtime.runtime.bundle import manifest_of, open_bundle
+from hart_runtime.runtime.contract import DEQUANTIZED, GRAPHS, Row
+from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.plan import make_plan
+from hart_runtime.runtime.spec import ModelSpec
+from hart_runtime.runtime.tensorrt.profiles import make_profiles
+from tests.conftest import ExportOnce
+from tests.golden_runs import HERE
+from tests.imports import PACKAGE, sources
+
+MODEL = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, 7, 5)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "precision"),
+    [
+        (HERE / "t2i_main", "fp32"),
+        (HERE / "t2i_adaln", "fp32"),
+        (DEMO_CHECKPOINT, "fp16"),
+        (DEMO_CHECKPOINT, "int8"),
+    ],
+)
+def test_what_is_traced_is_the_contract(export_once: ExportOnce, checkpoint: Path, precision: str) -> None:
+    """The exporter's own description of every graph, with a pooled condition and without."""
+    manifest = open_bundle(export_once(checkpoint, precision)).manifest
+    llm = manifest.checkpoint["llm"]
+    modulated = not llm["disable_aln"] or llm["shared_aln"]
+    assert modulated == (checkpoint.name == "t2i_adaln")
+    text = checkpoint == DEMO_CHECKPOINT
+    specs = contract.specs_of(manifest.model, llm["diff_width"], modulated, precision, text)
+    assert manifest.graphs == specs
+    assert any(graph.endswith(DEQUANTIZED) for graph in specs) == (precision == "int8")
+
+
+def renamed(values: dict[str, Any]) -> None:
+    values["graphs"]["context"]["outputs"][1]["name"] = "rotations"
+
+
+def added(values: dict[str, Any]) -> None:
+    values["graphs"]["latent"]["inputs"].append({"name": "gain", "dtype": "float32", "shape": []})
+
+
+def retyped(values: dict[str, Any]) -> None:
+    values["graphs"]["transformer_append"]["inputs"][-1]["dtype"] = "float32"
+
+
+def reshaped(values: dict[str, Any]) -> None:
+    values["graphs"]["smooth"]["inputs"][0]["shape"][-1] = 7
+
+
+def removed(values: dict[str, Any]) -> None:
+    del values["graphs"]["smooth"]
+
+
+def unknown(values: dict[str, Any]) -> None:
+    values["graphs"]["upscale"] = values["graphs"]["smooth"]
+
+
+def swapped(values: dict[str, Any]) -> None:
+    inputs = values["graphs"]["residual_step"]["inputs"]
+    inputs[0], inputs[-1] = inputs[-1], inputs[0]
+
+
+CHANGES: dict[Callable[[dict[str, Any]], None], str] = {
+    renamed: "graph context: outputs expected angles float32 ['batch', 16, 32], found rotations",
+    added: "graph latent: inputs expected no more, found gain float32 []",
+    retyped: "graph transformer_append: inputs expected past_value_5 float16",
+    reshaped: "graph smooth: inputs expected logits float32 ['batch', 'side', 'side', 512], found logits",
+    removed: "graphs smooth missing",
+    unknown: "graphs upscale unknown",
+    swapped: "graph residual_step: inputs expected x float32",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_bundle_that_says_otherwise_is_refused(
+    demo_bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    """Before any file of it is read: what the loop feeds would not be what the graph takes."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    values = json.loads((folder / MANIFEST).read_text())
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(InputError) as caught:
+        open_bundle(folder)
+    assert str(caught.value).startswith(f"{folder / MANIFEST}: {CHANGES[change]}")
+    assert str(caught.value).endswith("made by another version, export the bundle again")
+
+
+def test_one_more_input_reaches_everything(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a copy of the contract: manifest, profiles, plan and bundles of before follow it."""
+    latent = GRAPHS[contract.LATENT]
+    grown = replace(latent, inputs=(*latent.inputs, Row("gain", ("batch",))))
+    monkeypatch.setattr(contract, "GRAPHS", {**GRAPHS, contract.LATENT: grown})
+    manifest = manifest_of(MODEL, 8)
+    graph = manifest.graphs[contract.LATENT]
+    assert [tensor.name for tensor in graph.inputs] == ["f_hat", "h", "residual", "gain"]
+    (profile,) = make_profiles(manifest, graph, (1, 4), per_scale=True)
+    assert (profile.shapes["gain"].min, profile.shapes["gain"].max) == ((1,), (4,))
+    with pytest.raises(RunError, match="graph latent: the loop does not feed gain, which it takes"):
+        make_plan(manifest, 1, manifest.sampling)
+    with pytest.raises(InputError, match=r"graph latent: inputs expected gain float32 .*, found no more"):
+        open_bundle(demo_bundle)
+
+
+def test_an_input_that_no_graph_takes_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    smooth = GRAPHS[contract.SMOOTH]
+    shrunk = replace(smooth, inputs=smooth.inputs[:-1])
+    monkeypatch.setattr(contract, "GRAPHS", {**GRAPHS, contract.SMOOTH: shrunk})
+    manifest = manifest_of(MODEL, 8)
+    with pytest.raises(RunError, match="graph smooth: the loop feeds temperature, which it does not take"):
+        make_plan(manifest, 1, manifest.sampling)
+
+
+def test_rows_are_well_formed() -> None:
+    for graph in GRAPHS.values():
+        for rows in (graph.inputs, graph.outputs):
+            names = [row.name for row in rows]
+            assert len(set(names)) == len(names), graph.name
+        for row in graph.inputs:
+            free = {n for n in row.shape if isinstance(n, str)} & {*FREE, "past + length", "next_side**2"}
+            assert free <= set(FREE), row  # what an example can be made of
+        assert graph.form_of is None or graph.form_of in GRAPHS
+    specs = contract.specs_of(MODEL, 8, True, "int8")
+    assert all(
+        isinstance(n, int) or n in (*FREE, "past + length", "next_side**2")
+        for g in specs.values()
+        for t in (*g.inputs, *g.outputs)
+        for n in t.shape
+    )
+    assert set(PRECISIONS) == {"fp32", "fp16", "int8"}
+
+
+ELSEWHERE = {
+    "common.checkpoint": 1,  # a folder of that name
+    "common.console": 1,  # an option of that name
+    "compare.layers": 1,  # modules of the reference
+    "compare.reference": 1,  # a recorded tensor
+    "export.modules": 1,  # a recorded tensor
+    "hart.demo.train": 4,
+    "hart.diffusion": 1,
+    "hart.generate": 2,
+    "hart.random_checkpoint": 3,
+    "runtime.stages": 3,  # stages of that name
+}
+"""Strings that are equal to a graph's name and are none, by module. May only shrink."""
+
+
+def test_names_of_graphs_are_told_once() -> None:
+    found: dict[str, int] = {}
+    for module, file in sources().items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        strings = [
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        ]
+        if count := sum(text in GRAPHS for text in strings):
+            found[module.removeprefix(f"{PACKAGE}.")] = count
+    assert found.pop("runtime.contract") > len(GRAPHS)
+    assert {module: count for module, count in found.items() if count > ELSEWHERE.get(module, 0)} == {}
