@@ -47,7 +47,7 @@ class TransformerConfig:
     sampler: str = "iddpm"
 
     def __post_init__(self) -> None:
-        """Refuse what the published code cannot run either (FACTS: broken options)."""
+        """Refuse what the published code cannot run either (options that break there)."""
         _require("attn_type", self.attn_type, ("llama",))
         _require("mlp_type", self.mlp_type, ("llama", "gpt2"))
         _require("sep_aln_pooling_mode", self.sep_aln_pooling_mode, ("avg", "max"))
@@ -84,7 +84,7 @@ class TransformerConfig:
 
     @property
     def condition_pooling(self) -> str:
-        """How the blocks pool the context; the shared form always averages (FACTS 12, 13)."""
+        """How the blocks pool the context; the shared form always averages."""
         return "avg" if self.disable_aln else self.sep_aln_pooling_mode
 
 
