@@ -83,7 +83,8 @@ def main(
 
     start = time.perf_counter()
     from hart_runtime.runtime.bundle import open_bundle
-    from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size, checked_settings
+    from hart_runtime.runtime.call import checked_settings
+    from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
     from hart_runtime.runtime.png import Origin, check_writable, read_origin, save_png
     from hart_runtime.runtime.registry import open_backend
     from hart_runtime.runtime.stages import LOAD

@@ -7,28 +7,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import (
-    InputError,
-    RunError,
-    in_range,
-    known_names,
-    plain,
-    shown,
-    whole_in_range,
-)
+from hart_runtime.common.errors import InputError, RunError, known_names, plain, shown
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings, check_ranges
+from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
+from hart_runtime.runtime.call import Options, Scale, checked_features, checked_settings, texts_of
 from hart_runtime.runtime.contract import TEXT_ENCODER
 from hart_runtime.runtime.loop import Advance, Array, draw
 from hart_runtime.runtime.registry import open_backend
@@ -38,31 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_SEED = 2**63 - 1
-MAX_IMAGES = 10_000
 MOST_ENCODED = 64
 """Prompts whose features, 2 MB each in a published model, are worth holding to close its text encoder."""
-
-
-class Options(Overrides, total=False):
-    """Options of one call, see :meth:`Pipeline.batches`."""
-
-    num_images: int
-    batch: int | None
-    callback: Callable[[Scale], None] | None
-    previews: bool
-    watch: Callable[[Advance], None] | None
-
-
-@dataclass(frozen=True)
-class Scale:
-    """One scale done, as told to a callback."""
-
-    index: int
-    total: int
-    patch_num: int
-    images: list[Image.Image] | None
-    """The pictures decoded at this scale, when previews were asked for."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +206,7 @@ class Pipeline:
             InputError: a value is out of range.
             RunError: the run produced no usable picture.
         """
-        texts = _texts(prompts)
+        texts = texts_of(prompts)
         settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
         seed, num_images, batch = plain(seed), plain(num_images), plain(batch)
         if self.encoded is None:
@@ -291,20 +260,8 @@ class Pipeline:
             RunError: the run produced no usable picture.
         """
         manifest = self.bundle.manifest
-        row = (manifest.model.context_token, manifest.model.context_dim)
-        features, mask = _array("features", features, "fiu"), _array("mask", mask, "biu")
-        if features.shape[1:] != row or mask.shape != features.shape[:2]:
-            raise InputError(
-                f"`features`: expected (B, {row[0]}, {row[1]}) and a mask (B, {row[0]}), "
-                f"found {features.shape} and {mask.shape}"
-            )
-        in_range("features", len(features), 1, manifest.max_batch, " rows (the bundle's maximum)")
         known_names("settings", overrides, LIMITS)
-        if not np.isfinite(features).all():
-            raise InputError("`features`: hold NaN or infinity")
-        if not np.isin(mask, (0, 1)).all():
-            raise InputError("`mask`: expected True and False")
-        features, mask = features.astype(np.float32), mask.astype(np.bool_)
+        features, mask = checked_features(manifest, features, mask)
         settings = checked_settings(manifest, None, seed, len(features), **overrides)
         seeds = [plain(seed) + i for i in range(len(features))]
         words = [""] * len(features)
@@ -371,74 +328,6 @@ class Pipeline:
         if self.tokenizer is None:
             raise _no_text_encoder(self.bundle)
         return self.tokenizer
-
-
-def checked_settings(
-    manifest: Manifest,
-    prompts: Sequence[str] | None,
-    /,
-    seed: int = 0,
-    num_images: int = 1,
-    batch: int | None = None,
-    **overrides: Unpack[Overrides],
-) -> SamplingSettings:
-    """Refuse names that there are not and values out of range before anything runs.
-
-    Returns the settings that :meth:`Pipeline.generate` uses for these arguments.
-
-    Args:
-        prompts: None where pictures are drawn from text features.
-
-    Raises:
-        InputError: names the parameter, what was expected and what was found.
-    """
-    known_names(
-        "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
-    )
-    settings = replace(manifest.sampling, **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
-    if prompts is not None:
-        _check_prompts(prompts)
-    check_ranges(settings, manifest.model)
-    images = whole_in_range("num_images", num_images, 1, MAX_IMAGES)
-    whole_in_range("seed", seed, 0, MAX_SEED - images + 1)  # the last picture's can be asked for, too
-    if batch is not None:
-        whole_in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
-    diffusion_schedule(settings.steps)
-    return settings
-
-
-def _array(name: str, value: object, kinds: str) -> NDArray[Any]:
-    """What somebody gives as an array, of one of numpy's kinds of numbers."""
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors elsewhere
-        raise InputError(f"`{name}`: cannot be read as an array ({error})") from None
-    if array.dtype.kind not in kinds:
-        raise InputError(f"`{name}`: expected numbers, found {array.dtype}")
-    return array
-
-
-def _check_prompts(prompts: Sequence[str]) -> None:
-    if not prompts:
-        raise InputError("no prompt was given")
-    for number, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt {number}: expected text, found {prompt!r}")
-        if not prompt.strip():
-            raise InputError(f"prompt {number} is empty")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"prompt {number} is not valid UTF-8") from None
-
-
-def _texts(prompts: str | Sequence[str]) -> list[str]:
-    if isinstance(prompts, str):
-        return [prompts]
-    try:
-        return list(prompts)
-    except TypeError:
-        raise InputError(f"`prompts`: expected a text or a list of texts, found {shown(prompts)}") from None
 
 
 def batch_size(manifest: Manifest, pictures: int, asked: int | None) -> int:

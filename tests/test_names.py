@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from hart_runtime import InputError, Pipeline, SamplingSettings
 from hart_runtime.bench.cli import main as bench
@@ -84,49 +82,6 @@ def test_options_of_a_call(demo: Pipeline, options: dict[str, Any], words: tuple
     for word in words:
         assert word in str(caught.value)
     assert "--" not in str(caught.value)
-
-
-def test_numbers_of_numpy_are_numbers(demo: Pipeline, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"guidance": np.float32(2.5), "top_k": np.int64(9), "steps": np.int32(4)}
-    drawn = demo.generate(PROMPT, seed=np.int64(3), num_images=np.int16(2), batch=np.uint8(1), **options)
-    assert drawn.settings == SamplingSettings(
-        2.5, 9, demo.bundle.manifest.sampling.top_p, steps="4", smooth=drawn.settings.smooth
-    )
-    assert drawn.seeds == [3, 4]
-    save_png(drawn.images[0], tmp_path / "x.png", Origin("p", drawn.seeds[0], drawn.settings, "b", "i"))
-    assert read_origin(tmp_path / "x.png").settings == drawn.settings
-
-
-@pytest.mark.parametrize("name", ["seed", "num_images", "batch"])
-@pytest.mark.parametrize("value", [0.5, 1.5, float("nan"), np.float32(1.5), "1", None, [1], np.array([1])])
-def test_numbers_that_are_not_whole(demo: Pipeline, name: str, value: Any) -> None:
-    if (name, value) == ("batch", None):
-        return  # as many as fit
-    with pytest.raises(InputError, match=f"`{name}`: expected"):
-        demo(PROMPT, **{name: value})
-
-
-def test_drawing_from_features(demo: Pipeline) -> None:
-    """What bundles without a text encoder are drawn with: the same pictures as from the prompts."""
-    features, mask = demo.encode([PROMPT, "a green ring"])
-    features = np.asarray(demo.backend.to_host(features))
-    drawn = demo.from_features(features, mask, seed=3, guidance=2.0, steps=3)
-    assert drawn.seeds == [3, 4]
-    for prompt, seed, image in zip([PROMPT, "a green ring"], drawn.seeds, drawn.images, strict=True):
-        assert demo(prompt, seed=seed, guidance=2.0, steps=3)[0].tobytes() == image.tobytes()
-    wrong: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-        "`features`: expected (B, 16, 128)": (features[:, :5], mask, {}),
-        "and a mask (B, 16)": (features, mask[:1], {}),
-        "`features`: hold NaN": (features * np.nan, mask, {}),
-        "`features`: expected 1 to 8 rows": (np.tile(features, (5, 1, 1)), np.tile(mask, (5, 1)), {}),
-        "unknown num_images; there are guidance": (features, mask, {"num_images": 2}),
-        "unknown batch": (features, mask, {"batch": 1}),
-        "`top_k`: expected 1 to 512": (features, mask, {"top_k": 0}),
-        "`seed`: expected": (features, mask, {"seed": -1}),
-    }
-    for words, (rows, padding, options) in wrong.items():
-        with pytest.raises(InputError, match=re.escape(words)):
-            demo.from_features(rows, padding, **options)
 
 
 def test_words_of_a_prompt_are_nobodys_options(demo_bundle: Path, tmp_path: Path) -> None:
@@ -334,51 +289,6 @@ def test_forgotten_quotes_are_told_of(demo_bundle: Path, tmp_path: Path) -> None
     assert "needs quotes" not in done.stderr
 
 
-HUGE = 10**400
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        *(
-            ({name: HUGE}, f"`{name}`: expected")
-            for name in ("seed", "num_images", "batch", "guidance", "top_k", "top_p")
-        ),
-        ({"seed": 10**5000}, "a number of thousands of digits"),
-        ({"steps": "9" * 5000}, "`steps`: expected a number such as 8"),
-        ({"seed": 2**63 - 1, "num_images": 2}, f"`seed`: expected 0 to {2**63 - 2}"),
-        ({"manifest": 1}, "unknown manifest"),
-        ({"callback": "x"}, "`callback`: expected a function"),
-        ({"watch": "x"}, "`watch`: expected a function"),
-        ({"threads": 1}, "unknown threads"),
-    ],
-)
-def test_values_beyond_reason(demo: Pipeline, options: dict[str, Any], words: str) -> None:
-    """Told at the call, before the first of the pictures is asked for."""
-    with pytest.raises(InputError) as caught:
-        demo.batches(PROMPT, **options)
-    assert words in str(caught.value)
-    assert len(str(caught.value)) < 600
-
-
-@pytest.mark.parametrize("prompt", ["\ud800 a", "\udcff\U0001f600", "a\udc80", "\udfff"])
-def test_prompts_that_are_no_unicode(demo: Pipeline, prompt: str) -> None:
-    with pytest.raises(InputError, match="prompt 1 is not valid UTF-8"):
-        demo(prompt)
-
-
-@pytest.mark.parametrize("place", [None, 5, b"x", ["x"], True, "", "  "])
-def test_places_that_are_none(place: Any) -> None:
-    with pytest.raises(InputError, match="`bundle`: expected a path"):
-        Pipeline.load(place)
-
-
-@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2", float("nan"), [1], 2**31, HUGE])
-def test_threads(demo_bundle: Path, threads: Any) -> None:
-    with pytest.raises(InputError, match="`threads`: expected"):
-        Pipeline.load(demo_bundle, threads=threads)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_empty_word_is_no_place(name: str, tmp_path: Path) -> None:
     """As of a variable that is not set: neither the demo nor the folder we are in is meant."""
@@ -388,86 +298,3 @@ def test_an_empty_word_is_no_place(name: str, tmp_path: Path) -> None:
         assert list(Path(here).iterdir()) == []
     assert done.exit_code == 2
     assert "empty" in done.stderr
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize(("name", "option"), [("compare", "--factor"), ("build", "--workspace")])
-def test_numbers_that_are_not_finite(demo_bundle: Path, name: str, option: str, value: str) -> None:
-    done = CliRunner().invoke(COMMANDS[name], ["--engine", str(demo_bundle), option, value])
-    assert done.exit_code == 2
-    assert option in done.stderr
-    with pytest.raises(InputError, match="`compute_capabilities`"):
-        parse_capabilities("8.\u00b2")
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"top_k": 100000}, "top_k: expected 1 to 512, found 100000"),
-        ({"guidance": -3}, "guidance: expected 0 to 1000, found -3"),
-        ({"guidance": float("nan")}, "guidance: expected 0 to 1000, found nan"),
-        ({"steps": "x"}, "steps: expected a number such as 8"),
-        ({"steps": 1}, "steps: the residual diffusion needs at least 2"),
-        ({"smooth": "yes"}, "smooth: expected True or False"),
-    ],
-)
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_defaults_that_cannot_be_drawn_are_not_exported(
-    tmp_path: Path, values: dict[str, Any], words: str, more: list[str]
-) -> None:
-    root = Path(shutil.copytree(DEMO_CHECKPOINT, tmp_path / "checkpoint"))
-    (root / SAMPLING_FILE).write_text(json.dumps(values))
-    done = CliRunner().invoke(export, [str(root), "--output", str(tmp_path / "x"), *more])
-    assert done.exit_code == 2
-    assert done.stderr.startswith(f"error: {root / SAMPLING_FILE}: {words}")
-    assert "`" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"seed": 7.9}, "seed 7.9"),
-        ({"seed": True}, "seed True"),
-        ({"seed": float("inf")}, "seed inf"),
-        ({"prompt": None}, "prompt None"),
-        ({"prompt": ["a"]}, "prompt ['a']"),
-        ({"settings": {}}, "no guidance, residual, smooth, steps, top_k, top_p among its settings"),
-        ({"settings": None}, "damaged"),
-        ({"settings": {**asdict(SamplingSettings()), "gain": 2}}, "unknown gain"),
-    ],
-)
-def test_a_damaged_record_draws_no_other_picture(
-    demo_bundle: Path, tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
-    record = {**asdict(Origin("p", 1, SamplingSettings(), "b", "i")), **change}
-    info = PngInfo()
-    info.add_itxt("hart", json.dumps(record))
-    Image.new("RGB", (2, 2)).save(tmp_path / "x.png", pnginfo=info)
-    done = CliRunner().invoke(run, ["--engine", str(demo_bundle), "--from-image", str(tmp_path / "x.png")])
-    assert done.exit_code == 2
-    assert done.stderr.startswith(f"error: {tmp_path / 'x.png'}: its prompt and seed are damaged (")
-    assert words in done.stderr
-
-
-def test_a_record_out_of_range_blames_the_picture(demo_bundle: Path, tmp_path: Path) -> None:
-    image = tmp_path / "x.png"
-    save_png(Image.new("RGB", (2, 2)), image, Origin("p", 1, SamplingSettings(top_k=0), "b", "i"))
-    done = CliRunner().invoke(run, ["--engine", str(demo_bundle), "--from-image", str(image)])
-    assert done.exit_code == 2
-    assert done.stderr == f"error: {image}: top_k: expected 1 to 512, found 0\n"
-
-
-def test_features_that_are_none(demo: Pipeline) -> None:
-    features, mask = demo.encode([PROMPT])
-    features = np.asarray(demo.backend.to_host(features))
-    wrong: list[tuple[Any, Any]] = [
-        *(
-            (value, mask)
-            for value in ("x", [[1], [1, 2]], features.astype(complex), features.astype(str), None)
-        ),
-        *((features, value) for value in ("x", [[True], [True, False]], mask.astype(str), mask * 2, None)),
-    ]
-    for given in wrong:
-        with pytest.raises(InputError, match=r"`(features|mask)`"):
-            demo.from_features(*given)
-    demo.from_features(features.astype(np.float64).tolist(), mask.astype(int).tolist(), steps=2)

@@ -14,8 +14,9 @@ from hart_runtime.common.version import __version__
 if TYPE_CHECKING:
     from hart_runtime.common.errors import InputError, RunError
     from hart_runtime.common.settings import SamplingSettings
+    from hart_runtime.runtime.call import Scale
     from hart_runtime.runtime.loop import Advance
-    from hart_runtime.runtime.pipeline import Pipeline, Result, Scale
+    from hart_runtime.runtime.pipeline import Pipeline, Result
 
 __all__ = [
     "Advance",
@@ -35,7 +36,7 @@ _PLACES = {
     "Result": "runtime.pipeline",
     "RunError": "common.errors",
     "SamplingSettings": "common.settings",
-    "Scale": "runtime.pipeline",
+    "Scale": "runtime.call",
 }
 
 

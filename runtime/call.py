@@ -1,0 +1,136 @@
+"""One call of a pipeline: its options, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.errors import InputError, in_range, known_names, shown, whole_in_range
+from hart_runtime.common.settings import Overrides, SamplingSettings, check_ranges
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.loop import Advance
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+MAX_SEED = 2**63 - 1
+MAX_IMAGES = 10_000
+
+
+class Options(Overrides, total=False):
+    """Options of one call, see :meth:`Pipeline.batches`."""
+
+    num_images: int
+    batch: int | None
+    callback: Callable[[Scale], None] | None
+    previews: bool
+    watch: Callable[[Advance], None] | None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale done, as told to a callback."""
+
+    index: int
+    total: int
+    patch_num: int
+    images: list[Image.Image] | None
+    """The pictures decoded at this scale, when previews were asked for."""
+
+
+def checked_settings(
+    manifest: Manifest,
+    prompts: Sequence[str] | None,
+    /,
+    seed: int = 0,
+    num_images: int = 1,
+    batch: int | None = None,
+    **overrides: Unpack[Overrides],
+) -> SamplingSettings:
+    """Refuse names that there are not and values out of range before anything runs.
+
+    Returns the settings that :meth:`Pipeline.generate` uses for these arguments.
+
+    Args:
+        prompts: None where pictures are drawn from text features.
+
+    Raises:
+        InputError: names the parameter, what was expected and what was found.
+    """
+    known_names(
+        "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
+    )
+    settings = replace(manifest.sampling, **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    if prompts is not None:
+        _check_prompts(prompts)
+    check_ranges(settings, manifest.model)
+    images = whole_in_range("num_images", num_images, 1, MAX_IMAGES)
+    whole_in_range("seed", seed, 0, MAX_SEED - images + 1)  # the last picture's can be asked for, too
+    if batch is not None:
+        whole_in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
+    diffusion_schedule(settings.steps)
+    return settings
+
+
+def _array(name: str, value: object, kinds: str) -> NDArray[Any]:
+    """What somebody gives as an array, of one of numpy's kinds of numbers."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors elsewhere
+        raise InputError(f"`{name}`: cannot be read as an array ({error})") from None
+    if array.dtype.kind not in kinds:
+        raise InputError(f"`{name}`: expected numbers, found {array.dtype}")
+    return array
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if not prompts:
+        raise InputError("no prompt was given")
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {number}: expected text, found {prompt!r}")
+        if not prompt.strip():
+            raise InputError(f"prompt {number} is empty")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"prompt {number} is not valid UTF-8") from None
+
+
+def texts_of(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several, as a list; raises InputError."""
+    if isinstance(prompts, str):
+        return [prompts]
+    try:
+        return list(prompts)
+    except TypeError:
+        raise InputError(f"`prompts`: expected a text or a list of texts, found {shown(prompts)}") from None
+
+
+def checked_features(
+    manifest: Manifest, features: object, mask: object
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Text features (B, T, D) and their mask (B, T) as the graphs take them.
+
+    Raises:
+        InputError: other shapes than the bundle's, no numbers, or not finite.
+    """
+    row = (manifest.model.context_token, manifest.model.context_dim)
+    rows, padding = _array("features", features, "fiu"), _array("mask", mask, "biu")
+    if rows.shape[1:] != row or padding.shape != rows.shape[:2]:
+        raise InputError(
+            f"`features`: expected (B, {row[0]}, {row[1]}) and a mask (B, {row[0]}), "
+            f"found {rows.shape} and {padding.shape}"
+        )
+    in_range("features", len(rows), 1, manifest.max_batch, " rows (the bundle's maximum)")
+    if not np.isfinite(rows).all():
+        raise InputError("`features`: hold NaN or infinity")
+    if not np.isin(padding, (0, 1)).all():
+        raise InputError("`mask`: expected True and False")
+    return rows.astype(np.float32), padding.astype(np.bool_)
