@@ -154,6 +154,7 @@ ELSEWHERE = {
     "common.checkpoint": 1,  # a folder of that name
     "common.console": 1,  # an option of that name
     "compare.layers": 1,  # modules of the reference
+    "compare.rehearsal": 1,  # an option of that name
     "compare.reference": 1,  # a recorded tensor
     "export.modules": 1,  # a recorded tensor
     "hart.demo.train": 4,
