@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend, Tensor, Value
-from hart_runtime.runtime.stages import stages_of
+from hart_runtime.runtime.contract import stages_of
 
 HOST = "host"
 SYNCHRONOUS = ("cpu",)

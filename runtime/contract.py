@@ -1,8 +1,8 @@
 """The contract of the graphs: what each is called, what it takes and returns, and what is true of it.
 
-Told here and nowhere else. Examples and free dimensions of the export, manifests, memory plans,
-profiles, stages and the comparison are derived from it, and a bundle is compared with it when it
-is opened.
+Examples and free dimensions of the export, manifests, memory plans, profiles and stages are derived
+from it, and a bundle is compared with it when it is opened. What the loop feeds is checked
+against it when a drawing is planned.
 
 Dimensions are expressions over two kinds of names. Sizes of the model (``tokens``, ``dim``, ...) are
 numbers in a manifest; free ones stay: ``batch`` pictures, ``rows`` of the transformer (both guidance
@@ -12,10 +12,11 @@ halves, at scale 0 the conditional one alone), ``length`` new tokens after ``pas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from hart_runtime.common.precisions import INT8, PRECISIONS
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec
 
 TEXT_ENCODER = "text_encoder"
@@ -94,14 +95,14 @@ def _cache(prefix: str, *shape: Dimension) -> Row:
 
 _TEXT_ENCODER = Contract(
     TEXT_ENCODER,
-    "text encoder",
+    stages.TEXT_ENCODER,
     (Row("input_ids", _BATCH_TEXT, INT), Row("mask", _BATCH_TEXT, BOOL)),
     (Row("features", (*_BATCH_TEXT, "context_dim")),),
     one_by_one=True,  # equal prompts are encoded once
 )
 _CONTEXT = Contract(
     CONTEXT,
-    "context",
+    stages.CONTEXT,
     (Row("features", (*_BATCH_TEXT, "context_dim")), Row("mask", _BATCH_TEXT, BOOL)),
     (
         Row("x", (*_BATCH_TEXT, "dim")),
@@ -114,7 +115,7 @@ _CONTEXT = Contract(
 )
 _TRANSFORMER = Contract(
     TRANSFORMER,
-    "transformer",
+    stages.TRANSFORMER_PART,
     (*_STEP, _cache(PAST, "rows", "past", "dim")),
     (Row("hidden", ("rows", "length", "dim")), _cache("", "rows", "past + length", "dim")),
     int8=True,
@@ -130,7 +131,7 @@ _TRANSFORMER_APPEND = replace(
 # Puts the constant unconditional half beside what the transformer made of the text.
 _UNCONDITIONAL = Contract(
     UNCONDITIONAL,
-    "transformer",
+    stages.TRANSFORMER_PART,
     (Row(f"{TEXT}hidden", (*_BATCH_TEXT, "dim")), _cache(TEXT, *_BATCH_TEXT, "dim")),
     (Row("hidden", (_BOTH, "tokens", "dim")), _cache("", _BOTH, "tokens", "dim")),
 )
@@ -143,7 +144,7 @@ _UNCONDITIONAL_APPEND = replace(
 )
 _SAMPLE = Contract(
     SAMPLE,
-    "sampling",
+    stages.SAMPLING_PART,
     (
         Row("hidden", (_BOTH, "length", "dim")),
         Row("head_condition", (_BOTH, "dim")),
@@ -157,7 +158,7 @@ _SAMPLE = Contract(
 )
 _SMOOTH = Contract(
     SMOOTH,
-    "sampling",
+    stages.SAMPLING_PART,
     (
         Row("logits", (*_MAP, "vocab")),
         Row("exponential", (*_MAP, "vocab")),
@@ -168,7 +169,7 @@ _SMOOTH = Contract(
 )
 _NEXT_SCALE = Contract(
     NEXT_SCALE,
-    "sampling",
+    stages.SAMPLING_PART,
     (
         Row("h", (*_MAP, "channels")),
         Row("f_hat", _LATENTS),
@@ -185,14 +186,14 @@ _NEXT_SCALE = Contract(
 )
 _RESIDUAL_CONDITION = Contract(
     RESIDUAL_CONDITION,
-    "residual condition",
+    stages.RESIDUAL_CONDITION,
     (Row("hidden", (_BOTH, "cells", "dim")), Row("codes", ("batch", "last", "last", "channels"))),
     (Row("embedded", (_BOTH, "cells", "width")),),
     int8=True,
 )
 _RESIDUAL_STEP = Contract(
     RESIDUAL_STEP,
-    "residual",
+    stages.RESIDUAL,
     (
         Row("x", _REST),
         Row("embedded", (_BOTH, "cells", "width")),
@@ -206,13 +207,13 @@ _RESIDUAL_STEP = Contract(
 )
 _LATENT = Contract(
     LATENT,
-    "decoder",
+    stages.DECODER,
     (Row("f_hat", _LATENTS), Row("h", ("batch", "last", "last", "channels")), Row("residual", _REST)),
     (Row("f_hat_out", _LATENTS),),
 )
 _DECODER = Contract(
     DECODER,
-    "decoder",
+    stages.DECODER,
     (Row("f_hat", _LATENTS),),
     (Row("image", ("batch", 3, "pixels", "pixels")),),
     opset=20,  # from 21 on GroupNorm is an operator that ONNX Runtime expands into far larger intermediates
@@ -295,4 +296,21 @@ def specs_of(
             if graph.int8 and not graph.form_of:  # the cache of the second form only grows at its end
                 form = GRAPHS[APPEND_FORMS.get(graph.name, graph.name)]
                 found[graph.name + DEQUANTIZED] = spec(graph.name + DEQUANTIZED, form)
+    return found
+
+
+def stages_of(graphs: Iterable[str]) -> list[str]:
+    """The stage each graph run of one picture belongs to, from their order."""
+    scale, step = -1, -1
+    found = []
+    for graph in graphs:
+        scale += graph == TRANSFORMER
+        step += graph == RESIDUAL_STEP
+        stage = contract_of(graph).stage
+        numbered = {
+            stages.TRANSFORMER_PART: stages.transformer_stage(scale),
+            stages.SAMPLING_PART: stages.sampling_stage(scale),
+            stages.RESIDUAL: stages.residual_stage(step),
+        }
+        found.append(numbered.get(stage, stage))
     return found

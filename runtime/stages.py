@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-
-from hart_runtime.runtime.contract import RESIDUAL_STEP, TRANSFORMER, contract_of
 
 LOAD = "load"
 TEXT_ENCODER = "text encoder"
@@ -46,17 +43,3 @@ def summed(seconds: dict[str, float]) -> dict[str, float]:
         group = scale[1] if scale else RESIDUAL if stage.startswith(RESIDUAL) else stage
         groups[group] = groups.get(group, 0.0) + value
     return groups
-
-
-def stages_of(graphs: Iterable[str]) -> list[str]:
-    """The stage each graph run of one picture belongs to, from their order."""
-    scale, step = -1, -1
-    stages = []
-    for graph in graphs:
-        stage = contract_of(graph).stage
-        scale += graph == TRANSFORMER
-        step += graph == RESIDUAL_STEP
-        if stage in (TRANSFORMER_PART, SAMPLING_PART):
-            stage = f"{SCALE} {scale} {stage}"
-        stages.append(residual_stage(step) if graph == RESIDUAL_STEP else stage)
-    return stages

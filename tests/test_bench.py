@@ -28,7 +28,7 @@ from hart_runtime.bench.timing import HOST, TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.stages import stages_of
+from hart_runtime.runtime.contract import stages_of
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 
