@@ -69,9 +69,9 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
         residual_stream = 2 * rows * new * dim * FLOAT
         moved = block_weights(llm) * llm.depth * weight + cache + residual_stream
         operations = transformer_operations(llm, rows, new, past)
-        work[stages.transformer_stage(scale)] = Work(operations, moved)
+        work[stages.TRANSFORMER.format(index=scale)] = Work(operations, moved)
         past += new
-        work[stages.sampling_stage(scale)] = _sampling(manifest, image, dim, batch, scale)
+        work[stages.SAMPLING.format(index=scale)] = _sampling(manifest, image, dim, batch, scale)
 
     cells = last**2
     if manifest.sampling.residual:
@@ -84,7 +84,7 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
             residual_weights(llm, channels) * weight + both * cells * width * FLOAT + 3 * latent,
         )
         for number in range(len(diffusion_schedule(manifest.sampling.steps))):
-            work[stages.residual_stage(number)] = step
+            work[stages.RESIDUAL_STEP.format(index=number)] = step
     pixels = batch * 3 * manifest.model.image_size**2 * FLOAT
     operations, parameters = decoder_counts(image, last)
     work[stages.DECODER] = Work(batch * operations, parameters * unchanged + 2 * latent + pixels)

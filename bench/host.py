@@ -17,27 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.console import command
-from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.precisions import FP16
 from hart_runtime.common.settings import settings_of
 from hart_runtime.hart.random_checkpoint import read_shape
-from hart_runtime.runtime import contract
 from hart_runtime.runtime.bundle import Bundle, manifest_of
+from hart_runtime.runtime.drawer import Drawer
+from hart_runtime.runtime.executor import Binding
+from hart_runtime.runtime.families.hart import NAME, describe_model
 from hart_runtime.runtime.host import HostMemory, array_at
-from hart_runtime.runtime.loop import draw
-from hart_runtime.runtime.planned import Binding, PlannedBackend
-from hart_runtime.runtime.spec import describe_model
+from hart_runtime.runtime.planned import PlannedBackend
 
 
 class NoGraphs(HostMemory):
-    """An executor whose graphs return at once (see :class:`hart_runtime.runtime.planned.Executor`)."""
+    """An executor whose graphs return at once (see :class:`hart_runtime.runtime.executor.Executor`)."""
 
     name = "none"
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
-        if graph == contract.DECODER:  # one flat colour would be refused
+        if "image" in bindings:  # one flat colour would be refused
             array_at(bindings["image"]).flat[0] = 1
 
 
@@ -51,15 +50,17 @@ def main(shape: str, batch: int, threads: int | None, iterations: int) -> None:
     sizes = read_shape(shape)
     settings = settings_of({"steps": sizes.llm.num_sampling_steps, **sizes.sampling}, shape)
     model = describe_model(sizes.llm, sizes.tokenizer, sizes.llm.patch_nums)
-    manifest = manifest_of(model, sizes.llm.diff_width, FP16, max_batch=batch, modulated=sizes.llm.modulated)
+    manifest = manifest_of(NAME, model, FP16, max_batch=batch)
     backend = PlannedBackend(Bundle(Path(), manifest, ""), NoGraphs())
     features = np.zeros((batch, model.context_token, model.context_dim), np.float32)
     mask = np.ones((batch, model.context_token), np.bool_)
+    drawer = Drawer(manifest, backend, threads)
+    given = {"features": features, "mask": mask}
     times = []
     for number in range(-2, iterations):  # the first two plan, and touch the memory
-        noise = SeededNoise([(number + 2) * batch + i for i in range(batch)], threads)
+        seeds = [(number + 2) * batch + i for i in range(batch)]
         start = time.perf_counter()
-        draw(backend, manifest, features, mask, noise, settings)
+        drawer(given, seeds, settings)
         times.append((time.perf_counter() - start) * 1000)
     drawn = times[2:]
     click.echo(

@@ -124,8 +124,8 @@ def _draw(plan: Plan, pipeline: Pipeline, progress: Progress) -> tuple[list[Late
 
 def break_down(batch: int, traces: Sequence[Trace], work: Mapping[str, Work], peak: Peak) -> Breakdown:
     """Times of the stages of several pictures, beside what was counted for them."""
-    pictures = [by_stage(trace.calls) for trace in traces]
-    graphs = [by_graph(trace.calls) for trace in traces]
+    pictures = [by_stage(trace.spans) for trace in traces]
+    graphs = [by_graph(trace.spans) for trace in traces]
     results = []
     for name in pictures[0]:
         seconds = Samples.of([picture[name].inside for picture in pictures])

@@ -20,6 +20,7 @@ from hart_runtime.runtime.bundle import Bundle, describe_files
 from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.names import MODULES
+from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import BuildOptions
@@ -75,12 +76,12 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
 
 def _fastest(backend: TimedBackend, graph: str, array: NDArray[Any]) -> float:
     """Seconds of the fastest run; an output is the input, so that nothing is uploaded."""
-    on_device = backend.run(graph, {"x": array})["y"]
+    on_device = backend.run(Run(graph, graph), {"x": array})["y"]
     seconds: list[float] = []
     deadline = time.perf_counter() + SECONDS
     while time.perf_counter() < deadline or len(seconds) < LEAST_RUNS:
-        trace = backend.trace(lambda: backend.run(graph, {"x": on_device}))
-        seconds += [call.seconds for call in trace.calls if call.graph == graph]
+        trace = backend.trace(lambda: backend.run(Run(graph, graph), {"x": on_device}))
+        seconds += [span.seconds for span in trace.spans if span.run and span.run.graph == graph]
     return min(seconds)
 
 

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from numpy.typing import NDArray
-
-from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.backend import Backend, Tensor, Value
-from hart_runtime.runtime.contract import stages_of
+from hart_runtime.runtime.backend import Backend, Outputs, Values, Watched
+from hart_runtime.runtime.program import Run
 
 HOST = "host"
 SYNCHRONOUS = ("cpu",)
@@ -38,10 +35,10 @@ class Events(Protocol):
 
 
 @dataclass(frozen=True)
-class Call:
-    """One graph run, or what the host did (``graph`` is "host") between two of them."""
+class Span:
+    """One graph run, or what the host did between two of them."""
 
-    graph: str
+    run: Run | None
     seconds: float
 
 
@@ -49,10 +46,10 @@ class Call:
 class Trace:
     """Everything one piece of work did, in order."""
 
-    calls: list[Call]
+    spans: list[Span]
     """Host time first and last."""
     wall: float
-    """Seconds on the host's clock; the calls add up to it."""
+    """Seconds on the host's clock; the spans add up to it."""
 
 
 @dataclass(frozen=True)
@@ -65,78 +62,66 @@ class Stage:
     """On the host, just before each of its graphs."""
 
 
-class TimedBackend:
+class TimedBackend(Watched):
     """A backend that notes when its graph runs began and ended."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.name, self.device = backend.name, backend.device
+        super().__init__(backend, self._timed)
         self._events = backend if isinstance(backend, Events) else None
-        self._marks: list[tuple[str, Any]] = []
+        self._marks: list[tuple[Run | None, Any]] = []
 
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
-        self._mark(HOST)
-        outputs = self.backend.run(graph, inputs)
+    def _timed(self, run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
+        self._mark(None)
+        outputs = proceed(inputs)
         if self._events is None and self.device not in SYNCHRONOUS:
             for output in outputs.values():  # a stream is in order: one output stands for all
                 self.backend.to_host(output)
                 break
-        self._mark(graph)
+        self._mark(run)
         return outputs
-
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        self.backend.prepare(batch, settings)
-
-    def split(self, value: Tensor) -> list[Tensor]:
-        return self.backend.split(value)
-
-    def to_host(self, value: Value) -> NDArray[Any]:
-        return self.backend.to_host(value)
 
     def trace(self, work: Callable[[], object]) -> Trace:
         """Do ``work`` with this backend and return what its time went into."""
         self._marks = []
         began = time.perf_counter()
-        self._mark(HOST)
+        self._mark(None)
         work()
-        self._mark(HOST)
+        self._mark(None)
         wall = time.perf_counter() - began
         marks = self._marks
         between = self._events.seconds_between if self._events else _difference
-        calls = [Call(name, between(start, end)) for (_, start), (name, end) in itertools.pairwise(marks)]
-        return Trace(calls, wall)
+        spans = [Span(run, between(start, end)) for (_, start), (run, end) in itertools.pairwise(marks)]
+        return Trace(spans, wall)
 
-    def _mark(self, name: str) -> None:
+    def _mark(self, run: Run | None) -> None:
         """End the span that began at the last mark, and say what it was."""
         now = self._events.event() if self._events else time.perf_counter()
-        self._marks.append((name, now))
+        self._marks.append((run, now))
 
 
 def _difference(first: float, second: float) -> float:
     return second - first
 
 
-def by_stage(calls: list[Call]) -> dict[str, Stage]:
+def by_stage(spans: list[Span]) -> dict[str, Stage]:
     """Sum a trace by stage; what the host does after the last graph is the stage "host"."""
-    runs = [call.graph for call in calls if call.graph != HOST]
-    names = iter(stages_of(runs))
     stages: dict[str, Stage] = {}
     waiting = 0.0
-    for call in calls:
-        if call.graph == HOST:
-            waiting += call.seconds
+    for span in spans:
+        if span.run is None:
+            waiting += span.seconds
             continue
-        name = next(names)
-        before = stages.get(name, Stage(0.0, 0.0))
-        stages[name] = Stage(before.inside + call.seconds, before.host + waiting)
+        before = stages.get(span.run.stage, Stage(0.0, 0.0))
+        stages[span.run.stage] = Stage(before.inside + span.seconds, before.host + waiting)
         waiting = 0.0
     stages[HOST] = Stage(0.0, waiting)
     return stages
 
 
-def by_graph(calls: list[Call]) -> dict[str, float]:
+def by_graph(spans: list[Span]) -> dict[str, float]:
     """Seconds per graph, host time included, over the whole picture."""
     totals: dict[str, float] = {}
-    for call in calls:
-        totals[call.graph] = totals.get(call.graph, 0.0) + call.seconds
+    for span in spans:
+        name = span.run.graph if span.run else HOST
+        totals[name] = totals.get(name, 0.0) + span.seconds
     return totals

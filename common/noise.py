@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+NOISE_VERSION = 1
+"""Changes whenever a seed stands for other numbers than before."""
 BLOCK = 64
 """Tokens whose exponentials come from one stream; a megabyte of a published model's."""
 

@@ -16,19 +16,15 @@ from hart_runtime.common.noise import Noise, RecordedNoise, SeededNoise
 from hart_runtime.common.schedule import scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.compare.reference import Array, Reference, Tensors, system_prompt_identity
+from hart_runtime.compare.metrics import Array
+from hart_runtime.compare.recorded import Tensors, recorded_names
+from hart_runtime.compare.reference import Reference, system_prompt_identity
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.generate import Record, generate
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.sampling import smooth_codes
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest
-
-DROPPED = (
-    *(".logits_raw", ".logits_cfg", ".cfg_t", ".next_map", ".next_level", ".h", "cond"),
-    *(".t_index", ".t_net", ".net_out", ".pred_xstart", ".mean", ".log_variance", ".z", ".cfg", ".residual"),
-)
-"""Endings of recorded names that no graph takes or returns."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +115,10 @@ def capture(
     reference: ``scaleK.h_smooth`` (B, n * n, Cv) and ``scaleK.gumbel_exp``.
     """
     tensors: dict[str, Array] = {}
+    wanted = recorded_names(manifest, settings)
 
     def record(name: str, value: Tensor) -> None:
-        if not name.endswith(DROPPED):
+        if name in wanted:
             tensors[name] = value.cpu().numpy().copy()
 
     patch_nums = manifest.model.patch_nums

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.compare.metrics import compare_tensors
-from hart_runtime.compare.reference import step_slack
+from hart_runtime.compare.recorded import step_slack
 from hart_runtime.compare.rehearsal import CACHE
 from hart_runtime.compare.replay import RELATIVE
 from hart_runtime.export.graphs import build_graphs
@@ -25,10 +25,9 @@ from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.diffusion import guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.rope import Rotation
-from hart_runtime.hart.transformer import attention
-from hart_runtime.runtime import contract
+from hart_runtime.hart.transformer import attention, scaled_dot_product
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.shapes import scale_dims
+from hart_runtime.runtime.families.names import DECODER, RESIDUAL_STEP, TRANSFORMER
 
 INDICES = 1e-3
 """Share of indices that may differ: a draw can fall between two roundings of the same boundary."""
@@ -56,8 +55,8 @@ def compare_captured(checkpoint: Path, manifest: Manifest, folder: Path) -> Iter
             {name.removeprefix(kind): a for name, a in arrays.items() if name.startswith(kind)}
             for kind in ("in.", "out.")
         )
-        if graph == contract.TRANSFORMER:
-            past = scale_dims(manifest.model)[int(scale)]["past"]
+        if graph == TRANSFORMER:
+            past = manifest.scale_dims(1)[int(scale)]["past"]
             errors = dict(_transformer(model, fed, found, past, folder / CACHE))
         else:
             expected, slack = _expected(model, manifest, graph, fed)
@@ -89,7 +88,7 @@ def _transformer(
     present = past + x.shape[1]
     worst: dict[str, list[float]] = {"keys": [], "values": []}
     for i, block in enumerate(model.transformer.blocks):
-        theirs = {name: _tokens(cache / f"{name}_{i}.npy", len(x)) for name in ("key", "value")}
+        theirs = {name: _rows_first(cache / f"{name}_{i}.npy") for name in ("key", "value")}
         before = [torch.from_numpy(np.ascontiguousarray(theirs[n][:, :past])) for n in ("key", "value")]
         x, pair = block(x, rotation, condition, (before[0], before[1]), attention)
         for name, value in zip(("key", "value"), pair, strict=True):
@@ -103,28 +102,28 @@ def _transformer(
     yield "hidden", compare_tensors(x.numpy(), found["hidden"]).error
 
 
-def _tokens(file: Path, rows: int) -> NDArray[Any]:
-    """(2B, T, C) of a layer's cache, which backends with memory of their own keep as (T, 2B, C)."""
-    array = np.load(file, mmap_mode="r")
-    return array if len(array) == rows else array.swapaxes(0, 1)
+def _rows_first(file: Path) -> NDArray[Any]:
+    """(2B, T, C) of a layer's cache, which graphs have tokens first."""
+    array: NDArray[Any] = np.load(file, mmap_mode="r")
+    return array.swapaxes(0, 1)
 
 
 def _expected(model: Hart, manifest: Manifest, graph: str, fed: Arrays) -> tuple[Arrays, Arrays]:
     """What PyTorch makes of a graph's inputs, and what may be off because they amplify rounding."""
-    if graph == contract.DECODER:  # the reference itself: the graph takes large pictures in strips
+    if graph == DECODER:  # the reference itself: the graph takes large pictures in strips
         image = (model.tokenizer.decode(torch.from_numpy(fed["f_hat"])) + 1) / 2
         return {"image": image.numpy()}, {}
-    built = build_graphs(model, None, manifest.model.patch_nums, attention)[graph]()
+    built = build_graphs(model, None, manifest.model.patch_nums, scaled_dot_product)[graph]()
     inputs = [_tensor(fed[name], example) for name, (example, _) in built.inputs.items()]
     outputs = built.module.eval()(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     expected = {name: value.numpy() for name, value in zip(built.outputs, outputs, strict=True)}
-    if graph != contract.RESIDUAL_STEP:
+    if graph != RESIDUAL_STEP:
         return expected, {}
     net = model.transformer.diffloss.net
     x, embedded, timestep, _, guidance, _ = inputs
     eps = guide(net(x.repeat(2, 1, 1), timestep, embedded), guidance).chunk(2, dim=-1)[0]
-    return expected, {"x_out": step_slack(fed["x"], eps.numpy(), fed["coefficients"])}
+    return expected, {"x_out": step_slack(fed["residual"], eps.numpy(), fed["coefficients"])}
 
 
 def _tensor(array: NDArray[Any], example: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
 from hart_runtime.compare import TORCH_FP16
-from hart_runtime.compare.reference import Reference, graph_calls
+from hart_runtime.compare.recorded import graph_calls
+from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import Row, Watch, replay
 from hart_runtime.compare.report import Engine, Limits, Run, arithmetic
 from hart_runtime.compare.trajectory import free_running, teacher_forced
@@ -63,7 +64,7 @@ def measure(
         rows,
         teacher_forced=[teacher_forced(*subject, tensors) for tensors in reference.batches],
         free_running=[free_running(*subject, tensors) for tensors in reference.batches],
-        not_run=sorted(set(manifest.loop_graphs) - {row.graph for row in rows}),
+        not_run=sorted(set(manifest.graphs) - {row.graph for row in rows}),
     )
     graph = layers or (run.first_failure.graph if run.first_failure else None)
     if graph is None or source is None or kind == TORCH_FP16:

@@ -24,30 +24,31 @@ from torch import Tensor, nn
 from hart_runtime.common.precisions import FP16, INT8
 from hart_runtime.compare.capture import Source, replay
 from hart_runtime.compare.metrics import Array, compare_tensors
-from hart_runtime.compare.reference import Call, Reference
+from hart_runtime.compare.recorded import Call
+from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import INT8_RELATIVE
 from hart_runtime.compare.torch_backend import TorchHalfBackend
-from hart_runtime.runtime import contract
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.families import names as graphs
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.sessions import open_sessions
 from hart_runtime.runtime.spec import TensorSpec
 
 WINDOWS = {
-    contract.CONTEXT: ("ctx.mask", "scale0.x_in"),
-    contract.TRANSFORMER: ("scale{n}.x_in", "scale{n}.hidden"),
-    contract.SAMPLE: ("scale{n}.hidden", "scale{n}.idx"),
-    contract.NEXT_SCALE: ("scale{n}.h", "scale{m}.x_in"),
-    contract.RESIDUAL_CONDITION: ("final.h", "final.diff.init_noise"),
-    contract.RESIDUAL_STEP: ("final.diff.step{n}.x_t", "final.diff.step{n}.sample"),
-    contract.DECODER: ("final.f_hat", "image"),
+    graphs.CONTEXT: ("ctx.mask", "scale0.x_in"),
+    graphs.TRANSFORMER: ("scale{n}.x_in", "scale{n}.hidden"),
+    graphs.SAMPLE: ("scale{n}.hidden", "scale{n}.idx"),
+    graphs.NEXT_SCALE: ("scale{n}.h", "scale{m}.x_in"),
+    graphs.RESIDUAL_CONDITION: ("final.h", "final.diff.init_noise"),
+    graphs.RESIDUAL_STEP: ("final.diff.step{n}.x_t", "final.diff.step{n}.sample"),
+    graphs.DECODER: ("final.f_hat", "image"),
 }
 """Graph -> the recorded names between which the reference computes it; m is n + 1."""
 RECORDED = {
-    (contract.SAMPLE, "head"): "scale{n}.logits_cfg",
-    (contract.NEXT_SCALE, "lvl_embed"): "scale{n}.next_level",
-    (contract.RESIDUAL_STEP, "guide"): "final.diff.step{n}.model_out",
-    (contract.RESIDUAL_STEP, "denoise"): "final.diff.step{n}.sample",
+    (graphs.SAMPLE, "head"): "scale{n}.logits_cfg",
+    (graphs.NEXT_SCALE, "lvl_embed"): "scale{n}.next_level",
+    (graphs.RESIDUAL_STEP, "guide"): "final.diff.step{n}.model_out",
+    (graphs.RESIDUAL_STEP, "denoise"): "final.diff.step{n}.sample",
 }
 """What a graph computes another way than the reference's module, and its recorded value: the
 graph projects guided states instead of guiding projections, and looks its level up."""
@@ -108,12 +109,12 @@ def find_layer(
     model = onnx.load(bundle.path(bundle.manifest.graphs[call.graph].file), load_external_data=False)
     places = _places(model.graph, call, seen)
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
-    in_int8 = bundle.manifest.precision == INT8 and contract.contract_of(call.graph).int8
+    in_int8 = bundle.manifest.precision == INT8 and bundle.manifest.contracts[call.graph].int8
     half = {}
     if bundle.manifest.precision == FP16:
         backend = TorchHalfBackend(source, reference.patch_nums, "cpu")
         with _hooks({"": backend.modules[call.graph]}, [True]) as observed:
-            returned = backend.run(call.graph, call.inputs)
+            returned = backend.run(call.run, call.inputs)
         its = replace(call, outputs={name: value.float().numpy() for name, value in returned.items()})
         half = {(p.path, p.value, p.tensor): p.expected for p in _places(model.graph, its, observed)}
     layers, blames = [], []
@@ -146,10 +147,10 @@ def _observe_reference(
     names: dict[str, str] = {}
     recorded: Seen = {}
     with contextlib.ExitStack() as stack:
-        watching = [call.graph == contract.TEXT_ENCODER]
-        if call.graph == contract.TEXT_ENCODER:
+        watching = [call.graph == graphs.TEXT_ENCODER]
+        if call.graph == graphs.TEXT_ENCODER:
             assert text is not None
-            seen = stack.enter_context(_hooks({contract.TEXT_ENCODER: text}, watching))
+            seen = stack.enter_context(_hooks({graphs.TEXT_ENCODER: text}, watching))
             with torch.inference_mode():
                 text(*(torch.from_numpy(np.asarray(value)) for value in call.inputs.values()))
         elif call.graph in WINDOWS:
@@ -167,7 +168,7 @@ def _observe_reference(
             replay(model, reference.batches[batch], reference.settings, bundle.manifest, record)
         else:
             seen = {}
-    if call.graph == contract.DECODER:  # the engine decodes one picture at a time
+    if call.graph == graphs.DECODER:  # the engine decodes one picture at a time
         rows = slice(number, number + 1)
         seen = {k: [(None if i is None else i[rows], o[rows]) for i, o in v] for k, v in seen.items()}
     full = [name for prefix, root in roots.items() for name in _paths(prefix, root)]
@@ -256,9 +257,9 @@ def _run_marked(
         except OSError:  # another file system
             shutil.copy(bundle.path(WEIGHTS), folder / WEIGHTS)
         specs = tuple(TensorSpec(output, "float32", ()) for output in outputs)
-        graphs = {call.graph: replace(spec, outputs=specs)}
-        manifest = replace(bundle.manifest, graphs=graphs)
-        sessions = open_sessions(Bundle(folder, manifest, bundle.identity), graphs, device, None)
+        marked_graphs = {call.graph: replace(spec, outputs=specs)}
+        manifest = replace(bundle.manifest, graphs=marked_graphs)
+        sessions = open_sessions(Bundle(folder, manifest, bundle.identity), marked_graphs, device, None)
         inputs = {tensor.name: np.asarray(call.inputs[tensor.name], tensor.dtype) for tensor in spec.inputs}
         return dict(zip(outputs, sessions[call.graph].run(outputs, inputs), strict=True))
 

@@ -5,73 +5,59 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.console import PATH, command, group
-from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.precisions import FP32
-from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
-from hart_runtime.runtime.backend import Backend, Tensor, Value
-from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.contract import PAST, TRANSFORMER
-from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.backend import Backend, Outputs, Values, Watched
+from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.contract import PAST
+from hart_runtime.runtime.drawer import Drawer
+from hart_runtime.runtime.families.names import TRANSFORMER
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 from hart_runtime.runtime.plan import make_plan
+from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.registry import open_backend
 
 PROMPT = "a small blue star on a yellow background"
 
 
-class Capture(Backend):
+class Capture(Watched):
     """A backend that also writes what the graphs of large scales are fed and what they return.
 
     ``NNN-GRAPH-SCALE.npz`` holds inputs and outputs of one run, those of the transformer without
     its cache: a cache only grows, so what the last scale is fed, in ``cache/``, begins with every other.
     """
 
-    def __init__(self, backend: Backend, bundle: Bundle, largest: int, folder: Path) -> None:
-        self.name, self.device = backend.name, backend.device
-        self.backend, self.folder = backend, folder
-        sides = bundle.manifest.model.patch_nums
+    def __init__(self, backend: Backend, sides: Sequence[int], largest: int, folder: Path) -> None:
+        super().__init__(backend, self._capture)
+        self.folder = folder
         self._first = next(k for k, side in enumerate(sides) if side > largest)
         self._last = len(sides) - 1
         self._scale = -1
         self._number = 0
         (folder / CACHE).mkdir(parents=True)
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        self.backend.prepare(batch, settings)
-
-    def split(self, value: Tensor) -> list[Tensor]:
-        return self.backend.split(value)
-
-    def to_host(self, value: Value) -> NDArray[Any]:
-        return self.backend.to_host(value)
-
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
-        self._scale += graph == TRANSFORMER
+    def _capture(self, run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
+        self._scale += run.graph == TRANSFORMER
         fed = {}
         if self._scale >= self._first:
             fed = {f"in.{k}": self.to_host(v) for k, v in inputs.items() if not k.startswith(PAST)}
-        if graph == TRANSFORMER and self._scale == self._last:
+        if run.graph == TRANSFORMER and self._scale == self._last:
             for name in (k for k in inputs if k.startswith(PAST)):
                 np.save(self.folder / CACHE / f"{name.removeprefix(PAST)}.npy", self.to_host(inputs[name]))
-        outputs = self.backend.run(graph, inputs)
+        outputs = proceed(inputs)
         if fed:
-            caches = {k.removeprefix(PAST) for k in inputs if k.startswith(PAST)}
-            kept: dict[str, Any] = {
-                **fed,
-                **{f"out.{k}": self.to_host(v) for k, v in outputs.items() if k not in caches},
-            }
-            np.savez(self.folder / f"{self._number:03}-{graph}-{self._scale}.npz", **kept)
+            kept = {f"out.{k}": self.to_host(v) for k, v in outputs.items() if not k.startswith(PAST)}
+            held: dict[str, Any] = {**fed, **kept}
+            np.savez(self.folder / f"{self._number:03}-{run.graph}-{self._scale}.npz", **held)
             self._number += 1
         return outputs
 
@@ -103,13 +89,12 @@ def draw_(largest: int, bundle: Path) -> None:
     pipeline = Pipeline.for_prompts(open_bundle(bundle), [PROMPT], 1, lambda part: open_backend(part, "cpu"))
     manifest = pipeline.bundle.manifest
     folder = Path(CAPTURED)
-    backend = Capture(pipeline.backend, pipeline.bundle, largest, folder)
+    backend = Capture(pipeline.backend, manifest.model.patch_nums, largest, folder)
     features, mask = pipeline.encode([PROMPT])
-    drawn = draw(backend, manifest, features, mask, SeededNoise([SEED]), manifest.sampling)
+    drawn = Drawer(manifest, backend)({"features": features, "mask": mask}, [SEED], manifest.sampling)
     image = to_images(drawn.images)[0]
     image.save(folder / "picture.png")
-    plan = make_plan(manifest, 1, manifest.sampling)
-    cache = sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
+    cache = make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length).cache_nbytes
     described = {"cache_bytes": cache, "seconds": drawn.seconds}
     (folder / "drawing.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{image.width} x {image.height} px, {len(manifest.model.patch_nums)} scales, seed {SEED}")

@@ -16,11 +16,12 @@ from polygraphy.comparator import Comparator
 
 from hart_runtime.common.precisions import FP16, INT8
 from hart_runtime.compare.metrics import Errors, compare_tensors
-from hart_runtime.compare.reference import Call, Reference, error_key, graph_calls
+from hart_runtime.compare.recorded import Call, graph_calls
+from hart_runtime.compare.reference import Reference, error_key
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.contract import contract_of
 from hart_runtime.runtime.names import OPENVINO
+from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec
 
 RELATIVE = 1e-4
@@ -67,7 +68,7 @@ class GraphRunner(BaseRunner):  # type: ignore[misc]
 
     def infer_impl(self, feed_dict: dict[str, NDArray[Any]]) -> OrderedDict[str, NDArray[Any]]:
         start = time.perf_counter()
-        outputs = self.backend.run(self.graph, feed_dict)
+        outputs = self.backend.run(Run(self.graph, self.graph), feed_dict)
         on_host = OrderedDict((name, self.backend.to_host(value)) for name, value in outputs.items())
         self.inference_time = time.perf_counter() - start
         return on_host
@@ -107,9 +108,10 @@ def replay(
     for batch, call, output, errors in measure(backend, manifest, reference, watch):
         whole_numbers = errors.reference_max is None and errors.error is not None
         tolerance: float | None = 0.0 if whole_numbers else relative
-        if precision == INT8 and contract_of(call.graph).int8:
+        contract = manifest.contracts[call.graph]
+        if precision == INT8 and contract.int8:
             tolerance = None if whole_numbers else INT8_RELATIVE
-        elif precision == INT8 and backend.name == OPENVINO and contract_of(call.graph).bfloat16:
+        elif precision == INT8 and backend.name == OPENVINO and contract.bfloat16:
             tolerance = BFLOAT16_RELATIVE
         elif precision == FP16:
             half = limits.get(error_key(batch, call, output), 0.0)

@@ -5,7 +5,7 @@ Not the ruler. It says how much of an engine's error half precision explains by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import RunError
-from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare import TORCH_FP16
 from hart_runtime.compare.capture import Source
 from hart_runtime.export.graphs import build_graphs
-from hart_runtime.hart.transformer import attention
-from hart_runtime.runtime.backend import Value
+from hart_runtime.hart.transformer import scaled_dot_product
+from hart_runtime.runtime.backend import Lease, Outputs, Unplanned, Value, Values
+from hart_runtime.runtime.program import Program, Run
 
 
 class TorchHalfBackend:
@@ -30,7 +30,7 @@ class TorchHalfBackend:
         model, text = source.load(torch.float16, device)
         self.device = device
         with torch.inference_mode():
-            graphs = [build() for build in build_graphs(model, text, patch_nums, attention).values()]
+            graphs = [build() for build in build_graphs(model, text, patch_nums, scaled_dot_product).values()]
         self._outputs = {graph.name: graph.outputs for graph in graphs}
         self._dtypes = {
             graph.name: {name: example.dtype for name, (example, _) in graph.inputs.items()}
@@ -38,21 +38,31 @@ class TorchHalfBackend:
         }
         self.modules = {graph.name: graph.module.to(device).eval() for graph in graphs}
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        pass  # PyTorch allocates as it goes
+    def begin(self, program: Program) -> AbstractContextManager[Lease]:
+        return Unplanned(self).begin(program)  # PyTorch allocates as it goes
+
+    def append(self, past: Value, new: Value) -> Value:
+        assert isinstance(new, torch.Tensor)
+        return torch.cat([self._upload(past, new.dtype), new])
+
+    def mark(self) -> object:
+        return None
+
+    def wait(self, mark: object) -> None:
+        pass  # only pictures are asked for here
 
     def split(self, value: torch.Tensor) -> list[torch.Tensor]:
         return list(value[:, None])
 
     @torch.inference_mode()
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, torch.Tensor]:
-        given = [self._upload(inputs[name], dtype) for name, dtype in self._dtypes[graph].items()]
+    def run(self, run: Run, inputs: Values) -> Outputs:
+        given = [self._upload(inputs[name], dtype) for name, dtype in self._dtypes[run.graph].items()]
         try:
-            outputs = self.modules[graph](*given)
+            outputs = self.modules[run.graph](*given)
         except RuntimeError as error:
-            raise RunError(f"{self.name}, graph {graph}: {str(error).splitlines()[0]}") from None
+            raise RunError(f"{self.name}, graph {run.graph}: {str(error).splitlines()[0]}") from None
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return dict(zip(self._outputs[graph], outputs, strict=True))
+        return dict(zip(self._outputs[run.graph], outputs, strict=True))
 
     def to_host(self, value: Value) -> NDArray[Any]:
         return value if isinstance(value, np.ndarray) else np.asarray(value.cpu().numpy())

@@ -12,7 +12,7 @@ Free-running: text features, tokens and everything after them are the engine's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,13 +20,15 @@ import numpy as np
 from hart_runtime.common.errors import RunError
 from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.precisions import FP16, FP32, INT8
-from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
-from hart_runtime.compare.reference import Reference, Tensors
-from hart_runtime.runtime import contract
-from hart_runtime.runtime.backend import Backend, Tensor, Value
+from hart_runtime.compare.recorded import Tensors, places, recorded, recording
+from hart_runtime.compare.reference import Reference
+from hart_runtime.runtime.backend import Backend, Outputs, Unplanned, Value, Values, Watched
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
+from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.runtime.program import Run
+from hart_runtime.runtime.text import ENCODE
 
 INDEX_AGREEMENT = {FP32: 1.0, FP16: 0.99, INT8: 0.85}
 """Least share of equal indices under teacher forcing, by precision of the bundle."""
@@ -69,7 +71,7 @@ def teacher_forced(
     backend: Backend, manifest: Manifest, precision: str, reference: Reference, tensors: Tensors
 ) -> Trajectory:
     """See the module's docstring. Passes on index agreement and PSNR."""
-    forced = _TeacherForced(backend, tensors)
+    forced = _forced(backend, manifest, tensors)
     run = _run(forced, manifest, reference, tensors, tensors["ctx.features"])
     enough = run.total_agreement >= INDEX_AGREEMENT[precision]
     close = run.pictures is not None and run.pictures.psnr >= PSNR[precision]
@@ -83,42 +85,30 @@ def free_running(
     features: Value = tensors["ctx.features"]
     if "input_ids" in tensors:
         inputs = {"input_ids": tensors["input_ids"], "mask": tensors["ctx.mask"]}
-        features = backend.run(contract.TEXT_ENCODER, inputs)["features"]
+        features = backend.run(ENCODE, inputs)["features"]
     run = _run(backend, manifest, reference, tensors, features)
     same = precision != FP32 or (run.pictures is not None and run.pictures.max_pixel_error <= PIXEL)
     return replace(run, passed=run.pictures is not None and same)
 
 
-class _TeacherForced:
-    """A backend that swaps in the reference's tokens, scale after scale."""
+def _forced(backend: Backend, manifest: Manifest, tensors: Tensors) -> Backend:
+    """A backend that swaps in the reference's tokens, scale after scale.
 
-    def __init__(self, backend: Backend, tensors: Tensors) -> None:
-        self.name, self.device = backend.name, backend.device
-        self.backend, self.tensors = backend, tensors
-        self.scale = -1
+    Without a plan, which would have the engine read its own tokens where these are swapped in.
+    """
+    dims = manifest.scale_dims(len(tensors["ctx.mask"]))
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        pass  # a plan would have the engine read its own tokens where these are swapped in
+    def theirs(run: Run, names: tuple[str, ...], outputs: bool) -> Values:
+        found = places(manifest, run, outputs)
+        return {name: recorded(tensors, *found[name], dims[run.index]) for name in names}
 
-    def split(self, value: Tensor) -> list[Tensor]:
-        return self.backend.split(value)
+    def around(run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
+        if run.graph == TRANSFORMER:
+            return proceed({**inputs, **theirs(run, ("x", "angles"), outputs=False)})
+        outputs = proceed(inputs)
+        return {**outputs, **theirs(run, ("codes",), outputs=True)} if run.graph == SAMPLE else outputs
 
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Tensor]:
-        if graph == contract.TRANSFORMER:
-            self.scale += 1
-            name = f"scale{self.scale}"
-            rows = slice(None if self.scale else len(self.tensors["ctx.mask"]))  # the text: one half
-            fed = {"x": self.tensors[f"{name}.x_in"][rows], "angles": self.tensors[f"{name}.angles"][rows]}
-            return self.backend.run(graph, {**inputs, **fed})
-        outputs = self.backend.run(graph, inputs)
-        if graph == contract.SAMPLE:
-            name = f"scale{self.scale}"
-            shape = self.to_host(outputs["codes"]).shape
-            outputs["codes"] = self.tensors[f"{name}.codes"].reshape(shape)
-        return outputs
-
-    def to_host(self, value: Value) -> Array:
-        return self.backend.to_host(value)
+    return Watched(Unplanned(backend), around)
 
 
 def _run(
@@ -129,19 +119,12 @@ def _run(
     features: Value,
 ) -> Trajectory:
     """Draw one batch and compare it; whether that is close enough is for the caller to say."""
-    found: dict[str, Array] = {}
-
-    def record(name: str, value: Tensor) -> None:
-        if name.endswith((".idx", "f_hat")):
-            found[name] = backend.to_host(value).copy()
-
+    recorder, found = recording(backend, manifest)
     failure, images = None, None
-    noise = RecordedNoise(tensors)
+    given = {"features": features, "mask": tensors["ctx.mask"]}
+    program = manifest.program(reference.settings, len(tensors["ctx.mask"]))
     try:
-        drawing = draw(
-            backend, manifest, features, tensors["ctx.mask"], noise, reference.settings, record=record
-        )
-        images = drawing.images
+        images = drawn(draw(recorder, program, given, RecordedNoise(tensors))).images
     except RunError as error:
         failure = str(error)
     scales = range(len(reference.patch_nums))

@@ -18,17 +18,17 @@ from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.request import Request, check_place
 from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
-from hart_runtime.export.writer import WeightFile, write_append, write_graph
+from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.runtime.bundle import (
     TEXT_TOKENIZER,
     Manifest,
     check_contract,
-    contracted_graphs,
     describe_files,
     write_manifest,
 )
-from hart_runtime.runtime.contract import TRANSFORMER_APPEND
+from hart_runtime.runtime.contract import specs_of
+from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec
 
@@ -60,18 +60,19 @@ def export_bundle(
     described = {"sha256": sha256_of_text(words), "tokens": tokens} if words is not None else None
     with whole_folder(output, replace=True) as partial:
         builders = build_graphs(model, text, request.pyramid)
+        planned = specs_of(FAMILIES[request.family].graphs, request.model, request.precision)
         graphs: dict[str, GraphSpec] = {}
         with WeightFile(partial) as weights:
             for number, (name, build) in enumerate(builders.items()):
                 progress(name, number, len(builders) + 1)
-                graphs |= write_graph(build(), partial, weights, request.precision)
-        graphs[TRANSFORMER_APPEND] = write_append(partial)
+                graphs[name] = write_graph(build(), partial, weights, tuple(planned[name].forms))
         progress("manifest", len(builders), len(builders) + 1)
-        names = [WEIGHTS, *(graph.file for graph in graphs.values())]
+        names = [WEIGHTS, *(file for graph in graphs.values() for file in graph.files)]
         if vocabulary is not None:
             vocabulary.save(str(partial / TEXT_TOKENIZER))
             names.append(TEXT_TOKENIZER)
         manifest = Manifest(
+            family=request.family,
             name=output.name,
             precision=request.precision,
             max_batch=request.max_batch,
@@ -83,7 +84,7 @@ def export_bundle(
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         check_contract(manifest, str(output / MANIFEST))  # what was traced
-        manifest = replace(manifest, graphs=contracted_graphs(manifest, str(output / MANIFEST)))
+        manifest = replace(manifest, graphs={name: planned[name] for name in graphs})
         write_manifest(manifest, partial)
         _refuse_existing(request, output, force)  # again: it may have appeared meanwhile
     return manifest

@@ -21,7 +21,6 @@ from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
 from hart_runtime.runtime.bundle import Manifest, manifest_of
-from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.plan import make_plan
 
 BATCHES = (1, 2, 4, 8)
@@ -121,17 +120,14 @@ def forecast(request: Request) -> Forecast:
 
 def _manifest(request: Request, precision: str) -> Manifest:
     checkpoint = request.checkpoint
-    config = checkpoint.llm_config
-    planned = manifest_of(
-        request.model, config.diff_width, precision, request.max_batch, config.modulated, checkpoint.sampling
-    )
+    planned = manifest_of(request.family, request.model, precision, request.max_batch, checkpoint.sampling)
     return replace(planned, checkpoint=checkpoint.describe())
 
 
 def _memory(manifest: Manifest, batch: int, weights: int, inside: int) -> Memory:
-    plan = make_plan(manifest, batch, manifest.sampling)
-    cache = sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
-    return Memory(weights, cache, plan.nbytes - cache, inside)
+    plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
+    cache = plan.cache_nbytes
+    return Memory(weights, cache, plan.nbytes + plan.constant_nbytes - cache, inside)
 
 
 def what_does_not_fit(found: Forecast, precision: str, output: Path) -> list[str]:

@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hart_runtime.common.precisions import INT8
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.quantize import SMALLEST
@@ -26,9 +25,8 @@ from hart_runtime.hart.checkpoint import matrix_parameters
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.contract import DECODER, contract_of, deciding_inputs
+from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.shapes import shape_of
-from hart_runtime.runtime.spec import GraphSpec
 from hart_runtime.runtime.tensorrt.profiles import scale_rows
 
 Held = dict[tuple[int, bool], Tensor]
@@ -57,7 +55,7 @@ def weights_of(
     for name, module, inputs in _graphs(model, text, manifest, 1):
         with _Parameters(module) as seen:
             module(*inputs)
-        in_int8 = manifest.precision == INT8 and contract_of(name).int8
+        in_int8 = bool(manifest.graphs[name].forms)
         held = {(key, in_int8 and _becomes_int8(tensor)): tensor for key, tensor in seen.touched.items()}
         found[name] = _sum(held)
         everything |= held
@@ -99,13 +97,9 @@ def _graphs(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: in
     """Every graph as a module, with inputs of its largest scale; (name, module, inputs)."""
     with torch.device("meta"):
         for name, build in build_graphs(model, text, manifest.model.patch_nums, _fused).items():
-            if contract_of(name).form_of:
-                continue  # the same once more
-            graph = build()
-            spec = manifest.graphs[name]
-            count = 1 if name == DECODER else batch
-            shapes = _largest(manifest, spec, count)
-            decide, top_k = deciding_inputs(name), min(PUBLISHED_TOP_K, manifest.model.vocab_size)
+            graph, contract = build(), manifest.contracts[name]
+            shapes = _largest(manifest, name, 1 if name == FAMILIES[manifest.family].decode.graph else batch)
+            decide, top_k = contract.deciding(), min(PUBLISHED_TOP_K, manifest.model.vocab_size)
             inputs = [
                 # What is read on the way needs a value; everything else stays a shape.
                 torch.full(shapes[key], top_k, dtype=example.dtype, device="cpu")
@@ -117,9 +111,9 @@ def _graphs(model: Hart, text: TextEncoder | None, manifest: Manifest, batch: in
                 yield graph.name, graph.module.eval(), inputs
 
 
-def _largest(manifest: Manifest, spec: GraphSpec, batch: int) -> dict[str, tuple[int, ...]]:
-    _, dims = scale_rows(manifest.model, spec, batch)[-1]
-    return {tensor.name: shape_of(tensor, dims) for tensor in spec.inputs}
+def _largest(manifest: Manifest, name: str, batch: int) -> dict[str, tuple[int, ...]]:
+    _, dims = scale_rows(manifest, name, batch)[-1]
+    return {tensor.name: shape_of(tensor, dims) for tensor in manifest.graphs[name].inputs}
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:

@@ -1,12 +1,12 @@
 """The graphs of a bundle as modules to trace: which of :mod:`hart_runtime.export.modules` is which.
 
-Names, shapes and types are those of :mod:`hart_runtime.runtime.contract`.
+Names, shapes and types are those of :mod:`hart_runtime.runtime.families.hart`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from hart_runtime.common.precisions import FP16, FP32
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
+from hart_runtime.export.attention import Kernel, multi_head_attention
 from hart_runtime.export.modules import (
     ContextGraph,
     DecoderGraph,
@@ -27,14 +28,13 @@ from hart_runtime.export.modules import (
     TextEncoderGraph,
     TransformerGraph,
     UnconditionalGraph,
-    multi_head_attention,
 )
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.hart.transformer import AttentionFunction
-from hart_runtime.runtime import contract
+from hart_runtime.runtime.contract import specs_of
+from hart_runtime.runtime.families import hart, names
 from hart_runtime.runtime.shapes import shape_of
-from hart_runtime.runtime.spec import GraphSpec, TensorSpec, describe_model
+from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 
 BATCH = Dim("batch", min=1, max=64)
 FREE: dict[str, object] = {
@@ -64,50 +64,50 @@ class Graph:
     opset: int
 
 
-def graph_of(spec: GraphSpec, module: nn.Module, top_k: int = PUBLISHED_TOP_K) -> Graph:
+def graph_of(name: str, spec: GraphSpec, module: nn.Module, decided: Mapping[str, int]) -> Graph:
     """A module with what it is traced with.
 
     Args:
-        top_k: what an input is that the host reads: there have to be as many codes.
+        decided: values of inputs that the host reads.
     """
-    decide = contract.deciding_inputs(spec.name)
-    inputs = {t.name: (_example(t, top_k if t.name in decide else None), _free(t)) for t in spec.inputs}
-    return Graph(spec.name, module, inputs, tuple(t.name for t in spec.outputs), spec.opset)
+    inputs = {t.name: (_example(t, decided.get(t.name)), _free(t)) for t in spec.inputs}
+    return Graph(name, module, inputs, tuple(t.name for t in spec.outputs), spec.opset)
 
 
 def build_graphs(
     model: Hart,
     text: TextEncoder | None,
     patch_nums: tuple[int, ...],
-    attend: AttentionFunction = multi_head_attention,
+    kernel: Kernel = multi_head_attention,
 ) -> dict[str, Callable[[], Graph]]:
-    """Every graph that is traced, built one at a time so that their examples do not pile up.
+    """Every graph, built one at a time so that their examples do not pile up.
 
-    With :func:`hart_runtime.hart.transformer.attention` as ``attend``, PyTorch runs them as they are.
+    With :func:`hart_runtime.hart.transformer.scaled_dot_product` as ``kernel``, PyTorch runs them.
     """
     config = model.transformer.config
     precision = FP16 if model.transformer.head.weight.dtype == torch.float16 else FP32
-    sizes = describe_model(config, model.tokenizer.config, patch_nums)
+    sizes = hart.describe_model(config, model.tokenizer.config, patch_nums)
     sizes = replace(sizes, depth=len(model.transformer.blocks))  # a dry run takes one for all
-    specs = contract.specs_of(sizes, config.diff_width, config.modulated, precision, text is not None)
+    specs = specs_of(hart.GRAPHS, sizes, precision)
     modules: dict[str, Callable[[], nn.Module]] = {
-        contract.CONTEXT: lambda: ContextGraph(model),
-        contract.TRANSFORMER: lambda: TransformerGraph(model, attend),
-        contract.UNCONDITIONAL: lambda: UnconditionalGraph(model),
-        contract.SAMPLE: lambda: SampleGraph(model),
-        contract.SMOOTH: lambda: SmoothGraph(model),
-        contract.NEXT_SCALE: lambda: NextScaleGraph(model, len(patch_nums)),
-        contract.RESIDUAL_CONDITION: lambda: ResidualConditionGraph(model),
-        contract.RESIDUAL_STEP: lambda: ResidualStepGraph(model),
-        contract.LATENT: LatentGraph,
-        contract.DECODER: lambda: DecoderGraph(model),
-        contract.UNCONDITIONAL_APPEND: lambda: UnconditionalGraph(model, tokens_first=True),
+        names.CONTEXT: lambda: ContextGraph(model),
+        names.TRANSFORMER: lambda: TransformerGraph(model, kernel),
+        names.UNCONDITIONAL: lambda: UnconditionalGraph(model),
+        names.SAMPLE: lambda: SampleGraph(model),
+        names.SMOOTH: lambda: SmoothGraph(model),
+        names.NEXT_SCALE: lambda: NextScaleGraph(model, len(patch_nums)),
+        names.RESIDUAL_CONDITION: lambda: ResidualConditionGraph(model),
+        names.RESIDUAL_STEP: lambda: ResidualStepGraph(model),
+        names.LATENT: LatentGraph,
+        names.DECODER: lambda: DecoderGraph(model),
     }
     if text is not None:
-        modules = {contract.TEXT_ENCODER: lambda: TextEncoderGraph(text), **modules}
+        modules = {names.TEXT_ENCODER: lambda: TextEncoderGraph(text), **modules}
+    codes = min(PUBLISHED_TOP_K, sizes.vocab_size)  # there have to be as many
 
     def build(name: str) -> Graph:
-        return graph_of(specs[name], modules[name](), min(PUBLISHED_TOP_K, sizes.vocab_size))
+        decided = dict.fromkeys(hart.GRAPHS[name].deciding(), codes)
+        return graph_of(name, specs[name], modules[name](), decided)
 
     return {name: functools.partial(build, name) for name in modules}
 

@@ -14,29 +14,15 @@ from torch import Tensor, nn
 
 from hart_runtime.common.schedule import phi_index
 from hart_runtime.export import strips
+from hart_runtime.export.attention import Kernel, tokens_first
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.rope import context_angles, image_angles
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.hart.transformer import AttentionFunction
 
 DRAW_BLOCK = 64
 """Codes that are summed up before one of them is drawn."""
-
-
-def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
-    """Attention as the ONNX Runtime operator whose 3-D form without a past never builds the
-    whole score matrix. Keys and values arrive complete, so cache and mask play no part.
-    """
-    return torch.onnx.ops.symbolic(
-        "com.microsoft::MultiHeadAttention",
-        (q, k, v),
-        {"num_heads": num_heads, "scale": scale},
-        dtype=q.dtype,
-        shape=q.shape,
-        version=1,
-    )
 
 
 class Part(nn.Module):
@@ -68,8 +54,7 @@ class ContextGraph(nn.Module):
         angles = context_angles(position_ids, llm.config.head_dim)
         last = position_ids[:, -1:].float()
         outputs = (x, angles, torch.cat([last, torch.zeros_like(last)]), context.head_condition)
-        condition = context.block_condition
-        return (*outputs, condition, _conditional(condition)) if llm.config.modulated else outputs
+        return (*outputs, _conditional(context.block_condition)) if llm.config.modulated else outputs
 
 
 def _conditional(both: Tensor) -> Tensor:
@@ -78,22 +63,22 @@ def _conditional(both: Tensor) -> Tensor:
 
 
 class TransformerGraph(nn.Module):
-    """All blocks over the new tokens of one scale, and the grown KV cache.
+    """All blocks over the new tokens of one scale, and what they add to the KV cache.
 
     Rows are those of both guidance halves, at scale 0 of the conditional one.
     """
 
-    def __init__(self, model: Hart, attend: AttentionFunction) -> None:
+    def __init__(self, model: Hart, kernel: Kernel) -> None:
         super().__init__()
         self.transformer = model.transformer
-        self.attend = attend
+        self.attend = tokens_first(kernel)
 
     def forward(self, x: Tensor, angles: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         modulated = self.transformer.config.modulated
         condition, past = (rest[0], rest[1:]) if modulated else (x[:, 0], rest)
         cache = list(zip(past[0::2], past[1::2], strict=True))
-        hidden, present = self.transformer(x, angles, condition, cache, self.attend)
-        return (hidden, *(tensor for pair in present for tensor in pair))
+        hidden, new = self.transformer(x, angles, condition, cache, self.attend)
+        return (hidden, *(tensor for pair in new for tensor in pair))
 
 
 class UnconditionalGraph(nn.Module):
@@ -104,10 +89,9 @@ class UnconditionalGraph(nn.Module):
     token, run here once, is all of them for every prompt.
     """
 
-    def __init__(self, model: Hart, tokens_first: bool = False) -> None:
+    def __init__(self, model: Hart) -> None:
         super().__init__()
         llm = model.transformer
-        self.tokens_first = tokens_first
         weight = llm.context_embed.weight
         with torch.no_grad():
             nothing = weight.new_zeros(1, 1, llm.config.context_dim, dtype=torch.float32)
@@ -115,16 +99,16 @@ class UnconditionalGraph(nn.Module):
             angles = context.tokens.new_zeros(1, 1, llm.config.head_dim)
             x = context.tokens + llm.level_embeddings(1)[0]
             hidden, cache = llm(x, angles, context.block_condition, None)
-        for i, value in enumerate((hidden, *(value for pair in cache for value in pair))):
+        condition = [context.block_condition] if llm.config.modulated else []
+        self.rows_first = 1 + len(condition)
+        for i, value in enumerate((hidden, *condition, *(value for pair in cache for value in pair))):
             self.register_buffer(f"constant_{i}", value)
 
     def forward(self, *text: Tensor) -> tuple[Tensor, ...]:
-        """Hidden states (B, T, C), then keys and values, each (B, T, C) or tokens first."""
-        constants = tuple(self.buffers())
-        rows = [0, *(int(self.tokens_first) for _ in constants[1:])]
+        """Hidden states (B, T, C), the blocks' condition (B, C), then keys and values (T, B, C)."""
         return tuple(
-            torch.cat([half, constant.expand_as(half)], dim=dim)
-            for half, constant, dim in zip(text, constants, rows, strict=True)
+            torch.cat([half, constant.expand_as(half)], dim=int(number >= self.rows_first))
+            for number, (half, constant) in enumerate(zip(text, self.buffers(), strict=True))
         )
 
 
@@ -306,15 +290,15 @@ class ResidualStepGraph(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        residual: Tensor,
         embedded: Tensor,
         timestep: Tensor,
         coefficients: Tensor,
         guidance: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        output = self.guide(self.net(x.repeat(2, 1, 1), timestep, embedded), guidance)
-        return self.denoise(x, output, coefficients, noise)
+        output = self.guide(self.net(residual.repeat(2, 1, 1), timestep, embedded), guidance)
+        return self.denoise(residual, output, coefficients, noise)
 
 
 class LatentGraph(nn.Module):

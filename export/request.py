@@ -19,8 +19,9 @@ from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, open_bundle, read_manifest
+from hart_runtime.runtime.families.hart import NAME, describe_model
 from hart_runtime.runtime.find import MANIFEST
-from hart_runtime.runtime.spec import ModelSpec, describe_model
+from hart_runtime.runtime.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Request:
     @property
     def pyramid(self) -> tuple[int, ...]:
         return self.patch_nums or self.checkpoint.llm_config.patch_nums
+
+    @property
+    def family(self) -> str:
+        """Of the model."""
+        return NAME
 
     @property
     def model(self) -> ModelSpec:
@@ -145,7 +151,7 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
     if manifest.sampling != checkpoint.sampling:
         found.append("other sampling defaults")
     tokenizer = manifest.files.get(TEXT_TOKENIZER)
-    if (tokenizer.sha256 if tokenizer else None) != _sha256_of_vocabulary(request.vocabulary):
+    if (tokenizer.identity if tokenizer else None) != _sha256_of_vocabulary(request.vocabulary):
         found.append("another text tokenizer")
     if not found and described.get("weights") != checkpoint.weights:
         found.append("other weights")

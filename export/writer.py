@@ -11,18 +11,16 @@ import hashlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from hart_runtime.common.precisions import INT8
-from hart_runtime.export.cache import append_only
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
-from hart_runtime.runtime.contract import DEQUANTIZED, TRANSFORMER, TRANSFORMER_APPEND, contract_of
+from hart_runtime.runtime.contract import DEQUANTIZED, graph_file
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 
@@ -77,44 +75,39 @@ class WeightFile:
         )
 
 
-def write_graph(graph: Graph, folder: Path, weights: WeightFile, precision: str) -> dict[str, GraphSpec]:
-    """Trace one graph and write ``<name>.onnx``; returns its manifest entry.
+def write_graph(graph: Graph, folder: Path, weights: WeightFile, forms: Sequence[str]) -> GraphSpec:
+    """Trace one graph and write it; returns its manifest entry.
 
-    With 8-bit products it has a second form, the transformer with an append-only cache.
+    Args:
+        forms: besides its own. With one of 8-bit products its own has such, too.
     """
     model = _trace(graph)
     _name_nodes_by_module(model.graph)
     model.graph.metadata_props.clear()
-    if precision != INT8 or not contract_of(graph.name).int8:
-        return {graph.name: _save(model, graph.name, folder, weights)}
-    second = graph.name + DEQUANTIZED
-    entries = {second: _save(quantize_weights(model), second, folder, weights)}
-    if graph.name == TRANSFORMER:
-        entries[second] = write_append(folder, second, second)
-    return entries | {graph.name: _save(quantize_products(model), graph.name, folder, weights)}
-
-
-def write_append(folder: Path, name: str = TRANSFORMER, append: str = TRANSFORMER_APPEND) -> GraphSpec:
-    """Write a transformer that a bundle folder holds once more, with an append-only cache."""
-    return _save(append_only(ir.load(folder / f"{name}.onnx")), append, folder)
-
-
-def _save(model: ir.Model, name: str, folder: Path, weights: WeightFile | None = None) -> GraphSpec:
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if weights is None or tensor is None or isinstance(tensor, ir.ExternalTensor):
-            continue
-        if tensor.nbytes >= INLINE_BYTES:
-            value.const_value = weights.store(tensor)
-    model.graph.name = name
-    file = f"{name}.onnx"
-    ir.save(model, folder / file)
+    files = {form: graph_file(graph.name, form) for form in forms}
+    if DEQUANTIZED in forms:
+        _save(quantize_weights(model), graph.name, folder / files[DEQUANTIZED], weights)
+        model = quantize_products(model)
+    file = graph_file(graph.name)
+    _save(model, graph.name, folder / file, weights)
     return GraphSpec(
         file=file,
         opset=model.opset_imports[""],
         inputs=tuple(_describe(value) for value in model.graph.inputs),
         outputs=tuple(_describe(value) for value in model.graph.outputs),
+        forms=files,
     )
+
+
+def _save(model: ir.Model, name: str, path: Path, weights: WeightFile) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.ExternalTensor):
+            continue
+        if tensor.nbytes >= INLINE_BYTES:
+            value.const_value = weights.store(tensor)
+    model.graph.name = name
+    ir.save(model, path)
 
 
 def _trace(graph: Graph) -> ir.Model:

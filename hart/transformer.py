@@ -19,9 +19,12 @@ from hart_runtime.hart.diffusion import ResidualDiffusion
 from hart_runtime.hart.layers import Linear, RMSNorm, TimestepEmbedder
 from hart_runtime.hart.rope import Rotation, apply_rope
 
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
-Cache = Sequence[tuple[Tensor, Tensor]]
-"""Keys (after rotation) and values of every block, (2B, L, C) each."""
+Pair = tuple[Tensor, Tensor]
+"""Keys (after rotation) and values of one block, (2B, L, C) each."""
+Cache = Sequence[Pair]
+"""Those of every block."""
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Pair | None, int, float], tuple[Tensor, Pair]]
+"""Attention over the cache and the new tokens, and what is kept of both; see :func:`attention`."""
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -37,10 +40,19 @@ class Context(NamedTuple):
     """(2B, C): pooled the way the adaLN variants ask for; unused by the plain variant."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
     """softmax(q k^T * scale) v over heads laid side by side. q (B, L, C); k, v (B, T, C)"""
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, past: Pair | None, num_heads: int, scale: float
+) -> tuple[Tensor, Pair]:
+    """Attend to the cache and the new tokens; returns the grown cache, too. q, k, v (B, L, C)"""
+    if past is not None:
+        k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+    return scaled_dot_product(q, k, v, num_heads, scale), (k, v)
 
 
 class Attention(nn.Module):
@@ -65,9 +77,9 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotation: Rotation,
-        past: tuple[Tensor, Tensor] | None,
+        past: Pair | None,
         attend: AttentionFunction,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Pair]:
         q, k, v = self.qkv_proj(x).chunk(3, dim=-1)  # (2B, L, C) each
         q = (q + self.q_bias).unflatten(-1, (self.num_heads, -1))
         k = k.unflatten(-1, (self.num_heads, -1))
@@ -79,10 +91,8 @@ class Attention(nn.Module):
         dtype = self.qkv_proj.weight.dtype
         q = apply_rope(q, rotation).to(dtype).flatten(2)
         k = apply_rope(k, rotation).to(dtype).flatten(2)
-        v = v.to(dtype)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
-        return self.proj(attend(q, k, v, self.num_heads, self.scale)), (k, v)
+        attended, present = attend(q, k, v.to(dtype), past, self.num_heads, self.scale)
+        return self.proj(attended), present
 
 
 class LlamaMLP(nn.Module):
@@ -130,9 +140,9 @@ class Block(nn.Module):
         x: Tensor,
         rotation: Rotation,
         condition: Tensor,
-        past: tuple[Tensor, Tensor] | None,
+        past: Pair | None,
         attend: AttentionFunction,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Pair]:
         modulation = self._modulation(condition)
         if modulation is None:
             h, present = self.attn(self.ln_wo_grad(x), rotation, past, attend)
@@ -223,7 +233,7 @@ class ScaleTransformer(nn.Module):
         condition: Tensor,
         cache: Cache | None,
         attend: AttentionFunction = attention,
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensor, list[Pair]]:
         """All blocks over the new tokens of one scale (scale 0: the text context).
 
         Args:
@@ -231,10 +241,10 @@ class ScaleTransformer(nn.Module):
             angles: (2B, L, dh) rotary angles of the new tokens.
             condition: (2B, C) pooled context for the adaLN variants.
             cache: per block keys and values of everything before, or None at scale 0.
-            attend: the attention kernel; export passes an ONNX operator here.
+            attend: attention and its form of the cache; the export passes its own.
 
         Returns:
-            hidden (2B, L, C) float32, and the grown cache.
+            hidden (2B, L, C) float32, and per block what ``attend`` keeps: the grown cache.
         """
         present = []
         rotation = Rotation.of(angles)

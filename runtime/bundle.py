@@ -15,30 +15,44 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hart_runtime.common.checkpoint import AVERAGED, LLM
-from hart_runtime.common.config import TransformerConfig, config_from_dict
 from hart_runtime.common.errors import InputError, one_of
-from hart_runtime.common.files import sha256_of
-from hart_runtime.common.precisions import FP32, INT8, PRECISIONS, Precision
+from hart_runtime.common.files import pieces_of, sha256_of_pieces
+from hart_runtime.common.noise import NOISE_VERSION
+from hart_runtime.common.precisions import FP32, PRECISIONS, Precision
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, SamplingSettings, check_ranges, settings_of
-from hart_runtime.runtime.contract import APPEND_FORMS, DEQUANTIZED, TEXT_ENCODER, specs_of
+from hart_runtime.runtime.contract import Contract, Contracts, specs_of
+from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
-from hart_runtime.runtime.shapes import same_tensor
+from hart_runtime.runtime.program import Program, make_program
+from hart_runtime.runtime.shapes import Dims, same_tensor
 from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TEXT_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
 class FileSpec:
-    sha256: str
+    """A file that the manifest seals."""
+
     size: int
+    sha256: tuple[str, ...]
+    """Of each piece of :data:`hart_runtime.common.files.PIECE` bytes; one for most files."""
+
+    @property
+    def identity(self) -> str:
+        """One hash for all pieces."""
+        first, *more = self.sha256
+        return hashlib.sha256("".join(self.sha256).encode()).hexdigest() if more else first
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Contents of ``manifest.json``."""
 
+    family: str
+    """One of :data:`hart_runtime.runtime.families.FAMILIES`."""
     name: str
     precision: str
     """Name of the type of the matrix products, see :mod:`hart_runtime.common.precisions`."""
@@ -51,6 +65,8 @@ class Manifest:
     """Where the weights came from: source, configuration, sha256 of each weight file."""
     tools: dict[str, str]
     """Versions of what wrote the bundle."""
+    noise: int = NOISE_VERSION
+    """Version of the random numbers that seeds stand for."""
     schema: int = SCHEMA_VERSION
 
     @property
@@ -59,25 +75,32 @@ class Manifest:
         return PRECISIONS[self.precision]
 
     @property
+    def contracts(self) -> Contracts:
+        """What is true of the graphs of this family."""
+        return FAMILIES[self.family].graphs
+
+    def contract(self, graph: str) -> Contract:
+        """What is true of a graph; of one that no family has, such as a benchmark's own, nothing special."""
+        return self.contracts.get(graph) or Contract(graph, graph, (), ())
+
+    @property
     def averaged(self) -> bool:
         """Whether it was exported from averaged weights (EMA)."""
         return AVERAGED in self.checkpoint["weights"][LLM]
 
-    @property
-    def loop_graphs(self) -> dict[str, GraphSpec]:
-        """The loop's graphs, as they are compared with the reference: the cache grows in each step."""
-        others = {*APPEND_FORMS.values(), *(name for name in self.graphs if name.endswith(DEQUANTIZED))}
-        return {name: graph for name, graph in self.graphs.items() if name not in others}
+    def scale_dims(self, batch: int) -> list[Dims]:
+        """The free dimensions of graphs at each scale."""
+        return FAMILIES[self.family].dims(self.model, batch)
 
     @property
-    def planned_graphs(self) -> dict[str, GraphSpec]:
-        """The same as backends run them: what touches the cache in its append-only form."""
-        return self.loop_graphs | {k: self.graphs[v] for k, v in APPEND_FORMS.items() if v in self.graphs}
+    def cache_length(self) -> int:
+        """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
+        return self.scale_dims(1)[-1].get("past", 0)
 
-    @property
-    def dequantized_graphs(self) -> dict[str, GraphSpec]:
-        """The same with the second form of graphs that have one."""
-        return {name: self.graphs.get(name + DEQUANTIZED, g) for name, g in self.planned_graphs.items()}
+    def program(self, settings: SamplingSettings, batch: int) -> Program:
+        """What a drawing of ``batch`` pictures does."""
+        family = FAMILIES[self.family]
+        return make_program(batch, self.graphs, family.steps(self.model, settings, batch), family.decode)
 
 
 @dataclass(frozen=True)
@@ -108,36 +131,21 @@ class Bundle:
 
 
 def manifest_of(
+    family: str,
     model: ModelSpec,
-    diff_width: int,
     precision: str = FP32,
     max_batch: int = DEFAULT_MAX_BATCH,
-    modulated: bool = False,
     sampling: SamplingSettings | None = None,
 ) -> Manifest:
     """The manifest that a model's export will have, from its sizes alone: without files and origin.
 
     Args:
-        diff_width: width of the residual diffusion MLP.
-        modulated: whether the blocks are modulated by a pooled condition.
         sampling: default settings; those of the published sampler if left out.
     """
     one_of("precision", precision, PRECISIONS)
-    graphs = specs_of(model, diff_width, modulated, FP32 if precision == INT8 else precision)
+    graphs = specs_of(FAMILIES[family].graphs, model, precision)
     settings = sampling or SamplingSettings()
-    return Manifest("planned", precision, max_batch, model, settings, graphs, {}, {}, {})
-
-
-def contracted_graphs(manifest: Manifest, source: str) -> dict[str, GraphSpec]:
-    """The graphs that a bundle of this model has by the contract; raises InputError for a strange model."""
-    described = manifest.checkpoint.get(LLM)
-    if not isinstance(described, dict):
-        raise InputError(
-            f"{source}: the manifest is damaged (no {LLM} in checkpoint); export the bundle again"
-        )
-    llm = config_from_dict(TransformerConfig, described, source)
-    text = TEXT_ENCODER in manifest.graphs
-    return specs_of(manifest.model, llm.diff_width, llm.modulated, manifest.precision, text)
+    return Manifest(family, "planned", precision, max_batch, model, settings, graphs, {}, {}, {})
 
 
 def check_contract(manifest: Manifest, source: str) -> None:
@@ -146,7 +154,9 @@ def check_contract(manifest: Manifest, source: str) -> None:
     Raises:
         InputError: one is missing or unknown, or has other inputs or outputs; begins with ``source``.
     """
-    expected, found = contracted_graphs(manifest, source), manifest.graphs
+    found = manifest.graphs
+    contracts = {k: v for k, v in manifest.contracts.items() if k != TEXT_ENCODER or k in found}
+    expected = specs_of(contracts, manifest.model, manifest.precision)
     mend = "it was made by another version, export the bundle again"
     for what, names in (
         ("missing", expected.keys() - found.keys()),
@@ -155,6 +165,10 @@ def check_contract(manifest: Manifest, source: str) -> None:
         if names:
             raise InputError(f"{source}: graphs {', '.join(sorted(names))} {what}; {mend}")
     for name, spec in expected.items():
+        if (spec.file, spec.forms) != (found[name].file, found[name].forms):
+            raise InputError(
+                f"{source}: graph {name}: files expected {spec.files}, found {found[name].files}; {mend}"
+            )
         for kind, wanted, there in (
             ("inputs", spec.inputs, found[name].inputs),
             ("outputs", spec.outputs, found[name].outputs),
@@ -230,7 +244,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every file of a bundle with its entry in the manifest."""
     root = folder.resolve()
-    needed = {WEIGHTS, *(graph.file for graph in manifest.graphs.values())}
+    needed = {WEIGHTS, *(file for graph in manifest.graphs.values() for file in graph.files)}
     if TEXT_ENCODER in manifest.graphs:
         needed.add(TEXT_TOKENIZER)
     if unsealed := sorted(needed - set(manifest.files)):
@@ -256,17 +270,25 @@ def _verify(folder: Path, root: Path, name: str, expected: FileSpec) -> None:
             f"{path}: expected {expected.size} bytes, found {size}; the file is "
             f"truncated or was changed, export the bundle again"
         )
-    digest = sha256_of(path)
-    if digest != expected.sha256:
-        raise InputError(
-            f"{path}: expected sha256 {expected.sha256[:12]}..., found {digest[:12]}...; "
-            f"the file was changed, export the bundle again"
-        )
+    for wanted, found in zip(expected.sha256, sha256_of_pieces(path), strict=True):
+        if found != wanted:
+            raise InputError(
+                f"{path}: expected sha256 {wanted[:12]}..., found {found[:12]}...; "
+                f"the file was changed, export the bundle again"
+            )
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileSpec]:
     """Hash and size of files that a bundle is about to seal."""
-    return {name: FileSpec(sha256_of(folder / name), (folder / name).stat().st_size) for name in names}
+    return {name: FileSpec((folder / name).stat().st_size, sha256_of_pieces(folder / name)) for name in names}
+
+
+def file_spec(values: dict[str, Any]) -> FileSpec:
+    """As it was written; a ValueError if there is not a hash for every piece."""
+    spec = FileSpec(int(values["size"]), tuple(str(digest) for digest in values["sha256"]))
+    if len(spec.sha256) != pieces_of(spec.size):
+        raise ValueError(f"{len(spec.sha256)} hashes for {spec.size} bytes")
+    return spec
 
 
 def _parse(values: dict[str, Any]) -> Manifest:
@@ -274,23 +296,29 @@ def _parse(values: dict[str, Any]) -> Manifest:
         return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in rows)
 
     graphs = {
-        name: GraphSpec(g["file"], int(g["opset"]), tensors(g["inputs"]), tensors(g["outputs"]))
+        name: GraphSpec(
+            str(g["file"]), int(g["opset"]), tensors(g["inputs"]), tensors(g["outputs"]), dict(g["forms"])
+        )
         for name, g in values["graphs"].items()
     }
     model: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["model"].items()}
     if values["precision"] not in PRECISIONS:
         raise ValueError(f"precision {values['precision']!r}, expected {' or '.join(PRECISIONS)}")
+    if values["family"] not in FAMILIES:
+        raise ValueError(f"family {values['family']!r}, expected {' or '.join(FAMILIES)}")
     sizes, sampling = ModelSpec(**model), settings_of(values["sampling"], "sampling")
     check_ranges(sampling, sizes)
     return Manifest(
+        family=str(values["family"]),
         name=str(values["name"]),
         precision=str(values["precision"]),
         max_batch=int(values["max_batch"]),
         model=sizes,
         sampling=sampling,
         graphs=graphs,
-        files={k: FileSpec(str(v["sha256"]), int(v["size"])) for k, v in values["files"].items()},
+        files={k: file_spec(v) for k, v in values["files"].items()},
         checkpoint=dict(values["checkpoint"]),
         tools=dict(values["tools"]),
+        noise=int(values["noise"]),
         schema=values["schema"],
     )

@@ -14,7 +14,7 @@ from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError, in_range, known_names, shown, whole_in_range
 from hart_runtime.common.settings import Overrides, SamplingSettings, check_ranges
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.loop import Advance
+from hart_runtime.runtime.loop import Snapshot
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -30,7 +30,7 @@ class Options(Overrides, total=False):
     batch: int | None
     callback: Callable[[Scale], None] | None
     previews: bool
-    watch: Callable[[Advance], None] | None
+    watch: Callable[[Snapshot], None] | None
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,14 @@ def checked_settings(
     images = whole_in_range("num_images", num_images, 1, MAX_IMAGES)
     whole_in_range("seed", seed, 0, MAX_SEED - images + 1)  # the last picture's can be asked for, too
     if batch is not None:
-        whole_in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
+        check_batch(manifest, batch)
     diffusion_schedule(settings.steps)
     return settings
+
+
+def check_batch(manifest: Manifest, batch: int) -> None:
+    """Refuse more pictures at once than the bundle draws."""
+    whole_in_range("batch", batch, 1, manifest.max_batch, " (the bundle's maximum)")
 
 
 def _array(name: str, value: object, kinds: str) -> NDArray[Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hart_runtime.runtime.backend import Backend
     from hart_runtime.runtime.bundle import Bundle
-    from hart_runtime.runtime.loop import Advance
+    from hart_runtime.runtime.loop import Snapshot
     from hart_runtime.runtime.pipeline import Pipeline, Result
     from hart_runtime.runtime.png import Origin
 
@@ -178,12 +178,12 @@ def _with_progress(
         every = progress.add_task("pictures", total=pictures, visible=pictures > 1)
         tasks: dict[str, Any] = {}
 
-        def watch(advance: Advance) -> None:
-            if advance.stage not in tasks:
-                tasks[advance.stage] = progress.add_task(advance.stage, total=advance.total)
-            elif advance.index == 0:  # the next batch
-                progress.reset(tasks[advance.stage])
-            progress.update(tasks[advance.stage], completed=advance.index + 1)
+        def watch(snapshot: Snapshot) -> None:
+            if snapshot.stage not in tasks:
+                tasks[snapshot.stage] = progress.add_task(snapshot.stage, total=snapshot.total)
+            elif snapshot.index == 0:  # the next batch
+                progress.reset(tasks[snapshot.stage])
+            progress.update(tasks[snapshot.stage], completed=snapshot.index + 1)
 
         for result in pipeline.batches(texts, watch=watch, **options):
             progress.advance(every, len(result.images))

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import pip
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.executor import Binding, Executor
 from hart_runtime.runtime.names import CPU, ONNXRUNTIME
-from hart_runtime.runtime.planned import Binding, Executor, PlannedBackend
+from hart_runtime.runtime.planned import PlannedBackend
 
 
 def cuda() -> Any:
@@ -58,7 +59,7 @@ def compute_capability() -> str | None:
 
 
 class CudaMemory:
-    """The memory half of an executor (see :class:`hart_runtime.runtime.planned.Executor`), in stream order.
+    """The memory half of an executor (see :class:`hart_runtime.runtime.executor.Executor`), in stream order.
 
     All memory that is allocated here is given back with the last reference to it.
     """
@@ -112,6 +113,15 @@ class CudaMemory:
         event = check(self._cuda.cudaEventCreate())
         check(self._cuda.cudaEventRecord(event, self._stream))
         return event
+
+    def mark(self) -> object:
+        event = check(self._cuda.cudaEventCreateWithFlags(self._cuda.cudaEventDisableTiming))
+        check(self._cuda.cudaEventRecord(event, self._stream))
+        return event
+
+    def wait(self, mark: object) -> None:
+        check(self._cuda.cudaEventSynchronize(mark))
+        check(self._cuda.cudaEventDestroy(mark))
 
     def seconds_between(self, first: Any, second: Any) -> float:
         """Wait for both events; device time from one to the other."""

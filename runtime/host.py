@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.runtime.planned import Binding
+from hart_runtime.runtime.executor import Binding
 
 
 class HostMemory:
-    """The memory half of an executor (see :class:`hart_runtime.runtime.planned.Executor`)."""
+    """The memory half of an executor (see :class:`hart_runtime.runtime.executor.Executor`)."""
 
     device = "cpu"
 
@@ -53,8 +53,14 @@ class HostMemory:
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset()  # the device is the host
 
-    def forget(self) -> None:
+    def forget(self, calls: range) -> None:
         pass  # nothing was captured
+
+    def mark(self) -> object:
+        return None
+
+    def wait(self, mark: object) -> None:
+        pass  # what was asked for is done
 
 
 def array_at(binding: Binding) -> NDArray[Any]:

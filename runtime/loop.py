@@ -1,53 +1,44 @@
-"""The loop over scales and denoising steps, the same for every backend.
+"""The loop: follows the program of a model family, the same for every family and backend.
 
-The host only schedules and supplies random numbers. :func:`hart_runtime.hart.generate.generate` is
-the same loop over the reference model.
+The host only schedules and supplies random numbers. For HART the reference model does the same in
+:func:`hart_runtime.hart.generate.generate`.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import RunError
+from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.noise import Noise
-from hart_runtime.common.schedule import (
-    ScaleStep,
-    downsample_matrix,
-    residual_guidance,
-    scale_steps,
-    upsample_matrix,
-)
-from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime import contract, stages
-from hart_runtime.runtime.backend import Backend, Tensor
-from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.backend import Backend, Lease, Outputs, Tensor, Value, Values
+from hart_runtime.runtime.program import Program, Run, Step, state_name
 
 Array = NDArray[np.float32]
+State = dict[str, Value]
+"""What later graphs take, by name."""
 
 
 @dataclass(frozen=True)
-class Advance:
-    """What a watcher is told when a scale or a denoising step is done."""
+class Snapshot:
+    """A drawing after one of its steps."""
 
     stage: str
     """SCALE, RESIDUAL or DECODER of :mod:`hart_runtime.runtime.stages`."""
     index: int
     total: int
     decode: Callable[[], Array]
-    """Decodes the picture as it stands, (B, 3, H, W) in [0, 1]."""
+    """Decodes the picture as it stands, (B, 3, H, W) in [0, 1]; InputError once the drawing went on."""
+    seconds: dict[str, float]
+    """Wall time per stage so far, in the order they ran."""
 
 
-Watch = Callable[[Advance], None]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Drawing:
     """Result of one batch."""
 
@@ -58,144 +49,135 @@ class Drawing:
 
 
 def draw(
-    backend: Backend,
-    manifest: Manifest,
-    features: Tensor | Array,
-    mask: NDArray[np.bool_],
-    noise: Noise,
-    settings: SamplingSettings,
-    watch: Watch = lambda _: None,
-    record: Callable[[str, Tensor], None] = lambda *_: None,
-) -> Drawing:
-    """Draw a batch of pictures from text features (B, T, D) and their mask (B, T).
+    backend: Backend, program: Program, given: Values, noise: Noise, paced: bool = False
+) -> Iterator[Snapshot]:
+    """Draw a batch of pictures, step by step; the last snapshot holds them.
 
-    ``record`` receives intermediate device tensors under the names of the recorded runs.
+    The backend is held from the first step until the last, or until the iterator is closed.
+
+    Args:
+        program: what to do, see :meth:`hart_runtime.runtime.bundle.Manifest.program`.
+        given: what the first graph takes and the host does not make: for HART text ``features``
+            (B, T, D) and their ``mask`` (B, T).
+        paced: let the device be one step ahead of what is told, and no more: for who shows progress or
+            may stop. Without, the host waits for nothing but the pictures.
 
     Raises:
+        InputError: this thread is drawing on the backend already.
         RunError: a latent or a pixel is not finite, or a picture came out in one flat colour.
     """
-    clock = _Clock()
-    backend.prepare(len(mask), settings)
-    model, graphs = manifest.model, manifest.graphs
-    batch, size, channels = len(mask), model.patch_nums[-1], model.latent_channels
-    steps = scale_steps(model.patch_nums, settings, model.vocab_size)
-    schedule = diffusion_schedule(settings.steps)
-    to_check: list[tuple[str, Tensor]] = []
+    with backend.begin(program) as lease:
+        drawing = _Drawing(backend, lease, program, given, noise)
+        before = None
+        try:
+            for step in program.steps[:-1]:
+                drawing.advance(step)
+                if paced:
+                    now = backend.mark()
+                    if before is not None:
+                        backend.wait(before)
+                    before = now
+                yield drawing.snapshot(step)
+                drawing.resume()
+            yield drawing.finish(program.steps[-1])
+        finally:
+            drawing.resume()
 
-    context = backend.run(contract.CONTEXT, {"features": features, "mask": mask})
-    clock.lap(stages.CONTEXT)
-    x, angles = context["x"], context["angles"]
-    modulated = graphs[contract.TRANSFORMER].reads("block_condition")
-    condition = {"block_condition": context["text_condition"]} if modulated else {}
-    f_hat: Tensor = np.zeros((batch, channels, size, size), np.float32)
-    cache = _empty_cache(manifest, batch)
-    h: Tensor = None
-    none = np.zeros((batch, size * size, channels), np.float32)
 
-    def decode(latents: Tensor) -> Array:
-        # One by one: the decoder's full-resolution activations are the largest of all.
-        decoded = [
-            backend.run(contract.DECODER, {"f_hat": latent})["image"] for latent in backend.split(latents)
+def drawn(snapshots: Iterable[Snapshot], watch: Callable[[Snapshot], None] = lambda _: None) -> Drawing:
+    """Follow a drawing to its end."""
+    for snapshot in snapshots:
+        watch(snapshot)
+    return Drawing(snapshot.decode(), snapshot.seconds)
+
+
+class _Drawing:
+    """Where a drawing is, and its tensors."""
+
+    def __init__(self, backend: Backend, lease: Lease, program: Program, given: Values, noise: Noise) -> None:
+        self.backend, self.lease = backend, lease
+        self.program, self.noise = program, noise
+        self.state: State = dict(given)
+        self.wanted = iter(program.wanted)
+        self.steps = 0
+        self.to_check: list[tuple[str, Tensor]] = []
+        self.clock = _Clock()
+
+    def advance(self, step: Step) -> None:
+        """All graphs of a step."""
+        for run in step.runs:
+            wanted = next(self.wanted)
+            outputs = self.lease.run(run, fed(run, self.program, self.state, self.noise), wanted)
+            keep(outputs, run, self.state)
+            for name in self.state.keys() - wanted:
+                del self.state[name]  # and with it its memory, where nothing is planned
+            self.clock.lap(run.stage)
+        if step.checked:
+            name = step.stage if step.total == 1 else f"{step.stage} {step.index}"
+            self.to_check.append((name, self.state[step.checked]))
+        self.steps += 1
+
+    def snapshot(self, step: Step) -> Snapshot:
+        decode = functools.partial(self._preview, step, self.steps)
+        return Snapshot(step.stage, step.index, step.total, decode, self.clock.seconds)
+
+    def resume(self) -> None:
+        """What the consumer did meanwhile is nobody's time, and its snapshot is over."""
+        self.clock.restart()
+        self.steps += 1
+
+    def finish(self, step: Step) -> Snapshot:
+        """The last step, and the pictures."""
+        self.advance(step)
+        latents = self.state.pop(self.program.latent)
+        images = self._decoded(latents, lambda run, inputs: self.lease.run(run, inputs, frozenset()))
+        self.clock.lap(self.program.decode.stage)
+        _refuse_broken(self.backend, self.to_check, images)
+        return Snapshot(step.stage, step.index, step.total, lambda: images, self.clock.seconds)
+
+    def _preview(self, step: Step, number: int) -> Array:
+        """The picture after a step, through graphs beside those of the drawing."""
+        if number != self.steps:
+            raise InputError(
+                "the drawing has gone on: a snapshot can be decoded until the next one is asked for"
+            )
+        state = dict(self.state)
+        for run in step.preview:
+            outputs = self.backend.run(run, fed(run, self.program, state, self.noise))
+            keep(outputs, run, state)
+        return self._decoded(state[self.program.latent], self.backend.run)
+
+    def _decoded(self, latents: Value, run: Callable[[Run, Values], Outputs]) -> Array:
+        """Pixels, one picture after another: the decoder's full-resolution activations are the largest."""
+        program = self.program
+        images = [
+            run(program.decode, {program.latent: latent})[program.image]
+            for latent in self.backend.split(latents)
         ]
-        return np.concatenate([backend.to_host(image) for image in decoded])
+        return np.concatenate([self.backend.to_host(image) for image in images])
 
-    def finished(residual: Tensor) -> Tensor:
-        """The latent with the last scale's codes and a residual on top."""
-        return backend.run(contract.LATENT, {"f_hat": f_hat, "h": h, "residual": residual})["f_hat_out"]
 
-    def preview() -> Array:
-        return decode(finished(none) if step is steps[-1] else f_hat)
+def fed(run: Run, program: Program, state: State, noise: Noise) -> dict[str, Value]:
+    """What a graph is given: what the host makes for this run, else what graphs before it returned.
 
-    for step in steps:
-        name = f"scale{step.index}"
-        record(f"{name}.x_in", x)
-        outputs = backend.run(contract.TRANSFORMER, {"x": x, "angles": angles, **condition, **cache})
-        if step is steps[0]:
-            outputs = backend.run(
-                contract.UNCONDITIONAL, {contract.TEXT + key: value for key, value in outputs.items()}
-            )
-            if modulated:
-                condition = {"block_condition": context["block_condition"]}  # of both halves
-        hidden = outputs.pop("hidden")
-        cache = {contract.PAST + key: value for key, value in outputs.items()}
-        record(f"{name}.hidden", hidden)
-        clock.lap(stages.transformer_stage(step.index))
-        sampled = backend.run(
-            contract.SAMPLE,
-            {
-                "hidden": hidden,
-                "head_condition": context["head_condition"],
-                "guidance": np.array(step.guidance, np.float32),
-                "top_k": np.array([step.top_k], np.int64),
-                "top_p": np.array(step.top_p or 1.0, np.float32),
-                "uniform": _as_map(noise.uniform(step.index, step.num_tokens), step),
-            },
-        )
-        record(f"{name}.idx", sampled["index"])
-        h = sampled["codes"]
-        if settings.smooth:
-            exponential = noise.exponential(step.index, step.num_tokens, model.vocab_size)
-            h = backend.run(
-                contract.SMOOTH,
-                {
-                    "logits": sampled["logits"],
-                    "exponential": _as_map(exponential, step),
-                    "logit_gain": np.array(step.logit_gain, np.float32),
-                    "temperature": np.array(step.temperature, np.float32),
-                },
-            )["h"]
-        if step is not steps[-1]:
-            following = steps[step.index + 1]
-            advanced = backend.run(
-                contract.NEXT_SCALE,
-                {
-                    "h": h,
-                    "f_hat": f_hat,
-                    "scale": np.array([step.index], np.int64),
-                    "up": upsample_matrix(step.patch_num, size),
-                    "down": downsample_matrix(size, following.patch_num),
-                    "offset": context["offset"],
-                },
-            )
-            f_hat, x, angles = advanced["f_hat_out"], advanced["x"], advanced["angles"]
-            record(f"{name}.f_hat", f_hat)
-            to_check.append((f"scale {step.index}", f_hat))
-        clock.lap(stages.sampling_stage(step.index))
-        watch(Advance(stages.SCALE, step.index, len(steps), preview))
-        clock.restart()
+    Raises:
+        RunError: the program and the contract contradict each other.
+    """
+    host = {**run.constants, **run.random(noise)}
+    taken = [spec.name for spec in program.graphs[run.graph].inputs]
+    if extra := sorted(set(host) - set(taken)):
+        raise RunError(f"graph {run.graph}: the loop feeds {', '.join(extra)}, which it does not take")
+    if missing := [name for name in taken if name not in host and name not in state]:
+        raise RunError(f"graph {run.graph}: the loop does not feed {', '.join(missing)}, which it takes")
+    return {name: host[name] if name in host else state[name] for name in taken}
 
-    del cache, outputs  # its memory is the decoder's from here on
-    to_check.append(("last scale", h))
-    residual = none
-    if settings.residual:
-        inputs = {"hidden": hidden, "codes": sampled["codes"]}
-        embedded = backend.run(contract.RESIDUAL_CONDITION, inputs)["embedded"]
-        guidance = np.array(residual_guidance(steps[-1]), np.float32)
-        residual = noise.residual_start(size * size, channels)
-        for run, index in enumerate(reversed(range(len(schedule)))):
-            record(f"final.diff.step{run}.x_t", residual)
-            residual = backend.run(
-                contract.RESIDUAL_STEP,
-                {
-                    "x": residual,
-                    "embedded": embedded,
-                    "timestep": schedule.timesteps[index : index + 1],
-                    "coefficients": schedule.coefficients(index),
-                    "guidance": guidance,
-                    "noise": noise.residual_step(run, size * size, channels),
-                },
-            )["x_out"]
-            to_check.append((stages.residual_stage(run), residual))
-            clock.lap(stages.residual_stage(run))
-            watch(Advance(stages.RESIDUAL, run, len(schedule), preview))
-            clock.restart()
-    f_hat = finished(residual)
-    record("final.f_hat", f_hat)
-    images = decode(f_hat)
-    clock.lap(stages.DECODER)
-    _refuse_broken(backend, to_check, images)
-    watch(Advance(stages.DECODER, 0, 1, lambda: images))
-    return Drawing(images, clock.seconds)
+
+def keep(outputs: Outputs, run: Run, state: State) -> None:
+    """Put what a graph returned beside the rest, under the names that later graphs take."""
+    for name, value in outputs.items():
+        state[state_name(name)] = value
+    for name, source in run.also.items():
+        state[name] = state[source]
 
 
 class _Clock:
@@ -211,22 +193,7 @@ class _Clock:
         self.last = now
 
     def restart(self) -> None:
-        """Leave out what happened since the last lap: the watcher's own time."""
         self.last = time.perf_counter()
-
-
-def _as_map(values: Array, step: ScaleStep) -> Array:
-    """(B, n * n, ...) -> (B, n, n, ...)"""
-    return values.reshape(len(values), step.patch_num, step.patch_num, *values.shape[2:])
-
-
-def _empty_cache(manifest: Manifest, batch: int) -> dict[str, Any]:
-    """That of the text, which only the conditional half runs."""
-    return {
-        spec.name: np.zeros((batch, 0, manifest.model.embed_dim), spec.dtype)
-        for spec in manifest.graphs[contract.TRANSFORMER].inputs
-        if spec.name.startswith(contract.PAST)
-    }
 
 
 def _refuse_broken(backend: Backend, to_check: list[tuple[str, Tensor]], images: Array) -> None:

@@ -11,9 +11,10 @@ from hart_runtime.common.errors import RunError
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
+from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.host import HostMemory
 from hart_runtime.runtime.names import CUDA, ONNXRUNTIME
-from hart_runtime.runtime.planned import Binding, PlannedBackend
+from hart_runtime.runtime.planned import PlannedBackend
 from hart_runtime.runtime.sessions import first_line, open_sessions, require_cuda
 from hart_runtime.runtime.spec import GraphSpec
 
@@ -22,13 +23,13 @@ NOT_CAPTURED = "-1"
 
 
 class CpuExecutor(HostMemory):
-    """ONNX Runtime at host addresses (see :class:`hart_runtime.runtime.planned.Executor`)."""
+    """ONNX Runtime at host addresses (see :class:`hart_runtime.runtime.executor.Executor`)."""
 
     name = ONNXRUNTIME
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__()
-        self._graphs = bundle.manifest.planned_graphs
+        self._graphs = bundle.manifest.graphs
         self._sessions = open_sessions(bundle, self._graphs, "cpu", threads)
 
     def execute(
@@ -49,7 +50,7 @@ class CudaExecutor(CudaMemory):
     def __init__(self, bundle: Bundle, threads: int | None = None, strict: bool = False) -> None:
         require_cuda()
         super().__init__()
-        self._graphs = bundle.manifest.planned_graphs
+        self._graphs = bundle.manifest.graphs
         self._sessions = open_sessions(bundle, self._graphs, "cuda", threads, strict, int(self._stream))
         self._on_host = {
             name: frozenset(
@@ -84,13 +85,13 @@ class CudaExecutor(CudaMemory):
     def on_host(self, graph: str) -> frozenset[str]:
         return self._on_host[graph]
 
-    def forget(self) -> None:
+    def forget(self, calls: range) -> None:
         self._wait()
-        self._seen.clear()
-        for graph, number in self._numbers.values():
-            if release := getattr(self._sessions[graph], "release_captured_graph", None):  # from 1.32 on
-                release(number)
-        self._numbers.clear()
+        self._seen -= set(calls)
+        for call in calls:
+            graph, number = self._numbers.pop(call, ("", 0))
+            if number and (release := getattr(self._sessions[graph], "release_captured_graph", None)):
+                release(number)  # from 1.32 on
 
 
 def run_bound(

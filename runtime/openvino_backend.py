@@ -12,12 +12,13 @@ from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.contract import contract_of
+from hart_runtime.runtime.contract import DEQUANTIZED
+from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.host import HostMemory, array_at
 from hart_runtime.runtime.names import ONNXRUNTIME, OPENVINO
-from hart_runtime.runtime.planned import Binding, PlannedBackend
+from hart_runtime.runtime.planned import PlannedBackend
 from hart_runtime.runtime.sessions import first_line
 
 TOKEN_GROUP = 128
@@ -41,7 +42,7 @@ def openvino() -> Any:
 
 
 class OpenVinoExecutor(HostMemory):
-    """OpenVINO's CPU plugin at host addresses (see :class:`hart_runtime.runtime.planned.Executor`).
+    """OpenVINO's CPU plugin at host addresses (see :class:`hart_runtime.runtime.executor.Executor`).
 
     Bundles in float32 and float16 are computed in float32. Those in int8 are read in their second
     form, whose products OpenVINO runs in 8-bit integers with scales of its own.
@@ -53,17 +54,19 @@ class OpenVinoExecutor(HostMemory):
         super().__init__()
         self._ov = openvino()
         manifest = bundle.manifest
-        self._graphs = manifest.dequantized_graphs
+        self._graphs = manifest.graphs
         core = self._ov.Core()
         reduced = manifest.precision == INT8
         bfloat16 = reduced and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._requests = {}
         for name, graph in self._graphs.items():
-            path = bundle.path(graph.file)
+            path = bundle.path(graph.forms.get(DEQUANTIZED, graph.file))
             refuse_outside(path, WEIGHTS)
             options = {
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and contract_of(name).bfloat16 else "f32",
+                "INFERENCE_PRECISION_HINT": "bf16"
+                if bfloat16 and manifest.contract(name).bfloat16
+                else "f32",
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": TOKEN_GROUP if reduced else 0,
                 **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
             }

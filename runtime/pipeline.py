@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +13,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hart_runtime.common.errors import InputError, RunError, known_names, plain, shown
-from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings
-from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest, open_bundle
-from hart_runtime.runtime.call import Options, Scale, checked_features, checked_settings, texts_of
-from hart_runtime.runtime.contract import TEXT_ENCODER
-from hart_runtime.runtime.loop import Advance, Array, draw
+from hart_runtime.runtime.bundle import Bundle, Manifest, open_bundle
+from hart_runtime.runtime.call import (
+    Options,
+    Scale,
+    check_batch,
+    checked_features,
+    checked_settings,
+    texts_of,
+)
+from hart_runtime.runtime.drawer import Drawer
+from hart_runtime.runtime.loop import Array, Snapshot
 from hart_runtime.runtime.registry import open_backend
+from hart_runtime.runtime.text import EncodedPrompts, Given, TextEncoder, require_text_encoder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
-
-log = logging.getLogger(__name__)
 
 MOST_ENCODED = 64
 """Prompts whose features, 2 MB each in a published model, are worth holding to close its text encoder."""
@@ -46,10 +49,6 @@ class Result:
     """Wall time per stage."""
 
 
-Features = tuple[NDArray[np.float32], NDArray[np.bool_]]
-"""Text features (T, D) of one prompt and their mask (T)."""
-
-
 def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
     """Add times by stage."""
     for stage, value in more.items():
@@ -57,14 +56,17 @@ def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
 
 
 class Pipeline:
-    """A loaded bundle. Not thread-safe; load one per thread."""
+    """A loaded bundle: an encoder of prompts and a drawer.
+
+    It may be called from several threads: drawings wait for each other. A callback cannot draw.
+    """
 
     def __init__(
         self,
         bundle: Bundle,
         backend: Backend,
         threads: int | None = None,
-        encoded: Mapping[str, Features] | None = None,
+        encoded: EncodedPrompts | None = None,
     ) -> None:
         """A pipeline on a backend that is open already.
 
@@ -72,20 +74,11 @@ class Pipeline:
             threads: that the host draws random numbers with; None for all cores.
             encoded: every prompt there will be, for a backend without the text encoder.
         """
-        self.bundle = bundle
-        self.threads = threads
-        self.backend = backend
-        self.encoded = encoded
-        self.tokenizer: PromptTokenizer | None = None
-        if bundle.has_text_encoder:
-            from tokenizers import Tokenizer
-
-            file = bundle.path(TEXT_TOKENIZER)
-            try:
-                tokenizer = Tokenizer.from_file(str(file))
-            except Exception as error:  # tokenizers raises bare Exception
-                raise InputError(f"{file}: not a tokenizer file ({error})") from None
-            self.tokenizer = PromptTokenizer(tokenizer, bundle.manifest.model.context_token)
+        self.bundle, self.backend, self.threads = bundle, backend, threads
+        self.drawer = Drawer(bundle.manifest, backend, threads)
+        self.text: TextEncoder | EncodedPrompts | None = encoded
+        if encoded is None and bundle.has_text_encoder:
+            self.text = TextEncoder(bundle, backend)
 
     @classmethod
     def load(
@@ -95,12 +88,15 @@ class Pipeline:
         threads: int | None = None,
         backend: str = "auto",
         strict: bool = False,
+        batch: int | None = None,
     ) -> Pipeline:
         """Verify and open a bundle.
 
         Args:
             bundle: its folder, its manifest, or a folder that holds one bundle.
             device, threads, backend, strict: see :func:`hart_runtime.runtime.registry.open_backend`.
+            batch: largest that will be drawn, for which memory is taken now. Without it memory grows with
+                the first picture, and again with the first larger batch.
 
         Raises:
             InputError: no bundle there, a damaged one, or nothing that runs it; in one sentence.
@@ -108,7 +104,12 @@ class Pipeline:
         if not isinstance(bundle, str | Path) or not str(bundle).strip():
             raise InputError(f"`bundle`: expected a path, found {shown(bundle)}")
         opened = open_bundle(Path(bundle))
-        return cls(opened, open_backend(opened, device, threads, backend, strict), threads)
+        if batch is not None:
+            check_batch(opened.manifest, batch)
+        pipeline = cls(opened, open_backend(opened, device, threads, backend, strict), threads)
+        if batch is not None:
+            pipeline.drawer.reserve(batch)
+        return pipeline
 
     @classmethod
     def for_prompts(
@@ -134,32 +135,22 @@ class Pipeline:
         Raises:
             InputError: the bundle has no text encoder, or ``open_part`` does.
         """
-        if not bundle.has_text_encoder:
-            raise _no_text_encoder(bundle)
+        require_text_encoder(bundle)
         texts = list(dict.fromkeys(prompts))
         if len(texts) > MOST_ENCODED:
             pipeline = cls(bundle, open_part(bundle), threads)
             lap(stages.LOAD)
             return pipeline
         text, rest = bundle.parts()
-        pipeline = cls(bundle, open_part(text), threads)
+        encoder = TextEncoder(text, open_part(text))
         lap(stages.LOAD)
-        pipeline.encoded = pipeline._encode_all(texts, batch)
+        encoder.tell_cut_off(texts)
+        encoded = encoder.known(texts, batch)
         lap(stages.TEXT_ENCODER)
-        del pipeline.backend  # and with it everything that was opened for it
-        pipeline.backend = open_part(rest)
+        del encoder  # and with it everything that was opened for it
+        pipeline = cls(bundle, open_part(rest), threads, encoded)
         lap(stages.LOAD)
         return pipeline
-
-    def _encode_all(self, prompts: Sequence[str], batch: int) -> dict[str, Features]:
-        """Features of all prompts, on the host."""
-        self._tell_cut_off(prompts)
-        encoded: dict[str, Features] = {}
-        for start in range(0, len(prompts), batch):
-            part = prompts[start : start + batch]
-            features, mask = self.encode(part)
-            encoded |= zip(part, zip(self.backend.to_host(features), mask, strict=True), strict=True)
-        return encoded
 
     def __call__(
         self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]
@@ -189,7 +180,7 @@ class Pipeline:
         batch: int | None = None,
         callback: Callable[[Scale], None] | None = None,
         previews: bool = False,
-        watch: Callable[[Advance], None] | None = None,
+        watch: Callable[[Snapshot], None] | None = None,
         **overrides: Unpack[Overrides],
     ) -> Iterator[Result]:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
@@ -209,8 +200,8 @@ class Pipeline:
         texts = texts_of(prompts)
         settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
         seed, num_images, batch = plain(seed), plain(num_images), plain(batch)
-        if self.encoded is None:
-            self._tell_cut_off(dict.fromkeys(texts))
+        if isinstance(self.text, TextEncoder):
+            self.text.tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch_size(self.bundle.manifest, len(jobs), batch)
         told = self._teller(callback, previews, watch)
@@ -221,17 +212,18 @@ class Pipeline:
         jobs: list[tuple[str, int]],
         size: int,
         settings: SamplingSettings,
-        told: Callable[[Advance], None],
+        told: Callable[[Snapshot], None] | None,
     ) -> Iterator[Result]:
         """Draw prompts with their seeds, ``size`` at once."""
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             words, seeds = [text for text, _ in part], [s for _, s in part]
             began = time.perf_counter()
-            features, mask = self.encode(words)
-            seconds = {} if self.encoded is not None else {stages.TEXT_ENCODER: time.perf_counter() - began}
+            given = self._encoder()(words)
+            taken = time.perf_counter() - began
+            seconds = {stages.TEXT_ENCODER: taken} if isinstance(self.text, TextEncoder) else {}
             try:
-                drawn = self._draw(features, mask, words, seeds, settings, told)
+                drawn = self._draw(given, words, seeds, settings, told)
             except RunError as error:
                 numbers = f"{start + 1} to {start + len(part)} of {len(jobs)}"
                 raise RunError(f"{error}; it was drawing pictures {numbers}") from None
@@ -244,7 +236,7 @@ class Pipeline:
         seed: int = 0,
         callback: Callable[[Scale], None] | None = None,
         previews: bool = False,
-        watch: Callable[[Advance], None] | None = None,
+        watch: Callable[[Snapshot], None] | None = None,
         **overrides: Unpack[Overrides],
     ) -> Result:
         """Draw a picture per row of text features, which may come from elsewhere than the bundle.
@@ -264,70 +256,55 @@ class Pipeline:
         features, mask = checked_features(manifest, features, mask)
         settings = checked_settings(manifest, None, seed, len(features), **overrides)
         seeds = [plain(seed) + i for i in range(len(features))]
-        words = [""] * len(features)
-        return self._draw(features, mask, words, seeds, settings, self._teller(callback, previews, watch))
+        words, given = [""] * len(features), {"features": features, "mask": mask}
+        return self._draw(given, words, seeds, settings, self._teller(callback, previews, watch))
 
     def _draw(
         self,
-        features: object,
-        mask: NDArray[np.bool_],
+        given: Given,
         words: list[str],
         seeds: list[int],
         settings: SamplingSettings,
-        told: Callable[[Advance], None],
+        told: Callable[[Snapshot], None] | None,
     ) -> Result:
         """One batch."""
-        noise = SeededNoise(seeds, self.threads)
-        drawing = draw(self.backend, self.bundle.manifest, features, mask, noise, settings, told)
+        drawing = self.drawer(given, seeds, settings, told)
         return Result(to_images(drawing.images), words, seeds, settings, drawing.seconds)
 
     def _teller(
         self,
         callback: Callable[[Scale], None] | None,
         previews: bool,
-        watch: Callable[[Advance], None] | None,
-    ) -> Callable[[Advance], None]:
-        """Tells both of what is done, the callback in its own words."""
+        watch: Callable[[Snapshot], None] | None,
+    ) -> Callable[[Snapshot], None] | None:
+        """Tells both of what is done, the callback in its own words; None where nobody asks."""
         for name, function in (("callback", callback), ("watch", watch)):
             if function is not None and not callable(function):
                 raise InputError(f"`{name}`: expected a function, found {shown(function)}")
+        if callback is None:
+            return watch
         patch_nums = self.bundle.manifest.model.patch_nums
 
-        def told(advance: Advance) -> None:
+        def told(snapshot: Snapshot) -> None:
             if watch is not None:
-                watch(advance)
-            if callback is not None and advance.stage == stages.SCALE:
-                pictures = to_images(advance.decode()) if previews else None
-                index = advance.index
-                callback(Scale(index, advance.total, patch_nums[index], pictures))
+                watch(snapshot)
+            if snapshot.stage == stages.SCALE:
+                pictures = to_images(snapshot.decode()) if previews else None
+                index = snapshot.index
+                callback(Scale(index, snapshot.total, patch_nums[index], pictures))
 
         return told
 
     def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
         """Text features (B, T, D), on the device or as they were encoded before, and their mask (B, T)."""
-        if self.encoded is not None:
-            if unknown := [prompt for prompt in prompts if prompt not in self.encoded]:
-                raise InputError(f"this pipeline was opened for other prompts, found {unknown[0]!r}")
-            features, masks = zip(*(self.encoded[prompt] for prompt in prompts), strict=True)
-            return np.stack(features), np.stack(masks)
-        ids, mask = self._prompt_tokenizer()(prompts)
-        inputs = {"input_ids": ids, "mask": mask}
-        return self.backend.run(TEXT_ENCODER, inputs)["features"], mask
+        given = self._encoder()(prompts)
+        return given["features"], given["mask"]
 
-    def cut_off(self, prompt: str) -> str:
-        """The end of a prompt that is over the token limit, "" for most prompts."""
-        return self._prompt_tokenizer().cut_off(prompt)
-
-    def _tell_cut_off(self, prompts: Iterable[str]) -> None:
-        for prompt in prompts:
-            if lost := self.cut_off(prompt):
-                limit = self.bundle.manifest.model.context_token
-                log.warning("the prompt is over %d tokens, cut off: %r", limit, lost)
-
-    def _prompt_tokenizer(self) -> PromptTokenizer:
-        if self.tokenizer is None:
-            raise _no_text_encoder(self.bundle)
-        return self.tokenizer
+    def _encoder(self) -> TextEncoder | EncodedPrompts:
+        if self.text is None:
+            require_text_encoder(self.bundle)
+        assert self.text is not None
+        return self.text
 
 
 def batch_size(manifest: Manifest, pictures: int, asked: int | None) -> int:
@@ -339,10 +316,3 @@ def to_images(pixels: Array) -> list[Image.Image]:
     """(B, 3, H, W) in [0, 1] to PIL; fractions are cut off, as the published sampler does."""
     bytes_ = (pixels * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     return [Image.fromarray(image) for image in bytes_]
-
-
-def _no_text_encoder(bundle: Bundle) -> InputError:
-    return InputError(
-        f"{bundle.folder}: this bundle has no text encoder; export it again with one (`text_encoder`), "
-        "or draw from text features with Pipeline.from_features"
-    )

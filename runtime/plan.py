@@ -7,20 +7,21 @@ that do not live at the same time then share memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import RunError
-from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.backend import Backend, Value
-from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.contract import NEW, PAST
-from hart_runtime.runtime.loop import draw
-from hart_runtime.runtime.shapes import Shape, cache_length, shape_of, solve
+from hart_runtime.runtime.backend import Backend, Lease, Outputs, Values
+from hart_runtime.runtime.contract import PAST
+from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.runtime.program import Program, Run, cache_of
+from hart_runtime.runtime.shapes import Shape, shape_of, solve
+from hart_runtime.runtime.spec import GraphSpec
 
 ALIGNMENT = 256
 """What TensorRT asks of the address of a binding."""
@@ -40,7 +41,9 @@ class Slot:
     dies: int
     """Number of the last call that reads it; the number of calls, if the host reads it at the end."""
     offset: int = 0
-    """Bytes from the start of the arena."""
+    """Bytes from the start of the arena, or of the plan's constants."""
+    constant: bool = False
+    """Lies beside the arena: it keeps what was uploaded from picture to picture."""
 
     @property
     def nbytes(self) -> int:
@@ -58,7 +61,7 @@ class View:
 
     @property
     def offset(self) -> int:
-        """Bytes from the start of the arena."""
+        """Bytes from the start of the arena, or of the plan's constants."""
         return self.slot.offset + self.start
 
     @property
@@ -86,9 +89,11 @@ class Call:
     """None for tensors from outside the drawing."""
     outputs: dict[str, View] = field(default_factory=dict)
     results: dict[str, View] = field(default_factory=dict)
-    """What the loop gets: the outputs, and grown caches instead of new tokens (none at the last scale)."""
+    """What the loop gets: the outputs, and grown caches instead of new tokens."""
     uploads: tuple[str, ...] = ()
-    """Inputs that the host supplies."""
+    """Inputs that the host supplies for every picture."""
+    constants: tuple[str, ...] = ()
+    """Inputs that the host supplies once, and again when a setting changes them."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +103,39 @@ class Plan:
     calls: list[Call]
     slots: list[Slot]
     nbytes: int
-    """Size of the arena that holds every slot."""
+    """Size of the arena that holds every slot but constants."""
+    constant_nbytes: int
     idle: dict[int, list[tuple[int, int]]]
     """Per call, offset and bytes of large parts of the arena that nothing uses from then on."""
 
+    @property
+    def cache_nbytes(self) -> int:
+        """Of the KV cache."""
+        return sum(slot.nbytes for slot in self.slots if slot.label.startswith(PAST))
 
-def make_plan(manifest: Manifest, batch: int, settings: SamplingSettings) -> Plan:
-    """Plan the drawing of ``batch`` pictures."""
-    model = manifest.model
-    planner = _Planner(manifest, batch)
-    features = Outside((batch, model.context_token, model.context_dim))
-    mask = np.ones((batch, model.context_token), np.bool_)
-    draw(planner, manifest, features, mask, _Silence(batch), settings)
-    return Plan(planner.calls, planner.slots, lay_out(planner.slots), idle_parts(planner.slots))
+
+def make_plan(program: Program, cache_length: int) -> Plan:
+    """Follow a program without computing.
+
+    Args:
+        cache_length: tokens that a KV cache has room for.
+    """
+    planner = _Planner(program.graphs, cache_length)
+    given = _given(program.graphs[next(program.runs()).graph], program.batch)
+    drawn(draw(planner, program, given, _Silence(program.batch)))
+    moving = [slot for slot in planner.slots if not slot.constant]
+    return Plan(planner.calls, planner.slots, lay_out(moving), _in_a_row(planner.slots), idle_parts(moving))
+
+
+def _given(first: GraphSpec, batch: int) -> dict[str, Any]:
+    """What the caller gives: features lie on the device already, masks and numbers come from the host."""
+    shapes = {spec.name: shape_of(spec, {"batch": batch}) for spec in first.inputs}
+    return {
+        spec.name: Outside(shapes[spec.name])
+        if np.dtype(spec.dtype).kind == "f"
+        else np.ones(shapes[spec.name], spec.dtype)
+        for spec in first.inputs
+    }
 
 
 def lay_out(slots: list[Slot]) -> int:
@@ -133,6 +158,15 @@ def lay_out(slots: list[Slot]) -> int:
     return _aligned(size)
 
 
+def _in_a_row(slots: list[Slot]) -> int:
+    """Give every constant an offset behind the last; returns the size."""
+    size = 0
+    for slot in (s for s in slots if s.constant):
+        slot.offset = size
+        size = _aligned(size + slot.nbytes)
+    return size
+
+
 def idle_parts(slots: list[Slot]) -> dict[int, list[tuple[int, int]]]:
     """Where large slots lay that no later one reuses, by the call after their last one."""
     idle: dict[int, list[tuple[int, int]]] = {}
@@ -151,56 +185,61 @@ class _Planner(Backend):
 
     name = device = "plan"
 
-    def __init__(self, manifest: Manifest, batch: int) -> None:
-        self.graphs = manifest.planned_graphs
+    def __init__(self, graphs: Mapping[str, GraphSpec], cache_length: int) -> None:
+        self.graphs, self.cache_length = graphs, cache_length
         self.calls: list[Call] = []
         self.slots: list[Slot] = []
-        self.cache_shape = (cache_length(manifest.model), 2 * batch, manifest.model.embed_dim)
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        pass
+    def begin(self, program: Program) -> AbstractContextManager[Lease]:
+        return contextlib.nullcontext(self)
 
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
-        spec = self.graphs[graph]
-        _refuse_other_inputs(graph, set(inputs), {tensor.name for tensor in spec.inputs})
+    def run(self, run: Run, inputs: Values, wanted: frozenset[str] = frozenset()) -> Outputs:
         now = len(self.calls)
-        call = Call(graph)
+        call = Call(run.graph)
         self.calls.append(call)
+        uploads: list[str] = []
+        constants: list[str] = []
         shapes: dict[str, Shape] = {}
-        uploads = []
-        for tensor in spec.inputs:
+        for tensor in self.graphs[run.graph].inputs:
             value = inputs[tensor.name]
             if isinstance(value, np.ndarray):
-                if tensor.name.startswith(PAST):  # an empty one; the loop has the rows first
-                    value = value.swapaxes(0, 1)
-                value = self._new(f"{graph}.{tensor.name}", value.shape, tensor.dtype, now)
-                if value.nbytes:  # scale 0 has no past
-                    uploads.append(tensor.name)
+                constant = tensor.name in run.constants
+                value = self._new(f"{run.graph}.{tensor.name}", value.shape, tensor.dtype, constant)
+                if value.nbytes:  # at the first scale there is no past
+                    (constants if constant else uploads).append(tensor.name)
             shapes[tensor.name] = value.shape
             if isinstance(value, View):
                 value.slot.dies = now
             call.inputs[tensor.name] = value if isinstance(value, View) else None
-        call.uploads = tuple(uploads)
-        dims = solve(spec.inputs, shapes)
-        results = call.results
+        call.uploads, call.constants = tuple(uploads), tuple(constants)
+        dims = solve(self.graphs[run.graph].inputs, shapes)
         unread: View | None = None
-        for tensor in spec.outputs:
-            shape = shape_of(tensor, dims)
-            name = tensor.name.removeprefix(NEW)
-            past = call.inputs.get(PAST + name)
-            if past is None and name != tensor.name:  # added to nothing: what the cache begins with
-                cache = self._new(PAST + name, self.cache_shape, tensor.dtype, now)
-                call.outputs[tensor.name] = results[name] = View(cache.slot, shape)
-            elif past is None or not past.nbytes:
-                view = self._new(f"{graph}.{tensor.name}", shape, tensor.dtype, now)
-                call.outputs[tensor.name] = results[name] = view
-            elif past.nbytes + _nbytes(shape, past.dtype) <= past.slot.nbytes:
-                call.outputs[tensor.name] = View(past.slot, shape, past.nbytes)
-                results[name] = View(past.slot, (past.shape[0] + shape[0], *shape[1:]))
-            else:  # the last scale's: written because the graph returns them, one over the other
-                unread = unread or self._new("unread", shape, tensor.dtype, now)
-                call.outputs[tensor.name] = unread
-        return dict(results)
+        for tensor in self.graphs[run.graph].outputs:
+            shape, name, cache = shape_of(tensor, dims), tensor.name, cache_of(tensor.name)
+            if cache in wanted:
+                past = call.inputs[cache]
+                assert past is not None
+                call.outputs[name], call.results[cache] = self._grown(cache, past, shape, tensor.dtype)
+            elif cache is not None and name not in wanted:
+                # The last scale's: written because the graph returns them, one over the other.
+                unread = unread or self._new("unread", shape, tensor.dtype)
+                call.outputs[name] = unread
+            elif name.startswith(PAST):  # what a cache begins with
+                room = self._new(name, (self.cache_length, *shape[1:]), tensor.dtype)
+                call.outputs[name] = call.results[name] = View(room.slot, shape)
+            else:
+                view = self._new(f"{run.graph}.{name}", shape, tensor.dtype)
+                call.outputs[name] = call.results[name] = view
+        return dict(call.results)
+
+    def _grown(self, cache: str, past: View, new: Shape, dtype: str) -> tuple[View, View]:
+        """Where new tokens of a cache go, and the cache with them."""
+        if not past.nbytes:
+            past = View(self._new(cache, (self.cache_length, *new[1:]), dtype).slot, (0, *new[1:]))
+        return View(past.slot, new, past.nbytes), View(past.slot, (past.shape[0] + new[0], *new[1:]))
+
+    def append(self, past: Any, new: Any) -> Any:
+        raise NotImplementedError  # a drawing does not
 
     def split(self, value: Any) -> list[Any]:
         return split_view(value)
@@ -209,8 +248,15 @@ class _Planner(Backend):
         value.slot.dies = len(self.calls)
         return np.arange(np.prod(value.shape)).reshape(value.shape).astype(value.dtype)
 
-    def _new(self, label: str, shape: Shape, dtype: str, now: int) -> View:
-        slot = Slot(label, tuple(shape), np.dtype(dtype), now, now)
+    def mark(self) -> object:
+        return None
+
+    def wait(self, mark: object) -> None:
+        pass
+
+    def _new(self, label: str, shape: Sequence[int], dtype: str, constant: bool = False) -> View:
+        now = len(self.calls) - 1
+        slot = Slot(label, tuple(shape), np.dtype(dtype), now, now, constant=constant)
         self.slots.append(slot)
         return View(slot, slot.shape)
 
@@ -246,11 +292,3 @@ def _nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _refuse_other_inputs(graph: str, fed: set[str], taken: set[str]) -> None:
-    """What a graph does not take would be dropped in silence, and the picture drawn without it."""
-    if extra := sorted(fed - taken):
-        raise RunError(f"graph {graph}: the loop feeds {', '.join(extra)}, which it does not take")
-    if missing := sorted(taken - fed):
-        raise RunError(f"graph {graph}: the loop does not feed {', '.join(missing)}, which it takes")

@@ -1,76 +1,46 @@
 """A backend whose memory is planned before each drawing, over any executor of graphs.
 
-The loop's n-th run is the plan's n-th call, so every tensor of every picture lies where it lay
-in the picture before: an executor can capture a call once and replay it. Calls that are not in
-the plan (previews, the text encoder) get memory of their own.
+A drawing's n-th run is its plan's n-th call, so every tensor of every picture lies where it lay in the
+picture before: an executor can capture a call once and replay it. Runs beside drawings (previews, the
+text encoder) get memory of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.backend import Backend, Value
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.backend import Backend, Lease, Outputs, Value, Values, joined
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.contract import NEW, PAST, TEXT
+from hart_runtime.runtime.executor import Binding, Executor
 from hart_runtime.runtime.plan import Call, Plan, View, make_plan, split_view
+from hart_runtime.runtime.program import Program, Run, same
 from hart_runtime.runtime.shapes import Shape, shape_of, solve
 from hart_runtime.runtime.spec import TensorSpec
 
-
-@dataclass(frozen=True)
-class Binding:
-    """An address with the shape and type of what lies there."""
-
-    address: int
-    shape: Shape
-    dtype: np.dtype[Any]
+MOST_PLANS = 3
+"""Plans that are kept, each with what was captured for its calls."""
 
 
-class Executor(Protocol):
-    """Memory of a device, and graphs that run on it. Everything happens in the order asked for."""
+@dataclass(eq=False)
+class Laid:
+    """A plan whose calls have numbers and whose constants have a place."""
 
-    name: str
-    device: str
-
-    def allocate(self, nbytes: int) -> int:
-        """Address of new device memory."""
-
-    def free(self, address: int) -> None:
-        """Release memory, once everything asked for before is done."""
-
-    def discard(self, address: int, nbytes: int) -> None:
-        """What lies in this part of an allocation is not needed any more; more will be written later."""
-
-    def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
-        """Copy an array to the device. With a ``slot`` nobody waits: the host buffer behind the
-        copy belongs to the slot, and is used again only after a download.
-        """
-
-    def download(self, binding: Binding) -> NDArray[Any]:
-        """Wait for everything and copy to the host."""
-
-    def execute(
-        self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
-    ) -> None:
-        """Run a graph without waiting.
-
-        ``host`` holds the inputs the graph wants on the host (see :meth:`on_host`). ``call`` is
-        the number of the call in the plan; with the same number come the same addresses,
-        shapes and host inputs until :meth:`forget`.
-        """
-
-    def on_host(self, graph: str) -> frozenset[str]:
-        """Inputs that the graph reads on the host, because shapes depend on them."""
-
-    def forget(self) -> None:
-        """The plan changes: drop what was captured for calls."""
+    plan: Plan
+    calls: range
+    """Numbers of its calls among all that the backend ever planned."""
+    constants: int
+    """Address."""
+    uploaded: dict[tuple[int, str], NDArray[Any]] = field(default_factory=dict)
+    """What lies there, by call and input."""
 
 
 class PlannedBackend(Backend):
@@ -78,56 +48,52 @@ class PlannedBackend(Backend):
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self.manifest = bundle.manifest
-        self._graphs = bundle.manifest.planned_graphs
         self.executor = executor
         self.name, self.device = executor.name, executor.device
-        self._planned_for: tuple[int, SamplingSettings] | None = None
-        self._plan: Plan | None = None
-        self._arena = 0
-        self._next = 0
+        self._graphs = bundle.manifest.graphs
+        self._plans: dict[object, Laid] = {}
+        self._planned = 0
+        self._arena, self._size = 0, 0
+        self._turn, self._owner = threading.Lock(), 0
+        self._one_run = threading.RLock()
         self._idle: dict[int, list[int]] = {}
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        self._next = 0
-        if self._planned_for == (batch, settings):
-            return
-        plan = make_plan(self.manifest, batch, settings)
-        self.executor.forget()
-        if self._plan is not None:
-            self.executor.free(self._arena)
-        self._plan, self._planned_for = None, None
-        self._arena = self.executor.allocate(plan.nbytes)
-        self._plan, self._planned_for = plan, (batch, settings)
+    @contextlib.contextmanager
+    def begin(self, program: Program) -> Iterator[Lease]:
+        me = threading.get_ident()
+        if self._owner == me:
+            raise InputError(
+                "a picture is being drawn here already, by the same thread: finish or close that drawing "
+                "before another one begins (a callback cannot draw; load a second pipeline for that)"
+            )
+        with self._turn:
+            self._owner = me
+            lease = _Lease(self, self._laid(program))
+            try:
+                yield lease
+            finally:
+                lease.over = True
+                self._owner = 0
 
-    def run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
-        number = self._planned(graph, inputs)
-        if number is None:
-            return self._run_outside(graph, inputs)
-        assert self._plan is not None
-        call = self._plan.calls[number]
-        self._next = number + 1
-        for offset, nbytes in self._plan.idle.get(number, ()):
-            self.executor.discard(self._arena + offset, nbytes)
-        spec = self._graphs[graph]
-        stays = self.executor.on_host(graph)
-        bindings, host, held = {}, {}, []
-        for tensor in spec.inputs:
-            name, value, view = tensor.name, inputs[tensor.name], call.inputs[tensor.name]
-            if name in stays:
-                host[name] = _typed(value, tensor)
-            elif view is None:
-                held.append(self._bound(value, tensor))
-                bindings[name] = _binding(held[-1])
-            else:
-                bindings[name] = self._at(view)
-                if name in call.uploads:
-                    self.executor.upload(bindings[name].address, _typed(value, tensor), (number, name))
-        bindings |= {name: self._at(view) for name, view in call.outputs.items()}
-        # With tensors from outside, addresses are not the same the next time.
-        self.executor.execute(graph, bindings, host, None if held else number)
-        return dict(call.results)
+    def run(self, run: Run, inputs: Values) -> Outputs:
+        """A run with memory of its own."""
+        spec = self._graphs[run.graph]
+        with self._one_run:
+            stays = self.executor.on_host(run.graph)
+            host = {t.name: _typed(inputs[t.name], t) for t in spec.inputs if t.name in stays}
+            held = {t.name: self._bound(inputs[t.name], t) for t in spec.inputs if t.name not in stays}
+            bindings = {name: _binding(value) for name, value in held.items()}
+            shapes = {name: b.shape for name, b in bindings.items()} | {k: v.shape for k, v in host.items()}
+            dims = solve(spec.inputs, shapes)
+            outputs: Outputs = {t.name: self._new(shape_of(t, dims), np.dtype(t.dtype)) for t in spec.outputs}
+            bindings |= {name: own.binding for name, own in outputs.items()}
+            self.executor.execute(run.graph, bindings, host, None)
+        return outputs
 
-    def split(self, value: Any) -> list[Any]:
+    def append(self, past: Value, new: Value) -> Value:
+        return joined(self.to_host(past), self.to_host(new))
+
+    def split(self, value: Value) -> list[Value]:
         if isinstance(value, View):
             return list(split_view(value))
         return list(self.to_host(value)[:, None])
@@ -135,39 +101,50 @@ class PlannedBackend(Backend):
     def to_host(self, value: Value) -> NDArray[Any]:
         if isinstance(value, np.ndarray):
             return value
-        if isinstance(value, View):
-            return self.executor.download(self._at(value))
-        return self.executor.download(value.binding)
+        with self._one_run:
+            return self.executor.download(self._at(value) if isinstance(value, View) else value.binding)
 
-    def _planned(self, graph: str, inputs: Mapping[str, Value]) -> int | None:
-        """Number of the call in the plan, if this run is the one that the plan has next."""
-        if self._plan is None or self._next >= len(self._plan.calls):
-            return None
-        call = self._plan.calls[self._next]
-        return self._next if _fits(call, graph, inputs) else None
+    def mark(self) -> object:
+        return self.executor.mark()
 
-    def _run_outside(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Any]:
-        """A run with memory of its own; caches are given and returned as ONNX Runtime has them."""
-        spec = self._graphs[graph]
-        added = [t.name.removeprefix(NEW) for t in spec.outputs if t.name.startswith(NEW)]
-        caches = {p + k: self.to_host(inputs[p + k]) for k in added for p in (PAST, TEXT) if p + k in inputs}
-        inputs = {**inputs, **{name: cache.swapaxes(0, 1) for name, cache in caches.items()}}
-        stays = self.executor.on_host(graph)
-        host = {t.name: _typed(inputs[t.name], t) for t in spec.inputs if t.name in stays}
-        held = {t.name: self._bound(inputs[t.name], t) for t in spec.inputs if t.name not in stays}
-        bindings = {name: _binding(value) for name, value in held.items()}
-        shapes = {name: b.shape for name, b in bindings.items()} | {k: v.shape for k, v in host.items()}
-        dims = solve(spec.inputs, shapes)
-        outputs: dict[str, Any] = {
-            t.name: self._new(shape_of(t, dims), np.dtype(t.dtype)) for t in spec.outputs
-        }
-        bindings |= {name: own.binding for name, own in outputs.items()}
-        self.executor.execute(graph, bindings, host, None)
-        for name in added:
-            new = self.to_host(outputs.pop(NEW + name)).swapaxes(0, 1)
-            past = caches.get(PAST + name, new[:, :0])
-            outputs[name] = np.concatenate([past, new], axis=1)
-        return outputs
+    def wait(self, mark: object) -> None:
+        self.executor.wait(mark)
+
+    def _laid(self, program: Program) -> Laid:
+        """The plan for a program: one of those that are kept, or a new one."""
+        key = (program.batch, *self._shape(program))
+        if key not in [*self._plans][-1:] and self._size:
+            self.executor.discard(self._arena, self._size)
+        laid = self._plans.pop(key, None)
+        if laid is None:
+            laid = self._lay(make_plan(program, self.manifest.cache_length))
+        self._plans[key] = laid  # the last one used is the last to go
+        return laid
+
+    def _shape(self, program: Program) -> Iterator[object]:
+        """What decides where tensors lie and what is captured: graphs, and sizes read on the host."""
+        for run in program.runs():
+            yield run.graph
+            for name in self.manifest.contract(run.graph).deciding():
+                yield run.constants[name].tobytes()
+
+    def _lay(self, plan: Plan) -> Laid:
+        while len(self._plans) >= MOST_PLANS:
+            self._drop(self._plans.pop(next(iter(self._plans))))
+        if plan.nbytes > self._size:
+            for laid in self._plans.values():
+                self.executor.forget(laid.calls)
+            if self._size:
+                self.executor.free(self._arena)
+            self._size = 0
+            self._arena, self._size = self.executor.allocate(plan.nbytes), plan.nbytes
+        calls = range(self._planned, self._planned + len(plan.calls))
+        self._planned = calls.stop
+        return Laid(plan, calls, self.executor.allocate(plan.constant_nbytes))
+
+    def _drop(self, laid: Laid) -> None:
+        self.executor.forget(laid.calls)
+        self.executor.free(laid.constants)
 
     def _bound(self, value: Value, tensor: TensorSpec) -> _Own | Binding:
         """Where a value lies; one from the host is uploaded first."""
@@ -193,6 +170,56 @@ class PlannedBackend(Backend):
         return Binding(self._arena + view.offset, view.shape, view.dtype)
 
 
+class _Lease:
+    """A drawing on its way through its plan."""
+
+    def __init__(self, backend: PlannedBackend, laid: Laid) -> None:
+        self._backend, self._laid = backend, laid
+        self._next = 0
+        self.over = False
+
+    def run(self, run: Run, inputs: Values, wanted: frozenset[str]) -> Outputs:
+        number, plan = self._next, self._laid.plan
+        if self.over or number == len(plan.calls) or plan.calls[number].graph != run.graph:
+            raise RunError(f"graph {run.graph}: is not what the plan of this drawing has next")
+        self._next += 1
+        call, backend, executor = plan.calls[number], self._backend, self._backend.executor
+        with backend._one_run:
+            for offset, nbytes in plan.idle.get(number, ()):
+                executor.discard(backend._arena + offset, nbytes)
+            stays = executor.on_host(run.graph)
+            bindings, host, held = {}, {}, []
+            for tensor in self._backend._graphs[run.graph].inputs:
+                name, value, view = tensor.name, inputs[tensor.name], call.inputs[tensor.name]
+                if name in stays:
+                    host[name] = _typed(value, tensor)
+                elif view is None:
+                    held.append(backend._bound(value, tensor))
+                    bindings[name] = _binding(held[-1])
+                else:
+                    bindings[name] = self._at(view)
+                    self._supply(call, number, tensor, value, bindings[name])
+            bindings |= {name: self._at(view) for name, view in call.outputs.items()}
+            # With tensors from outside, addresses are not the same the next time.
+            executor.execute(run.graph, bindings, host, None if held else self._laid.calls[number])
+        return dict(call.results)
+
+    def _supply(self, call: Call, number: int, tensor: TensorSpec, value: Value, place: Binding) -> None:
+        """Copy what comes from the host to its place; a constant only if it is another one there."""
+        key, laid = (self._laid.calls[number], tensor.name), self._laid
+        if tensor.name in call.uploads:
+            self._backend.executor.upload(place.address, _typed(value, tensor), key)
+        elif tensor.name in call.constants and not same(laid.uploaded.get(key), value):
+            self._backend.executor.upload(place.address, _typed(value, tensor), key)
+            laid.uploaded[key] = value
+        elif isinstance(value, View) and value != call.inputs[tensor.name]:
+            raise RunError(f"graph {call.graph}: {tensor.name} is another tensor than in the plan")
+
+    def _at(self, view: View) -> Binding:
+        base = self._laid.constants if view.slot.constant else self._backend._arena
+        return Binding(base + view.offset, view.shape, view.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class _Own:
     """A tensor in memory of its own."""
@@ -202,22 +229,6 @@ class _Own:
 
 def _binding(value: _Own | Binding) -> Binding:
     return value.binding if isinstance(value, _Own) else value
-
-
-def _fits(call: Call, graph: str, inputs: Mapping[str, Value]) -> bool:
-    """Whether a run hands over exactly the tensors that the plan expects."""
-    if call.graph != graph:
-        return False
-    for name, view in call.inputs.items():
-        value = inputs[name]
-        if view is None:  # from outside the drawing: whatever it is
-            continue
-        if isinstance(value, np.ndarray):
-            if view.nbytes and (name not in call.uploads or value.shape != view.shape):
-                return False
-        elif value != view:
-            return False
-    return True
 
 
 def _typed(value: Value, tensor: TensorSpec) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from hart_runtime.runtime.spec import ModelSpec, TensorSpec
+from hart_runtime.runtime.spec import TensorSpec
 
 Dims = dict[str, int]
 Shape = tuple[int, ...]
@@ -76,30 +76,6 @@ def solve(specs: Iterable[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> D
             if evaluate(dimension, dims) != size:
                 raise ValueError(f"{spec.name}: expected {spec.shape} with {dims}, found {tuple(found)}")
     return dims
-
-
-def scale_dims(model: ModelSpec, batch: int = 1) -> list[Dims]:
-    """Named dimensions at each scale.
-
-    Scale 0 runs the text through the transformer, so it has as many new tokens as the text, and
-    rows for the conditional half alone; the last scale has no ``next_side``.
-    """
-    rows: list[Dims] = []
-    past = 0
-    for k, side in enumerate(model.patch_nums):
-        length = model.context_token if k == 0 else side * side
-        halves = 1 if k == 0 else 2
-        dims = {"batch": batch, "rows": halves * batch, "past": past, "length": length, "side": side}
-        if k + 1 < len(model.patch_nums):
-            dims["next_side"] = model.patch_nums[k + 1]
-        rows.append(dims)
-        past += length
-    return rows
-
-
-def cache_length(model: ModelSpec) -> int:
-    """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
-    return scale_dims(model)[-1]["past"]
 
 
 def same_tensor(one: TensorSpec, other: TensorSpec) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,18 @@ class GraphSpec:
     opset: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    forms: dict[str, str] = field(default_factory=dict)
+    """Files of the same graph in other forms, with equal inputs and outputs."""
 
     @property
-    def name(self) -> str:
-        """The one that it has in the bundle and in the contract."""
-        return self.file.removesuffix(".onnx")
-
-    def reads(self, name: str) -> bool:
-        """Whether the graph has an input of this name (adaLN variants have one more)."""
-        return any(spec.name == name for spec in self.inputs)
+    def files(self) -> list[str]:
+        """Of all its forms."""
+        return [self.file, *self.forms.values()]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the loop needs to know about the model."""
+    """Sizes of a model, all that the loop and the shapes of its graphs need to know."""
 
     patch_nums: tuple[int, ...]
     depth: int
@@ -48,20 +44,24 @@ class ModelSpec:
     image_size: int
     context_token: int
     context_dim: int
+    diff_width: int
+    """Of the residual diffusion MLP."""
+    modulated: bool = False
+    """Whether the blocks are modulated by a pooled condition."""
 
-
-def describe_model(
-    llm: TransformerConfig, tokenizer: TokenizerConfig, patch_nums: tuple[int, ...]
-) -> ModelSpec:
-    """What the loop has to know about a model."""
-    return ModelSpec(
-        patch_nums=patch_nums,
-        depth=llm.depth,
-        embed_dim=llm.embed_dim,
-        num_heads=llm.num_heads,
-        vocab_size=tokenizer.vocab_size,
-        latent_channels=tokenizer.z_channels,
-        image_size=patch_nums[-1] * tokenizer.downsample,
-        context_token=llm.context_token,
-        context_dim=llm.context_dim,
-    )
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By the names that stand for them in the shapes of graphs."""
+        last = self.patch_nums[-1]
+        return {
+            "tokens": self.context_token,
+            "context_dim": self.context_dim,
+            "dim": self.embed_dim,
+            "head": self.embed_dim // self.num_heads,
+            "vocab": self.vocab_size,
+            "channels": self.latent_channels,
+            "width": self.diff_width,
+            "last": last,
+            "cells": last * last,
+            "pixels": self.image_size,
+        }

@@ -7,26 +7,19 @@ import re
 LOAD = "load"
 TEXT_ENCODER = "text encoder"
 CONTEXT = "context"
-TRANSFORMER_PART, SAMPLING_PART = "transformer", "sampling"
 RESIDUAL_CONDITION = "residual condition"
 RESIDUAL = "residual"
 SCALE = "scale"
 """What a watcher is told of: a scale, a step of the residual, or the decoder."""
 DECODER = "decoder"
+TRANSFORMER_PART, SAMPLING_PART = "transformer", "sampling"
+
+TRANSFORMER = f"{SCALE} {{index}} {TRANSFORMER_PART}"
+SAMPLING = f"{SCALE} {{index}} {SAMPLING_PART}"
+RESIDUAL_STEP = f"{RESIDUAL} step {{index}}"
+"""Formats of the stages that a picture has several of."""
 
 _SCALE = re.compile(rf"({SCALE} \d+) ({TRANSFORMER_PART}|{SAMPLING_PART})")
-
-
-def transformer_stage(scale: int) -> str:
-    return f"{SCALE} {scale} {TRANSFORMER_PART}"
-
-
-def sampling_stage(scale: int) -> str:
-    return f"{SCALE} {scale} {SAMPLING_PART}"
-
-
-def residual_stage(step: int) -> str:
-    return f"{RESIDUAL} step {step}"
 
 
 def scale_and_part(stage: str) -> tuple[str, str] | None:

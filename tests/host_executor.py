@@ -9,8 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.onnx_backend import CpuExecutor
-from hart_runtime.runtime.planned import Binding
 
 
 class HostExecutor(CpuExecutor):
@@ -41,5 +41,6 @@ class HostExecutor(CpuExecutor):
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset({"top_k"}) if graph == "sample" else frozenset()
 
-    def forget(self) -> None:
-        self.seen.clear()
+    def forget(self, calls: range) -> None:
+        for call in calls:
+            self.seen.pop(call, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from hart_runtime.runtime.bundle import Manifest, manifest_of
+from hart_runtime.runtime.families.hart import NAME
 from hart_runtime.runtime.spec import ModelSpec
 
 __all__ = ["manifest_of", "manifests"]
@@ -25,6 +26,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         image_size=patch_nums[-1] * 2,
         context_token=draw(st.integers(2, 9)),
         context_dim=draw(st.integers(1, 9)),
+        diff_width=draw(st.integers(1, 9)),
+        modulated=draw(st.booleans()),
     )
-    width, precision = draw(st.integers(1, 9)), draw(st.sampled_from(["fp32", "fp16"]))
-    return manifest_of(model, width, precision, modulated=draw(st.booleans()))
+    return manifest_of(NAME, model, draw(st.sampled_from(["fp32", "fp16"])))

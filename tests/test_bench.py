@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +24,11 @@ from hart_runtime.bench.cli import main
 from hart_runtime.bench.compare import is_change
 from hart_runtime.bench.host import main as host_main
 from hart_runtime.bench.machine import Company, describe_jetson
-from hart_runtime.bench.timing import HOST, TimedBackend, by_graph, by_stage
+from hart_runtime.bench.timing import TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
-from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.backend import Backend
-from hart_runtime.runtime.contract import stages_of
+from hart_runtime.runtime.backend import Backend, Lease, Outputs, Unplanned, Values
+from hart_runtime.runtime.program import Program, Run
+from hart_runtime.runtime.text import ENCODE
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 
@@ -51,16 +51,18 @@ class Clocked:
         self.backend, self.now = backend, 0.0
         self.name, self.device = backend.name, backend.device
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        self.backend.prepare(batch, settings)
+        self.append, self.mark, self.wait = backend.append, backend.mark, backend.wait
+
+    def begin(self, program: Program) -> AbstractContextManager[Lease]:
+        return Unplanned(self).begin(program)
 
     def split(self, value: Any) -> list[Any]:
         self.now += 1
         return self.backend.split(value)
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, run: Run, inputs: Values) -> Outputs:
         self.now += 1000
-        return self.backend.run(graph, inputs)
+        return self.backend.run(run, inputs)
 
     def to_host(self, value: Any) -> Any:
         self.now += 1
@@ -74,10 +76,10 @@ def test_stages_and_host_time_add_up_to_the_wall_time(
     monkeypatch.setattr("hart_runtime.bench.timing.time", SimpleNamespace(perf_counter=lambda: clocked.now))
     timed = TimedBackend(clocked)
     trace = timed.trace(drawing(Pipeline(demo.bundle, timed), 1))
-    assert sum(call.seconds for call in trace.calls) == trace.wall == clocked.now
-    stages = by_stage(trace.calls)
+    assert sum(span.seconds for span in trace.spans) == trace.wall == clocked.now
+    stages = by_stage(trace.spans)
     assert sum(stage.inside + stage.host for stage in stages.values()) == trace.wall
-    assert sum(by_graph(trace.calls).values()) == trace.wall
+    assert sum(by_graph(trace.spans).values()) == trace.wall
     assert stages["text encoder"].inside == stages["scale 4 transformer"].inside == 1000
     assert stages["scale 0 sampling"].inside == 2000  # the draw and the way to the next scale
     assert stages["decoder"].inside == 2000  # the last codes, then the pixels
@@ -89,21 +91,6 @@ def test_the_host_alone_is_measured_at_any_size(monkeypatch: pytest.MonkeyPatch)
     done = CliRunner().invoke(host_main, ["--shape", "mid-256px", "--batch", "2", "--iterations", "3"])
     assert done.exit_code == 0, done.output
     assert re.search(r"mid-256px: [\d.]+ ms of host time for 2 picture.*256 x 256 px", done.output)
-
-
-def test_stages_are_named_by_the_order_of_graphs() -> None:
-    graphs = ["text_encoder", "transformer", "unconditional", "sample", "smooth", "next_scale"]
-    graphs += ["transformer", "sample", "residual_step", "residual_step", "latent", "decoder"]
-    assert stages_of(graphs) == [
-        "text encoder",
-        *["scale 0 transformer"] * 2,
-        *["scale 0 sampling"] * 3,
-        "scale 1 transformer",
-        "scale 1 sampling",
-        "residual step 0",
-        "residual step 1",
-        *["decoder"] * 2,
-    ]
 
 
 @dataclass
@@ -122,23 +109,34 @@ class Stream:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.queue = pipeline, ThreadPoolExecutor(1)
 
-    def run(self, graph: str, inputs: Mapping[str, Any]) -> dict[str, Later]:
+    def run(self, run: Run, inputs: Values) -> Outputs:
         def work() -> dict[str, Any]:
-            ready = {n: v.job.result()[v.name] if isinstance(v, Later) else v for n, v in inputs.items()}
-            return self.pipeline.backend.run(graph, ready)
+            return self.pipeline.backend.run(run, {name: ready(value) for name, value in inputs.items()})
 
         job = self.queue.submit(work)
-        return {s.name: Later(job, s.name) for s in self.pipeline.bundle.manifest.graphs[graph].outputs}
+        return {s.name: Later(job, s.name) for s in self.pipeline.bundle.manifest.graphs[run.graph].outputs}
 
-    def prepare(self, batch: int, settings: SamplingSettings) -> None:
-        self.pipeline.backend.prepare(batch, settings)
+    def begin(self, program: Program) -> AbstractContextManager[Lease]:
+        return Unplanned(self).begin(program)
+
+    def append(self, past: Any, new: Any) -> Any:
+        return self.pipeline.backend.append(ready(past), ready(new))
+
+    def mark(self) -> object:
+        return None
+
+    def wait(self, mark: object) -> None:
+        pass
 
     def split(self, value: Any) -> list[Any]:
         return list(self.to_host(value)[:, None])
 
     def to_host(self, value: Any) -> Any:
-        ready = value.job.result()[value.name] if isinstance(value, Later) else value
-        return self.pipeline.backend.to_host(ready)
+        return self.pipeline.backend.to_host(ready(value))
+
+
+def ready(value: Any) -> Any:
+    return value.job.result()[value.name] if isinstance(value, Later) else value
 
 
 class StreamWithEvents(Stream):
@@ -154,7 +152,7 @@ class StreamWithEvents(Stream):
 def test_asynchronous_work_is_waited_for(demo: Pipeline) -> None:
     timed = TimedBackend(Stream(demo))
     ids, mask = np.zeros((1, 16), np.int64), np.ones((1, 16), np.bool_)
-    features = timed.run("text_encoder", {"input_ids": ids, "mask": mask})["features"]
+    features = timed.run(ENCODE, {"input_ids": ids, "mask": mask})["features"]
     assert features.job.done()
 
 
@@ -167,13 +165,13 @@ def test_events_are_not_waited_for(demo: Pipeline) -> None:
     jobs = []
 
     def work() -> None:
-        jobs.append(timed.run("text_encoder", {"input_ids": ids, "mask": mask})["features"].job)
+        jobs.append(timed.run(ENCODE, {"input_ids": ids, "mask": mask})["features"].job)
         assert not jobs[0].done()
         gate.set()
 
     trace = timed.trace(work)
     assert jobs[0].done()
-    assert [call.graph for call in trace.calls] == [HOST, "text_encoder", HOST]
+    assert [span.run for span in trace.spans] == [None, ENCODE, None]
 
 
 @pytest.mark.parametrize("kind", [Stream, StreamWithEvents])
@@ -183,8 +181,8 @@ def test_an_asynchronous_backend_draws_the_same_picture(demo: Pipeline, kind: ty
     draw = drawing(Pipeline(demo.bundle, timed), 1)
     trace = timed.trace(lambda: pictures.append(draw()[0].tobytes()))
     assert pictures == [drawing(demo, 1)()[0].tobytes()]
-    assert all(call.seconds >= 0 for call in trace.calls)
-    assert by_stage(trace.calls)["residual step 7"].inside > 0
+    assert all(span.seconds >= 0 for span in trace.spans)
+    assert by_stage(trace.spans)["residual step 7"].inside > 0
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,9 +13,9 @@ from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, Trans
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
-from hart_runtime.hart.transformer import ScaleTransformer
-from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.spec import ModelSpec
+from hart_runtime.hart.transformer import Pair, ScaleTransformer
+from hart_runtime.runtime.bundle import Manifest, manifest_of
+from hart_runtime.runtime.families.hart import NAME, describe_model
 
 PLAIN = TransformerConfig(
     attn_type="llama",
@@ -56,10 +58,14 @@ def torch_counts(work: object) -> int:
     return counter.get_total_flops()
 
 
-def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+def written_out(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: Pair | None, heads: int, scale: float
+) -> tuple[torch.Tensor, Pair]:
     """Attention as two matrix products, which every version of torch counts."""
+    assert past is not None
+    k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return (((q @ k.transpose(2, 3)) * scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return (((q @ k.transpose(2, 3)) * scale).softmax(-1) @ v).transpose(1, 2).flatten(2), (k, v)
 
 
 @pytest.mark.parametrize("config", [PLAIN, MODULATED])
@@ -96,9 +102,9 @@ def test_the_text_encoder_as_torch_counts_it() -> None:
 
 def manifest(precision: str, smooth: bool) -> Manifest:
     checkpoint = {"llm": vars(PLAIN), "tokenizer": vars(IMAGE)}
-    model = ModelSpec((1, 2, 3), 2, 48, 3, 64, 8, 12, 6, 20)
+    model = describe_model(PLAIN, IMAGE, (1, 2, 3))
     settings = SamplingSettings(smooth=smooth, steps="3")
-    return Manifest("tiny", precision, 8, model, settings, {}, {}, checkpoint, {})
+    return replace(manifest_of(NAME, model, precision, sampling=settings), checkpoint=checkpoint)
 
 
 def test_a_whole_picture_by_hand() -> None:

@@ -23,7 +23,7 @@ from hart_runtime.compare.reference import Reference, load_reference, save_refer
 from hart_runtime.compare.report import arithmetic
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.bundle import open_bundle
-from hart_runtime.runtime.contract import APPEND_FORMS, GRAPHS
+from hart_runtime.runtime.families.hart import GRAPHS
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE, Run, variants
 
@@ -60,7 +60,7 @@ def test_float32_gates_of_the_recorded_variants(
     done = compare("--engine", bundle, "--reference", tmp_path / "reference", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     run = report(tmp_path / "out")["runs"][0]
-    assert {row["graph"] for row in run["graphs"]} == set(GRAPHS) - {"text_encoder", *APPEND_FORMS.values()}
+    assert {row["graph"] for row in run["graphs"]} == set(GRAPHS) - {"text_encoder"}
     within_float32_gates(run)
 
 
@@ -116,7 +116,7 @@ def test_the_report(saved: tuple[Path, Path, Result]) -> None:
     fields = "batch graph call output tolerance passed shape dtype finite error reference_min reference_max"
     fields += " max_abs mean_abs median_abs p99_abs max_rel mean_rel median_rel p99_rel cosine"
     assert all(set(row) == set(fields.split()) for row in run["graphs"])
-    assert {row["graph"] for row in run["graphs"]} == set(GRAPHS) - set(APPEND_FORMS.values())
+    assert {row["graph"] for row in run["graphs"]} == set(GRAPHS)
     assert [len(t["agreement"]) for t in run["free_running"]] == [5]
     page = (output / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4 * 5
@@ -166,7 +166,7 @@ def test_layers_on_request(demo_bundle: Path, saved: tuple[Path, Path, Result], 
     layers = report(tmp_path)["runs"][0]["layers"]
     assert layers["first"] is None
     assert "transformer.decoder_norm" in {layer["module"] for layer in layers["layers"]}
-    assert "residual_condition at last: all" in done.output
+    assert "residual_condition at residual condition: all" in done.output
 
 
 def test_bad_input(

@@ -12,11 +12,12 @@ import pytest
 from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.settings import Overrides
+from hart_runtime.compare.recorded import recording
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.cuda import compute_capability
-from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.planned import PlannedBackend
 from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.tensorrt.build import BuildOptions
@@ -101,17 +102,13 @@ def test_golden_run(run: Run, backend: Callable[[Bundle], Backend], export_once:
     bundle = open_bundle(export_once(run.variant, "fp32", patch_nums, run.ema))
     opened = backend(bundle)
     tensors = run.tensors()
-    found: dict[str, np.ndarray] = {}
-    drawing = draw(
-        opened,
-        bundle.manifest,
-        tensors["ctx.features"].astype(np.float32),
-        tensors["ctx.mask"].astype(np.bool_),
-        run.noise(),
-        run.settings(),
-        record=lambda name, value: found.__setitem__(name, opened.to_host(value).copy()),
-    )
-    found["image"] = drawing.images
+    recorder, found = recording(opened, bundle.manifest)
+    given = {
+        "features": tensors["ctx.features"].astype(np.float32),
+        "mask": tensors["ctx.mask"].astype(np.bool_),
+    }
+    program = bundle.manifest.program(run.settings(), len(given["mask"]))
+    found["image"] = drawn(draw(recorder, program, given, run.noise())).images
     assert {f"scale{k}.idx" for k in range(len(run.patch_nums))} <= set(found)
     compare(run, found, FACTOR, partial=True)
 

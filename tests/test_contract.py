@@ -14,11 +14,13 @@ import pytest
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.precisions import PRECISIONS
+from hart_runtime.compare.recorded import recorded_names
 from hart_runtime.export.graphs import FREE
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.runtime import contract
 from hart_runtime.runtime.bundle import manifest_of, open_bundle
-from hart_runtime.runtime.contract import DEQUANTIZED, GRAPHS, Row
+from hart_runtime.runtime.contract import Row, specs_of
+from hart_runtime.runtime.families.hart import GRAPHS, NAME
+from hart_runtime.runtime.families.names import LATENT, SMOOTH, TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.plan import make_plan
 from hart_runtime.runtime.spec import ModelSpec
@@ -27,7 +29,7 @@ from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 from tests.imports import PACKAGE, sources
 
-MODEL = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, 7, 5)
+MODEL = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, 7, 5, 8)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +47,12 @@ def test_what_is_traced_is_the_contract(export_once: ExportOnce, checkpoint: Pat
     llm = manifest.checkpoint["llm"]
     modulated = not llm["disable_aln"] or llm["shared_aln"]
     assert modulated == (checkpoint.name == "t2i_adaln")
-    text = checkpoint == DEMO_CHECKPOINT
-    specs = contract.specs_of(manifest.model, llm["diff_width"], modulated, precision, text)
+    assert manifest.model.modulated == modulated
+    specs = specs_of(GRAPHS, manifest.model, precision)
+    if checkpoint != DEMO_CHECKPOINT:
+        del specs[TEXT_ENCODER]
     assert manifest.graphs == specs
-    assert any(graph.endswith(DEQUANTIZED) for graph in specs) == (precision == "int8")
+    assert any(graph.forms for graph in specs.values()) == (precision == "int8")
 
 
 def renamed(values: dict[str, Any]) -> None:
@@ -60,7 +64,7 @@ def added(values: dict[str, Any]) -> None:
 
 
 def retyped(values: dict[str, Any]) -> None:
-    values["graphs"]["transformer_append"]["inputs"][-1]["dtype"] = "float32"
+    values["graphs"]["transformer"]["inputs"][-1]["dtype"] = "float32"
 
 
 def reshaped(values: dict[str, Any]) -> None:
@@ -80,14 +84,24 @@ def swapped(values: dict[str, Any]) -> None:
     inputs[0], inputs[-1] = inputs[-1], inputs[0]
 
 
+def moved(values: dict[str, Any]) -> None:
+    values["graphs"]["smooth"]["file"] = "sample.onnx"
+
+
+def reformed(values: dict[str, Any]) -> None:
+    values["graphs"]["sample"]["forms"] = {"dequantized": "sample.onnx"}
+
+
 CHANGES: dict[Callable[[dict[str, Any]], None], str] = {
     renamed: "graph context: outputs expected angles float32 ['batch', 16, 32], found rotations",
     added: "graph latent: inputs expected no more, found gain float32 []",
-    retyped: "graph transformer_append: inputs expected past_value_5 float16",
+    retyped: "graph transformer: inputs expected past_value_5 float16",
     reshaped: "graph smooth: inputs expected logits float32 ['batch', 'side', 'side', 512], found logits",
     removed: "graphs smooth missing",
     unknown: "graphs upscale unknown",
-    swapped: "graph residual_step: inputs expected x float32",
+    swapped: "graph residual_step: inputs expected residual float32",
+    moved: "graph smooth: files expected ['smooth.onnx'], found ['sample.onnx']",
+    reformed: "graph sample: files expected ['sample.onnx'], found ['sample.onnx', 'sample.onnx']",
 }
 
 
@@ -108,27 +122,27 @@ def test_a_bundle_that_says_otherwise_is_refused(
 
 def test_one_more_input_reaches_everything(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a copy of the contract: manifest, profiles, plan and bundles of before follow it."""
-    latent = GRAPHS[contract.LATENT]
-    grown = replace(latent, inputs=(*latent.inputs, Row("gain", ("batch",))))
-    monkeypatch.setattr(contract, "GRAPHS", {**GRAPHS, contract.LATENT: grown})
-    manifest = manifest_of(MODEL, 8)
-    graph = manifest.graphs[contract.LATENT]
-    assert [tensor.name for tensor in graph.inputs] == ["f_hat", "h", "residual", "gain"]
-    (profile,) = make_profiles(manifest, graph, (1, 4), per_scale=True)
+    latent = GRAPHS[LATENT]
+    grown = replace(latent, inputs=(*latent.inputs, Row("gain", ("batch",), recorded="gain")))
+    monkeypatch.setitem(GRAPHS, LATENT, grown)
+    manifest = manifest_of(NAME, MODEL)
+    assert [tensor.name for tensor in manifest.graphs[LATENT].inputs] == ["f_hat", "h", "residual", "gain"]
+    (profile,) = make_profiles(manifest, LATENT, (1, 4), per_scale=True)
     assert (profile.shapes["gain"].min, profile.shapes["gain"].max) == ((1,), (4,))
+    program = manifest.program(manifest.sampling, 1)
     with pytest.raises(RunError, match="graph latent: the loop does not feed gain, which it takes"):
-        make_plan(manifest, 1, manifest.sampling)
+        make_plan(program, manifest.cache_length)
+    assert "gain" in recorded_names(manifest, manifest.sampling)
     with pytest.raises(InputError, match=r"graph latent: inputs expected gain float32 .*, found no more"):
         open_bundle(demo_bundle)
 
 
 def test_an_input_that_no_graph_takes_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    smooth = GRAPHS[contract.SMOOTH]
-    shrunk = replace(smooth, inputs=smooth.inputs[:-1])
-    monkeypatch.setattr(contract, "GRAPHS", {**GRAPHS, contract.SMOOTH: shrunk})
-    manifest = manifest_of(MODEL, 8)
+    smooth = GRAPHS[SMOOTH]
+    monkeypatch.setitem(GRAPHS, SMOOTH, replace(smooth, inputs=smooth.inputs[:-1]))
+    manifest = manifest_of(NAME, MODEL)
     with pytest.raises(RunError, match="graph smooth: the loop feeds temperature, which it does not take"):
-        make_plan(manifest, 1, manifest.sampling)
+        make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length)
 
 
 def test_rows_are_well_formed() -> None:
@@ -139,8 +153,7 @@ def test_rows_are_well_formed() -> None:
         for row in graph.inputs:
             free = {n for n in row.shape if isinstance(n, str)} & {*FREE, "past + length", "next_side**2"}
             assert free <= set(FREE), row  # what an example can be made of
-        assert graph.form_of is None or graph.form_of in GRAPHS
-    specs = contract.specs_of(MODEL, 8, True, "int8")
+    specs = specs_of(GRAPHS, replace(MODEL, modulated=True), "int8")
     assert all(
         isinstance(n, int) or n in (*FREE, "past + length", "next_side**2")
         for g in specs.values()
@@ -175,5 +188,5 @@ def test_names_of_graphs_are_told_once() -> None:
         ]
         if count := sum(text in GRAPHS for text in strings):
             found[module.removeprefix(f"{PACKAGE}.")] = count
-    assert found.pop("runtime.contract") == len(GRAPHS)
+    assert found.pop("runtime.families.names") == len(GRAPHS)
     assert {module: count for module, count in found.items() if count > ELSEWHERE.get(module, 0)} == {}

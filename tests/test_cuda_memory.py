@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from hart_runtime import Pipeline
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
+from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.onnx_backend import on_the_cpu, run_bound
-from hart_runtime.runtime.planned import Binding
 from hart_runtime.runtime.sessions import open_sessions
 
 PROMPTS = ["a red circle on a white background", "a small blue star on a yellow background"]
@@ -97,7 +97,7 @@ class StandIn(CudaMemory):
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        self._graphs = bundle.manifest.planned_graphs
+        self._graphs = bundle.manifest.graphs
         self._sessions = open_sessions(bundle, self._graphs, "cpu", None)
 
     def execute(
@@ -109,7 +109,7 @@ class StandIn(CudaMemory):
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset({"top_k"}) if graph == "sample" else frozenset()
 
-    def forget(self) -> None:
+    def forget(self, calls: range) -> None:
         pass
 
 

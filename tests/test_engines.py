@@ -25,7 +25,6 @@ from hart_runtime.export.cli import main as export_main
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.registry import open_backend
-from hart_runtime.runtime.shapes import scale_dims
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import BuildOptions, build_engine
 from hart_runtime.runtime.tensorrt.cli import main as build_main
@@ -41,7 +40,6 @@ from hart_runtime.runtime.tensorrt.engines import (
 )
 from hart_runtime.runtime.tensorrt.folder import build_engines, parse_batches
 from hart_runtime.runtime.tensorrt.package import Package, available_packages, import_package
-from hart_runtime.runtime.tensorrt.profiles import names_in
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal
 
@@ -102,11 +100,11 @@ def build(*arguments: object) -> Result:
 
 def test_static_engines_cover_every_scale(built: Path) -> None:
     manifest, bundle = read_engine_manifest(engines_of(built)), open_bundle(built)
-    scales = scale_dims(bundle.manifest.model)
-    assert set(manifest.engines) == set(bundle.manifest.planned_graphs)
+    scales = bundle.manifest.scale_dims(1)
+    assert set(manifest.engines) == set(bundle.manifest.graphs)
     for name, engine in manifest.engines.items():
-        graph = GraphSpec("", 0, engine.inputs, engine.outputs)
-        names = names_in(graph)
+        free = {n for tensor in engine.inputs for n in tensor.shape if isinstance(n, str)}
+        names = {n.removeprefix("2*") for n in free}
         expected = [{}] if names <= {"batch"} else [d for d in scales if names <= set(d)]
         assert len(engine.profiles) == len(expected), name
         for profile in engine.profiles:
@@ -148,7 +146,7 @@ def test_only_what_changed_is_built_again(built: Path, rtx: Package, tmp_path: P
     target, manifest, again = build_engines(bundle, rtx, options)
     assert sorted(again) == ["latent", "smooth"]
     assert mismatches(manifest, bundle, rtx, "8.9") == []
-    assert sha256_of(target / engine_file("smooth")) == manifest.engines["smooth"].file.sha256
+    assert sha256_of(target / engine_file("smooth")) == manifest.engines["smooth"].file.identity
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
@@ -296,7 +294,7 @@ def test_a_dropped_input_is_an_error(rtx: Package, tmp_path: Path, demo_bundle: 
     specs = [TensorSpec(n, "float16", ("batch", 4, 8, 16)) for n in "qkv"]
     spec = GraphSpec(path.name, 24, (*specs, TensorSpec("lengths", "int64", ("batch",))), ())
     with pytest.raises(RunError, match="ignores the inputs lengths"):
-        build_engine(rtx, path, spec, open_bundle(demo_bundle).manifest.model, [], BuildOptions())
+        build_engine(rtx, path, spec, {}, [], BuildOptions())
 
 
 def test_what_a_user_may_mistype(built: Path) -> None:
@@ -323,6 +321,6 @@ def test_an_export_ends_in_engines(rtx: Package, tmp_path: Path) -> None:
     arguments = [str(checkpoint), "--output", str(output), "--backend", "tensorrt-rtx"]
     done = CliRunner().invoke(export_main, arguments)
     assert done.exit_code == 0, done.output
-    assert "12 graphs" in done.stdout
+    assert "10 graphs" in done.stdout
     assert "10 engines built" in done.stdout, "no text encoder in this checkpoint"
     assert len(read_engine_manifest(engines_of(output)).engines) == 10

@@ -147,7 +147,7 @@ def test_force_makes_it_anew(bundle: Path) -> None:
     assert again(bundle).exit_code == 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("exporting ")]
     assert len(lines) > 10  # a line a graph where there is no terminal
-    assert lines[0].endswith("(1 of 13)")
+    assert lines[0].endswith("(1 of 12)")
 
 
 def test_a_missing_text_encoder_is_told_before_the_work(checkpoint: Path, tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import read_shape, write_random_checkpoint
 from hart_runtime.runtime.bundle import manifest_of
 from hart_runtime.runtime.cli import main as run
+from hart_runtime.runtime.families.hart import NAME, describe_model
 from hart_runtime.runtime.names import DEVICES
 from hart_runtime.runtime.png import Origin, read_origin, save_png
 from hart_runtime.runtime.registry import BACKENDS
-from hart_runtime.runtime.spec import describe_model
 from hart_runtime.runtime.tensorrt.cli import choose_package, parse_capabilities
 from hart_runtime.runtime.tensorrt.cli import main as build
 from hart_runtime.runtime.tensorrt.package import import_package
@@ -117,7 +117,7 @@ def test_precisions_dtypes_shapes_and_references(tmp_path: Path, demo_bundle: Pa
         (lambda: measure(Plan(demo_bundle, against=("torch",)), lambda _: None), "`against='torch'`"),
         (lambda: import_package("trt"), "`backend='trt'`: expected tensorrt or tensorrt-rtx"),
         (lambda: choose_package("onnx"), "`backend='onnx'`: expected tensorrt or tensorrt-rtx"),
-        (lambda: manifest_of(model, 8, "bf16"), "`precision='bf16'`: expected one of fp32"),
+        (lambda: manifest_of(NAME, model, "bf16"), "`precision='bf16'`: expected one of fp32"),
         (lambda: parse_capabilities("8.6,sm89"), "`compute_capabilities`: expected numbers such as 8.6,8.9"),
     ]
     for call, words in calls:

@@ -19,7 +19,7 @@ from hart_runtime.common.install import install
 from hart_runtime.hart.demo.checker import look
 from hart_runtime.runtime.backend import Backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.contract import GRAPHS
+from hart_runtime.runtime.families.hart import GRAPHS
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.onnx_backend import CpuExecutor, on_the_cpu
 from hart_runtime.runtime.pipeline import MOST_ENCODED

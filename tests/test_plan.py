@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.bundle import Manifest, open_bundle
-from hart_runtime.runtime.contract import NEW, TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.contract import NEW
+from hart_runtime.runtime.families.names import TRANSFORMER, UNCONDITIONAL
 from hart_runtime.runtime.plan import ALIGNMENT, Plan, make_plan
-from hart_runtime.runtime.shapes import cache_length, evaluate, scale_dims, shape_of, solve
+from hart_runtime.runtime.program import cache_of
+from hart_runtime.runtime.shapes import evaluate, shape_of, solve
 from hart_runtime.runtime.tensorrt.profiles import choose, make_profiles
 from tests.model_specs import manifest_of, manifests
 
@@ -28,7 +30,11 @@ BATCHES = st.integers(1, 4)
 
 def test_made_up_manifests_look_like_real_ones(demo_bundle: Path) -> None:
     real = open_bundle(demo_bundle).manifest
-    assert manifest_of(real.model, diff_width=256, precision="fp16").graphs == real.graphs
+    assert manifest_of("hart", real.model, precision="fp16").graphs == real.graphs
+
+
+def plan_of(manifest: Manifest, batch: int, sampling: SamplingSettings) -> Plan:
+    return make_plan(manifest.program(sampling, batch), manifest.cache_length)
 
 
 @settings(max_examples=25, deadline=None)
@@ -36,13 +42,15 @@ def test_made_up_manifests_look_like_real_ones(demo_bundle: Path) -> None:
 def test_tensors_that_live_together_do_not_overlap(
     manifest: Manifest, batch: int, sampling: SamplingSettings
 ) -> None:
-    plan = make_plan(manifest, batch, sampling)
+    plan = plan_of(manifest, batch, sampling)
     for slot in plan.slots:
         assert slot.offset % ALIGNMENT == 0
         assert slot.offset >= 0
-        assert slot.offset + slot.nbytes <= plan.nbytes
+        assert slot.offset + slot.nbytes <= (plan.constant_nbytes if slot.constant else plan.nbytes)
     for a, b in itertools.combinations(plan.slots, 2):
-        together = a.born <= b.dies and b.born <= a.dies
+        if a.constant != b.constant:
+            continue
+        together = a.constant or (a.born <= b.dies and b.born <= a.dies)  # constants stay for good
         apart = a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
         assert apart or not together or not a.nbytes or not b.nbytes, (a, b)
 
@@ -52,10 +60,10 @@ def test_tensors_that_live_together_do_not_overlap(
 def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
     manifest: Manifest, batch: int, sampling: SamplingSettings
 ) -> None:
-    plan = make_plan(manifest, batch, sampling)
-    scales = iter(scale_dims(manifest.model))
+    plan = plan_of(manifest, batch, sampling)
+    scales = iter(manifest.scale_dims(1))
     for number, call in enumerate(plan.calls):
-        spec = manifest.planned_graphs[call.graph]
+        spec = manifest.graphs[call.graph]
         bound = {name: view for name, view in (call.inputs | call.outputs).items() if view is not None}
         for view in bound.values():
             assert view.start >= 0
@@ -76,20 +84,24 @@ def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
 @settings(max_examples=15, deadline=None)
 @given(manifests(), BATCHES)
 def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) -> None:
-    plan = make_plan(manifest, batch, SamplingSettings())
-    text, *steps = [call for call in plan.calls if call.graph in {TRANSFORMER, UNCONDITIONAL}]
-    for name in [n for n in steps[0].outputs if n.startswith(NEW)]:
-        end = 0
+    plan = plan_of(manifest, batch, SamplingSettings())
+    text, both, *steps = [call for call in plan.calls if call.graph in {TRANSFORMER, UNCONDITIONAL}]
+    for name in [n for n in text.outputs if n.startswith(NEW)]:
+        cache = cache_of(name)
+        assert cache is not None
+        first = both.outputs[cache]
+        assert first.start == 0
+        end = first.nbytes
         for call in steps[:-1]:
             new = call.outputs[name]
-            assert new.slot is steps[0].outputs[name].slot
+            assert new.slot is first.slot
             assert new.start == end
             end += new.nbytes
-        assert end == new.slot.nbytes
-        assert new.slot.shape[0] == cache_length(manifest.model)
-        assert text.outputs[name].slot.dies == plan.calls.index(steps[0]), "the text's own half is copied"
+        assert end == first.slot.nbytes
+        assert first.slot.shape[0] == manifest.cache_length
+        assert text.outputs[name].slot.dies == plan.calls.index(both), "the text's own half is copied"
         assert steps[-1].outputs[name].slot.label == "unread"
-        assert name.removeprefix(NEW) not in steps[-1].results
+        assert {name, cache}.isdisjoint(steps[-1].results)
 
 
 @settings(max_examples=25, deadline=None)
@@ -99,11 +111,11 @@ def test_memory_is_given_back_only_for_good(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hart_runtime.runtime.plan.LARGE", large)
-        plan = make_plan(manifest, batch, sampling)
+        plan = plan_of(manifest, batch, sampling)
     assert plan.idle or large > 1
     for number, parts in plan.idle.items():
         for offset, nbytes in parts:
-            for slot in plan.slots:
+            for slot in (slot for slot in plan.slots if not slot.constant):
                 apart = slot.offset + slot.nbytes <= offset or offset + nbytes <= slot.offset
                 assert apart or slot.dies < number
 
@@ -114,9 +126,10 @@ def test_nothing_is_read_before_it_is_written(
     manifest: Manifest, batch: int, sampling: SamplingSettings
 ) -> None:
     written: set[int] = set()
-    for call in make_plan(manifest, batch, sampling).calls:
+    for call in plan_of(manifest, batch, sampling).calls:
         for name, view in call.inputs.items():
-            assert view is None or name in call.uploads or not view.nbytes or id(view.slot) in written
+            supplied = name in (*call.uploads, *call.constants)
+            assert view is None or supplied or not view.nbytes or id(view.slot) in written
         written |= {id(v.slot) for v in call.outputs.values()}
 
 
@@ -125,12 +138,9 @@ def test_nothing_is_read_before_it_is_written(
 def test_profiles_cover_every_call(
     manifest: Manifest, batch: int, sampling: SamplingSettings, per_scale: bool
 ) -> None:
-    profiles = {
-        name: make_profiles(manifest, graph, (1, batch), per_scale)
-        for name, graph in manifest.planned_graphs.items()
-    }
+    profiles = {name: make_profiles(manifest, name, (1, batch), per_scale) for name in manifest.graphs}
     scale = -1
-    for call in make_plan(manifest, batch, sampling).calls:
+    for call in plan_of(manifest, batch, sampling).calls:
         scale += call.graph == TRANSFORMER
         shapes = {name: view.shape for name, view in call.inputs.items() if view is not None}
         chosen = profiles[call.graph][choose(profiles[call.graph], shapes)]
@@ -143,23 +153,23 @@ def test_profiles_cover_every_call(
 @settings(max_examples=20, deadline=None)
 @given(manifests(), BATCHES)
 def test_a_batch_out_of_range_is_told_apart(manifest: Manifest, batch: int) -> None:
-    graph = manifest.planned_graphs["decoder"]
+    graph = manifest.graphs["decoder"]
     shapes = {"f_hat": shape_of(graph.inputs[0], {"batch": batch + 1})}
     with pytest.raises(ValueError, match="f_hat"):
-        choose(make_profiles(manifest, graph, (1, batch), True), shapes)
+        choose(make_profiles(manifest, "decoder", (1, batch), True), shapes)
 
 
 def test_what_runs_in_smaller_batches_is_covered(demo_bundle: Path) -> None:
     """Engines for four pictures at once encode one prompt and decode one picture."""
     manifest = open_bundle(demo_bundle).manifest
     for name, low in (("text_encoder", 1), ("decoder", 1), ("next_scale", 4)):
-        graph = manifest.planned_graphs[name]
-        for profile in make_profiles(manifest, graph, (4, 4), True):
+        graph = manifest.graphs[name]
+        for profile in make_profiles(manifest, name, (4, 4), True):
             assert profile.shapes[graph.inputs[0].name].min[0] == low
 
 
 def test_a_picture_needs_less_memory_than_its_tensors(demo_bundle: Path) -> None:
-    plan: Plan = make_plan(open_bundle(demo_bundle).manifest, 2, SamplingSettings())
+    plan: Plan = plan_of(open_bundle(demo_bundle).manifest, 2, SamplingSettings())
     assert plan.nbytes < 0.9 * sum(slot.nbytes for slot in plan.slots)
 
 

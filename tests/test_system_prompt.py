@@ -33,7 +33,10 @@ from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.contract import TEXT_ENCODER, specs_of
+from hart_runtime.runtime.contract import specs_of
+from hart_runtime.runtime.families.hart import GRAPHS
+from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import ModelSpec
 from tests.golden_runs import HERE
 from tests.qwen2 import PROMPTS, TEXT, TOKENS, Array, published_context, write_qwen2
@@ -44,14 +47,15 @@ transformers = pytest.importorskip("transformers", reason="part of the dev extra
 def graph_for(encoder: TextEncoder) -> Graph:
     """The text encoder's graph for prompts of TOKENS, of a model that is nothing else."""
     size = encoder.config.hidden_size
-    model = ModelSpec((1, 2), 1, 4, 1, 9, 1, 2, context_token=TOKENS, context_dim=size)
-    return graph_of(specs_of(model, 1, False, "fp32")[TEXT_ENCODER], TextEncoderGraph(encoder))
+    model = ModelSpec((1, 2), 1, 4, 1, 9, 1, 2, TOKENS, size, diff_width=1)
+    spec = specs_of(GRAPHS, model, "fp32")[TEXT_ENCODER]
+    return graph_of(TEXT_ENCODER, spec, TextEncoderGraph(encoder), {})
 
 
 def run_exported(encoder: TextEncoder, folder: Path, ids: Array, mask: Array) -> Array:
     """Features from the exported graph alone, on ONNX Runtime."""
     with WeightFile(folder) as weights:
-        write_graph(graph_for(encoder), folder, weights, "fp32")
+        write_graph(graph_for(encoder), folder, weights, ())
     session = onnxruntime.InferenceSession(folder / "text_encoder.onnx")
     (features,) = session.run(None, {"input_ids": ids, "mask": mask})
     return features
@@ -132,7 +136,7 @@ def test_from_the_command_to_the_context(tmp_path: Path) -> None:
     features = pipeline.backend.to_host(features)
     assert np.abs(features - expected["features"]).max() < 1e-4
     assert np.array_equal(mask, expected["mask"])
-    context = pipeline.backend.run("context", {"features": features, "mask": mask})
+    context = pipeline.backend.run(Run("context", ""), {"features": features, "mask": mask})
     angles = pipeline.backend.to_host(context["angles"])  # the first channel turns by one a position
     assert np.array_equal(angles[: len(PROMPTS), :, 0], expected["positions"])
 

@@ -13,6 +13,7 @@ from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.config import TokenizerConfig, TransformerConfig
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.compare.recorded import recording
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import load_hart, save_model
@@ -20,7 +21,7 @@ from hart_runtime.hart.generate import generate
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
 from hart_runtime.runtime.bundle import open_bundle
-from hart_runtime.runtime.loop import draw
+from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.onnx_backend import on_the_cpu
 
 COMMON = {
@@ -135,17 +136,9 @@ def test_graphs_follow_the_reference(
         settings,
         record=lambda name, value: expected.__setitem__(name, value.numpy().copy()),
     )
-    backend = on_the_cpu(bundle)
-    found: dict[str, np.ndarray] = {}
-    drawing = draw(
-        backend,
-        bundle.manifest,
-        features.numpy(),
-        mask.numpy(),
-        SeededNoise([1, 2]),
-        settings,
-        record=lambda name, value: found.__setitem__(name, backend.to_host(value).copy()),
-    )
+    recorder, found = recording(on_the_cpu(bundle), bundle.manifest)
+    given = {"features": features.numpy(), "mask": mask.numpy()}
+    drawing = drawn(draw(recorder, bundle.manifest.program(settings, 2), given, SeededNoise([1, 2])))
     for k in range(len(config.patch_nums)):
         name = f"scale{k}.idx"
         assert np.array_equal(found[name].reshape(expected[name].shape), expected[name]), name

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.contract import deciding_inputs
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.spec import GraphSpec, ModelSpec
+from hart_runtime.runtime.spec import GraphSpec
 from hart_runtime.runtime.tensorrt.package import Package
-from hart_runtime.runtime.tensorrt.profiles import Profile, top_k_range
+from hart_runtime.runtime.tensorrt.profiles import Profile, Range
 
 Step = Callable[[str, int, int], None]
 """Told of a phase of the builder, how far it is and how far it goes."""
@@ -40,7 +39,7 @@ def build_engine(
     package: Package,
     path: Path,
     graph: GraphSpec,
-    model: ModelSpec,
+    decided: Mapping[str, Range],
     profiles: list[Profile],
     options: BuildOptions,
     step: Step = lambda *_: None,
@@ -49,6 +48,7 @@ def build_engine(
     """Parse a graph and build its engine.
 
     Args:
+        decided: values of the inputs that shapes depend on.
         stopped: what :func:`signals_wait` yields; the build ends at its next step once it holds something.
 
     Returns:
@@ -73,9 +73,9 @@ def build_engine(
         target = builder.create_optimization_profile()
         for tensor in inputs:
             if tensor.is_shape_tensor:
-                if tensor.name not in deciding_inputs(graph.name):
+                if tensor.name not in decided:
                     raise RunError(f"{path}: {package.name} wants the value of {tensor.name} on the host")
-                values = top_k_range(model)
+                values = decided[tensor.name]
                 target.set_shape_input(tensor.name, values.min, values.opt, values.max)
             elif -1 in tuple(tensor.shape):
                 shape = profile.shapes[tensor.name]

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.errors import InputError, parameter
-from hart_runtime.common.files import sha256_of
-from hart_runtime.runtime.bundle import Bundle, FileSpec, Manifest
+from hart_runtime.common.files import sha256_of_pieces
+from hart_runtime.runtime.bundle import Bundle, FileSpec, Manifest, file_spec
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile, Range
 
-ENGINE_SCHEMA = 1
+ENGINE_SCHEMA = 2
 ENGINE_MANIFEST = "engines.json"
 
 
@@ -72,7 +72,7 @@ def folder_name(
 
 def sources(manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
     """What an engine depends on, by hash."""
-    return {name: manifest.files[name].sha256 for name in (graph.file, WEIGHTS)}
+    return {name: manifest.files[name].identity for name in (graph.file, WEIGHTS)}
 
 
 def write_engine_manifest(manifest: EngineManifest, folder: Path) -> None:
@@ -84,15 +84,16 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     """Read ``engines.json``.
 
     Raises:
-        InputError: it is missing, damaged or of a newer schema.
+        InputError: it is missing, damaged or of another schema.
     """
     file = folder / ENGINE_MANIFEST
     try:
         values = json.loads(file.read_bytes())
-        if values["schema"] > ENGINE_SCHEMA:
+        if (found := values["schema"]) != ENGINE_SCHEMA:
+            age, upgrade = ("newer", "upgrade hart-runtime or ") if found > ENGINE_SCHEMA else ("older", "")
             raise InputError(
-                f"{file}: schema {values['schema']} is newer than the {ENGINE_SCHEMA} this version reads; "
-                f"upgrade hart-runtime or build the engines again"
+                f"{file}: schema {found} is {age} than the {ENGINE_SCHEMA} this version reads; "
+                f"{upgrade}build the engines again"
             )
         return _parse(values)
     except OSError as error:
@@ -157,7 +158,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
         reasons.append(f"built for compute capability {built}, this GPU has {capability}")
     if manifest.system != operating_system():
         reasons.append(f"built on {manifest.system}, this is {operating_system()}")
-    graphs = bundle.manifest.planned_graphs
+    graphs = bundle.manifest.graphs
     if missing := sorted(set(graphs) - set(manifest.engines)):
         reasons.append(f"{', '.join(missing)} not built")
     stale = [
@@ -171,17 +172,16 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
 
 
 def _verify_files(folder: Path, manifest: EngineManifest, bundle: Bundle) -> None:
-    for name in bundle.manifest.planned_graphs:
+    for name in bundle.manifest.graphs:
         engine = manifest.engines[name]
         path = folder / engine_file(name)
         if not path.is_file():
             mend = build_command(bundle.folder, manifest.package)
             raise InputError(f"{path}: missing; build it with: {mend}")
-        digest = sha256_of(path)
-        if digest != engine.file.sha256:
+        if sha256_of_pieces(path) != engine.file.sha256:
             mend = build_command(bundle.folder, manifest.package, force=True)
             raise InputError(
-                f"{path}: expected sha256 {engine.file.sha256[:12]}..., found {digest[:12]}...; the file "
+                f"{path}: expected sha256 {engine.file.identity[:12]}..., found another; the file "
                 f"was changed and is not loaded, build it again with: {mend}"
             )
 
@@ -198,7 +198,7 @@ def _parse(values: dict[str, Any]) -> EngineManifest:
 
     engines = {
         name: EngineSpec(
-            file=FileSpec(str(e["file"]["sha256"]), int(e["file"]["size"])),
+            file=file_spec(e["file"]),
             sources=dict(e["sources"]),
             profiles=tuple(profile(row) for row in e["profiles"]),
             inputs=tensors(e["inputs"]),

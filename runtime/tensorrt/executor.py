@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.cuda import CudaMemory, check
-from hart_runtime.runtime.planned import Binding
+from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.tensorrt.engines import EngineManifest, build_command, engine_file, find_engines
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import choose
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineExecutor(CudaMemory):
-    """An executor of planned calls (see :class:`hart_runtime.runtime.planned.Executor`) on the first GPU.
+    """An executor of planned calls (see :class:`hart_runtime.runtime.executor.Executor`) on the first GPU.
 
     Every planned call is run plainly twice, captured as a CUDA graph with the second run and
     replayed from then on. TensorRT-RTX captures on its own.
@@ -40,7 +40,7 @@ class EngineExecutor(CudaMemory):
         self._logger = package.api.Logger(package.api.Logger.ERROR)
         runtime = package.api.Runtime(self._logger)
         self._runtime = runtime
-        self._engines = {name: self._load(runtime, folder, name) for name in bundle.manifest.planned_graphs}
+        self._engines = {name: self._load(runtime, folder, name) for name in bundle.manifest.graphs}
         self._scratch_size = max(
             engine.get_device_memory_size_for_profile_v2(i)
             for engine in self._engines.values()
@@ -72,12 +72,12 @@ class EngineExecutor(CudaMemory):
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset(self.manifest.engines[graph].on_host)
 
-    def forget(self) -> None:
+    def forget(self, calls: range) -> None:
         self._wait()
-        for captured in self._captured.values():
-            check(self._cuda.cudaGraphExecDestroy(captured))
-        self._captured.clear()
-        self._runs.clear()
+        for call in calls:
+            self._runs.pop(call, None)
+            if captured := self._captured.pop(call, None):
+                check(self._cuda.cudaGraphExecDestroy(captured))
 
     def _load(self, runtime: Any, folder: Path, name: str) -> Any:
         path = folder / engine_file(name)
@@ -158,7 +158,7 @@ class _RuntimeCache:
 
     def __init__(self, package: Package, manifest: EngineManifest, engines: Iterable[str]) -> None:
         self._trt = package.api
-        hashes = "".join(manifest.engines[name].file.sha256 for name in engines)
+        hashes = "".join(manifest.engines[name].file.identity for name in engines)
         identity = hashlib.sha256(hashes.encode()).hexdigest()[:16]
         self._file = user_cache_path("hart-runtime") / f"{package.name}-{package.version}-{identity}.cache"
         self._cache: Any = None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.files import sha256_of, whole_folder
+from hart_runtime.common.files import sha256_of_pieces, whole_folder
 from hart_runtime.runtime.bundle import Bundle, FileSpec, describe_files
 from hart_runtime.runtime.tensorrt.build import BuildOptions, Step, build_engine, signals_wait
 from hart_runtime.runtime.tensorrt.engines import (
@@ -23,7 +23,7 @@ from hart_runtime.runtime.tensorrt.engines import (
     write_engine_manifest,
 )
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
-from hart_runtime.runtime.tensorrt.profiles import make_profiles
+from hart_runtime.runtime.tensorrt.profiles import decided_ranges, make_profiles
 
 Watch = Callable[[str, int, int], Step]
 """Called with an engine's name, its number and how many there are; returns who follows its build."""
@@ -57,10 +57,9 @@ def build_engines(
     capabilities = options.compute_capabilities or ((capability,) if capability else ())
     manifest = bundle.manifest
     target = bundle.folder / folder_name(package, capabilities, manifest.precision)
-    graphs = manifest.planned_graphs
+    graphs = manifest.graphs
     wanted = {
-        name: tuple(make_profiles(manifest, graph, options.batches, options.per_scale))
-        for name, graph in graphs.items()
+        name: tuple(make_profiles(manifest, name, options.batches, options.per_scale)) for name in graphs
     }
     existing = _existing(target)
     kept = {
@@ -87,7 +86,7 @@ def build_engines(
                     package,
                     bundle.path(graph.file),
                     graph,
-                    manifest.model,
+                    decided_ranges(manifest, name),
                     list(wanted[name]),
                     options,
                     watch(name, number, len(missing)),
@@ -135,7 +134,7 @@ def _existing(target: Path) -> EngineManifest | None:
 
 
 def _unchanged(path: Path, file: FileSpec) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256
+    return path.is_file() and path.stat().st_size == file.size and sha256_of_pieces(path) == file.sha256
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.contract import contract_of
-from hart_runtime.runtime.shapes import Dims, Shape, scale_dims, shape_of
-from hart_runtime.runtime.spec import GraphSpec, ModelSpec
+from hart_runtime.runtime.contract import Scales
+from hart_runtime.runtime.shapes import Dims, Shape, shape_of
+from hart_runtime.runtime.spec import GraphSpec
 
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
@@ -39,34 +39,27 @@ class Profile:
     """By input; every input has one."""
 
 
-def names_in(graph: GraphSpec) -> set[str]:
-    """Named dimensions of a graph's inputs."""
-    shapes = [spec.shape for spec in graph.inputs]
-    return {n.removeprefix("2*") for shape in shapes for n in shape if isinstance(n, str)}
-
-
-def scale_rows(model: ModelSpec, graph: GraphSpec, batch: int) -> list[tuple[str, Dims]]:
-    """The scales a graph runs at, with the dimensions it needs; one nameless row if all are alike."""
-    names = names_in(graph)
-    if names <= {"batch"}:
+def scale_rows(manifest: Manifest, name: str, batch: int) -> list[tuple[str, Dims]]:
+    """When a graph runs, with the dimensions it has then; one nameless row if it is always alike."""
+    when = manifest.contract(name).scales
+    if when is Scales.ONCE:
         return [("any", {"batch": batch})]
-    rows = [(f"scale{k}", dims) for k, dims in enumerate(scale_dims(model, batch))]
-    return [(label, dims) for label, dims in rows if names <= set(dims)]
+    rows = [(f"scale{k}", dims) for k, dims in enumerate(manifest.scale_dims(batch))]
+    return rows if when is Scales.ALL else rows[:-1]
 
 
-def make_profiles(
-    manifest: Manifest, graph: GraphSpec, batches: tuple[int, int], per_scale: bool
-) -> list[Profile]:
-    """Profiles that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
+def make_profiles(manifest: Manifest, name: str, batches: tuple[int, int], per_scale: bool) -> list[Profile]:
+    """Profiles of a graph that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
 
     Args:
         batches: smallest and largest; from 1 on for graphs that run one by one.
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
     """
-    if contract_of(graph.name).one_by_one:
+    graph = manifest.graphs[name]
+    if manifest.contract(name).one_by_one:
         batches = (1, batches[1])
-    smallest, largest = (scale_rows(manifest.model, graph, batch) for batch in batches)
+    smallest, largest = (scale_rows(manifest, name, batch) for batch in batches)
     rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
     if not per_scale:
         return [_profile("all", graph, [dims for _, pair in rows for dims in pair], smallest[-1][1])]
@@ -90,10 +83,11 @@ def choose(profiles: Iterable[Profile], shapes: dict[str, Shape]) -> int:
     raise ValueError("; ".join(reasons) or "the engine has no profile")
 
 
-def top_k_range(model: ModelSpec) -> Range:
-    """Values of the one input that shapes depend on."""
-    largest = min(model.vocab_size, LARGEST_TOP_K)
-    return Range((1,), (min(PUBLISHED_TOP_K, largest),), (largest,))
+def decided_ranges(manifest: Manifest, name: str) -> dict[str, Range]:
+    """Values of the inputs of a graph that shapes depend on: numbers of codes that are kept."""
+    largest = min(manifest.model.vocab_size, LARGEST_TOP_K)
+    values = Range((1,), (min(PUBLISHED_TOP_K, largest),), (largest,))
+    return dict.fromkeys(manifest.contract(name).deciding(), values)
 
 
 def _profile(label: str, graph: GraphSpec, rows: list[Dims], best: Dims) -> Profile:

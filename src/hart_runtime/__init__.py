@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from hart_runtime.common.errors import InputError, RunError
     from hart_runtime.common.settings import SamplingSettings
     from hart_runtime.runtime.call import Scale
-    from hart_runtime.runtime.loop import Advance
+    from hart_runtime.runtime.loop import Snapshot
     from hart_runtime.runtime.pipeline import Pipeline, Result
 
 __all__ = [
-    "Advance",
     "InputError",
     "Pipeline",
     "Result",
     "RunError",
     "SamplingSettings",
     "Scale",
+    "Snapshot",
     "__version__",
 ]
 
 _PLACES = {
-    "Advance": "runtime.loop",
     "InputError": "common.errors",
     "Pipeline": "runtime.pipeline",
     "Result": "runtime.pipeline",
     "RunError": "common.errors",
     "SamplingSettings": "common.settings",
     "Scale": "runtime.call",
+    "Snapshot": "runtime.loop",
 }
 
 

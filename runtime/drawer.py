@@ -1,0 +1,55 @@
+"""Text features to pixels: the second half of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime.backend import Backend, Values
+from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.loop import Drawing, Snapshot, draw, drawn
+from hart_runtime.runtime.program import Program
+
+MOST_PROGRAMS = 8
+"""Programs that are kept, one for each batch size and choice of settings."""
+
+
+class Drawer:
+    """Draws with a bundle on a backend; from several threads one drawing after another."""
+
+    def __init__(self, manifest: Manifest, backend: Backend, threads: int | None = None) -> None:
+        """``threads``: that the host draws random numbers with; None for all cores."""
+        self.manifest, self.backend, self.threads = manifest, backend, threads
+        self._programs: dict[tuple[SamplingSettings, int], Program] = {}
+
+    def __call__(
+        self,
+        given: Values,
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+        watch: Callable[[Snapshot], None] | None = None,
+    ) -> Drawing:
+        """A picture per seed; ``watch`` is told of every step. See :func:`hart_runtime.runtime.loop.draw`."""
+        snapshots = self.steps(given, seeds, settings, paced=watch is not None)
+        return drawn(snapshots, watch or (lambda _: None))
+
+    def steps(
+        self, given: Values, seeds: Sequence[int], settings: SamplingSettings, paced: bool = True
+    ) -> Iterator[Snapshot]:
+        """The same, step by step."""
+        noise = SeededNoise(seeds, self.threads)
+        return draw(self.backend, self._program(settings, len(seeds)), given, noise, paced)
+
+    def reserve(self, batch: int) -> None:
+        """Take the memory for the largest batch there will be, so that it need not grow and move later."""
+        with self.backend.begin(self._program(self.manifest.sampling, batch)):
+            pass
+
+    def _program(self, settings: SamplingSettings, batch: int) -> Program:
+        """Kept, so that its constants are seen to be the same."""
+        program = self._programs.pop((settings, batch), None) or self.manifest.program(settings, batch)
+        while len(self._programs) >= MOST_PROGRAMS:
+            self._programs.pop(next(iter(self._programs)), None)
+        self._programs[settings, batch] = program
+        return program

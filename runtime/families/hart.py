@@ -1,0 +1,370 @@
+"""HART: text, a transformer over scales, and a residual diffusion (arXiv 2410.10812, section 3).
+
+What the graphs are, which of them a picture needs in which order, and what the host feeds them: the
+loop of :mod:`hart_runtime.hart.generate`, cut where the host has a decision to make.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.noise import Array, Noise
+from hart_runtime.common.schedule import (
+    ScaleStep,
+    downsample_matrix,
+    residual_guidance,
+    scale_steps,
+    upsample_matrix,
+)
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime import stages
+from hart_runtime.runtime.contract import (
+    BOOL,
+    CACHE,
+    INT,
+    NEW,
+    OUT,
+    PAST,
+    Contract,
+    Dimension,
+    Row,
+    Scales,
+    cache_names,
+)
+from hart_runtime.runtime.families.family import Family
+from hart_runtime.runtime.families.names import (
+    CONTEXT,
+    DECODER,
+    LATENT,
+    NEXT_SCALE,
+    RESIDUAL_CONDITION,
+    RESIDUAL_STEP,
+    SAMPLE,
+    SMOOTH,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    UNCONDITIONAL,
+)
+from hart_runtime.runtime.program import Arrays, Run, Step, none
+from hart_runtime.runtime.shapes import Dims
+from hart_runtime.runtime.spec import ModelSpec
+
+NAME = "hart"
+
+_TEXT, _BOTH, _MAP = ("batch", "tokens"), "2*batch", ("batch", "side", "side")
+_LATENTS, _REST = ("batch", "channels", "last", "last"), ("batch", "cells", "channels")
+_CODES = ("batch", "last", "last", "channels")
+
+
+def _cache(prefix: str, *shape: Dimension) -> Row:
+    return Row(prefix, shape, CACHE, "kv.block{block}.{part}", blocks=True)
+
+
+_GRAPHS = (
+    Contract(
+        TEXT_ENCODER,
+        stages.TEXT_ENCODER,
+        (Row("input_ids", _TEXT, INT, "input_ids"), Row("mask", _TEXT, BOOL, "ctx.mask")),
+        (Row("features", (*_TEXT, "context_dim"), recorded="ctx.features"),),
+        one_by_one=True,  # equal prompts are encoded once
+    ),
+    Contract(
+        CONTEXT,
+        stages.CONTEXT,
+        (
+            Row("features", (*_TEXT, "context_dim"), recorded="ctx.features"),
+            Row("mask", _TEXT, BOOL, "ctx.mask"),
+        ),
+        (
+            Row("x", (*_TEXT, "dim"), recorded="scale0.x_in"),
+            Row("angles", (*_TEXT, "head"), recorded="scale0.angles"),
+            Row("offset", (_BOTH, 1), recorded="offset"),
+            Row("head_condition", (_BOTH, "dim"), recorded="head_condition"),
+            Row("block_condition", ("batch", "dim"), recorded="block_condition", modulated=True),
+        ),
+    ),
+    # The text runs in the conditional half alone.
+    Contract(
+        TRANSFORMER,
+        stages.TRANSFORMER,
+        (
+            Row("x", ("rows", "length", "dim"), recorded="scale{index}.x_in"),
+            Row("angles", ("rows", "length", "head"), recorded="scale{index}.angles"),
+            Row("block_condition", ("rows", "dim"), recorded="block_condition", modulated=True),
+            _cache(PAST, "past", "rows", "dim"),
+        ),
+        (
+            Row("hidden", ("rows", "length", "dim"), recorded="scale{index}.hidden"),
+            _cache(NEW, "length", "rows", "dim"),
+        ),
+        Scales.ALL,
+        int8=True,
+        bfloat16=True,
+    ),
+    # Puts the constant unconditional half beside what the transformer made of the text.
+    Contract(
+        UNCONDITIONAL,
+        stages.TRANSFORMER,
+        (
+            Row("hidden", (*_TEXT, "dim"), recorded="scale{index}.hidden"),
+            Row("block_condition", ("batch", "dim"), recorded="block_condition", modulated=True),
+            _cache(NEW, "tokens", "batch", "dim"),
+        ),
+        (
+            Row(f"hidden{OUT}", (_BOTH, "tokens", "dim"), recorded="scale{index}.hidden"),
+            Row(f"block_condition{OUT}", (_BOTH, "dim"), recorded="block_condition", modulated=True),
+            _cache(PAST, "tokens", _BOTH, "dim"),
+        ),
+    ),
+    Contract(
+        SAMPLE,
+        stages.SAMPLING,
+        (
+            Row("hidden", (_BOTH, "length", "dim"), recorded="scale{index}.hidden"),
+            Row("head_condition", (_BOTH, "dim"), recorded="head_condition"),
+            Row("guidance", (), recorded="scale{index}.cfg_t"),
+            Row("top_k", (1,), INT, decides=True),
+            Row("top_p", ()),
+            Row("uniform", _MAP, recorded="scale{index}.u"),
+        ),
+        (
+            Row("index", _MAP, INT, "scale{index}.idx"),
+            Row("codes", (*_MAP, "channels"), recorded="scale{index}.codes"),
+            Row("logits", (*_MAP, "vocab"), recorded="scale{index}.logits_kept"),
+        ),
+        Scales.ALL,
+        int8=True,
+    ),
+    Contract(
+        SMOOTH,
+        stages.SAMPLING,
+        (
+            Row("logits", (*_MAP, "vocab"), recorded="scale{index}.logits_kept"),
+            Row("exponential", (*_MAP, "vocab"), recorded="scale{index}.gumbel_exp"),
+            Row("logit_gain", ()),
+            Row("temperature", ()),
+        ),
+        (Row("h", (*_MAP, "channels"), recorded="scale{index}.h_smooth"),),
+        Scales.ALL,
+    ),
+    Contract(
+        NEXT_SCALE,
+        stages.SAMPLING,
+        (
+            Row("h", (*_MAP, "channels")),
+            Row("f_hat", _LATENTS, recorded="scale{before}.f_hat"),
+            Row("scale", (1,), INT),
+            Row("up", ("last", "side")),
+            Row("down", ("next_side", "last")),
+            Row("offset", (_BOTH, 1), recorded="offset"),
+        ),
+        (
+            Row(f"f_hat{OUT}", _LATENTS, recorded="scale{index}.f_hat"),
+            Row("x", (_BOTH, "next_side**2", "dim"), recorded="scale{after}.x_in"),
+            Row("angles", (_BOTH, "next_side**2", "head"), recorded="scale{after}.angles"),
+        ),
+        Scales.BUT_LAST,
+    ),
+    Contract(
+        RESIDUAL_CONDITION,
+        stages.RESIDUAL_CONDITION,
+        (
+            Row("hidden", (_BOTH, "cells", "dim"), recorded="scale{before}.hidden"),
+            Row("codes", _CODES, recorded="scale{before}.codes"),
+        ),
+        (Row("embedded", (_BOTH, "cells", "width"), recorded="final.diff.embedded"),),
+        int8=True,
+    ),
+    Contract(
+        RESIDUAL_STEP,
+        stages.RESIDUAL_STEP,
+        (
+            Row("residual", _REST, recorded="final.diff.step{index}.x_t"),
+            Row("embedded", (_BOTH, "cells", "width"), recorded="final.diff.embedded"),
+            Row("timestep", (1,), INT, "final.diff.step{index}.t_net"),
+            Row("coefficients", (7,)),
+            Row("guidance", ()),
+            Row("noise", _REST, recorded="final.diff.step{index}.noise"),
+        ),
+        (Row(f"residual{OUT}", _REST, recorded="final.diff.step{index}.sample"),),
+        int8=True,
+        predicted="final.diff.step{index}.model_out",
+    ),
+    Contract(
+        LATENT,
+        stages.DECODER,
+        (
+            Row("f_hat", _LATENTS, recorded="scale{before}.f_hat"),
+            Row("h", _CODES),
+            Row("residual", _REST),
+        ),
+        (Row(f"f_hat{OUT}", _LATENTS, recorded="final.f_hat"),),
+    ),
+    Contract(
+        DECODER,
+        stages.DECODER,
+        (Row("f_hat", _LATENTS, recorded="final.f_hat"),),
+        (Row("image", ("batch", 3, "pixels", "pixels"), recorded="image"),),
+        opset=20,  # from 21 on GroupNorm is one operator, which ONNX Runtime makes larger pieces of
+        bfloat16=True,
+        one_by_one=True,  # its full-resolution activations are the largest of all
+    ),
+)
+GRAPHS = {graph.name: graph for graph in _GRAPHS}
+"""In the order in which a picture needs them."""
+
+
+def describe_model(
+    llm: TransformerConfig, tokenizer: TokenizerConfig, patch_nums: tuple[int, ...]
+) -> ModelSpec:
+    """Sizes of a model from its configurations."""
+    return ModelSpec(
+        patch_nums=patch_nums,
+        depth=llm.depth,
+        embed_dim=llm.embed_dim,
+        num_heads=llm.num_heads,
+        vocab_size=tokenizer.vocab_size,
+        latent_channels=tokenizer.z_channels,
+        image_size=patch_nums[-1] * tokenizer.downsample,
+        context_token=llm.context_token,
+        context_dim=llm.context_dim,
+        diff_width=llm.diff_width,
+        modulated=llm.modulated,
+    )
+
+
+def scale_dims(model: ModelSpec, batch: int) -> list[Dims]:
+    """Named dimensions at each scale.
+
+    Scale 0 runs the text through the transformer, so it has as many new tokens as the text, and
+    rows for the conditional half alone; the last scale has no ``next_side``.
+    """
+    rows: list[Dims] = []
+    past = 0
+    for k, side in enumerate(model.patch_nums):
+        length = model.context_token if k == 0 else side * side
+        halves = 1 if k == 0 else 2
+        dims = {"batch": batch, "rows": halves * batch, "past": past, "length": length, "side": side}
+        if k + 1 < len(model.patch_nums):
+            dims["next_side"] = model.patch_nums[k + 1]
+        rows.append(dims)
+        past += length
+    return rows
+
+
+def steps(model: ModelSpec, settings: SamplingSettings, batch: int) -> tuple[Step, ...]:
+    """Every scale, every denoising step of the residual, and the latent that is decoded last."""
+    scales = scale_steps(model.patch_nums, settings, model.vocab_size)
+    rest = (batch, model.patch_nums[-1] ** 2, model.latent_channels)
+    nothing = {"residual": np.zeros(rest, np.float32)}
+    without = _run(LATENT, len(scales), nothing)  # the picture before its residual is drawn
+    found = []
+    for now in scales:
+        following = scales[now.index + 1] if now is not scales[-1] else None
+        runs = (*_hidden(now, model, batch), *_codes(now, model, settings))
+        if following is not None:
+            runs = (*runs, _next_scale(now, following, model, batch))
+            found.append(Step(stages.SCALE, now.index, len(scales), runs, "f_hat", ()))
+        else:
+            found.append(Step(stages.SCALE, now.index, len(scales), runs, "h", (without,)))
+    if settings.residual:
+        found += _residual(scales, settings.steps, rest, without)
+    whole = _run(LATENT, len(scales)) if settings.residual else without
+    return (*found, Step(stages.DECODER, 0, 1, (whole,), None, ()))
+
+
+def _run(
+    graph: str, index: int, constants: Arrays | None = None, random: Callable[[Noise], Arrays] = none
+) -> Run:
+    return Run(graph, GRAPHS[graph].stage.format(index=index), index, constants or {}, random)
+
+
+def _hidden(now: ScaleStep, model: ModelSpec, batch: int) -> list[Run]:
+    """The transformer; before the first scale it is given the text."""
+    if now.index:
+        return [_run(TRANSFORMER, now.index)]
+    empty = np.zeros((0, batch, model.embed_dim), np.float32)
+    cache = {PAST + name: empty for name in cache_names(model.depth)}
+    return [_run(CONTEXT, 0), _run(TRANSFORMER, 0, cache), _run(UNCONDITIONAL, 0)]
+
+
+def _codes(now: ScaleStep, model: ModelSpec, settings: SamplingSettings) -> list[Run]:
+    """A code for each token, or in smooth mode a mixture of codes."""
+    constants: dict[str, NDArray[Any]] = {
+        "guidance": np.array(now.guidance, np.float32),
+        "top_k": np.array([now.top_k], np.int64),
+        "top_p": np.array(now.top_p or 1.0, np.float32),
+    }
+    sample = _run(
+        SAMPLE,
+        now.index,
+        constants,
+        lambda noise: {"uniform": _as_map(noise.uniform(now.index, now.num_tokens), now)},
+    )
+    if not settings.smooth:
+        return [replace(sample, also={"h": "codes"})]
+    temperatures = {
+        "logit_gain": np.array(now.logit_gain, np.float32),
+        "temperature": np.array(now.temperature, np.float32),
+    }
+    smooth = _run(
+        SMOOTH,
+        now.index,
+        temperatures,
+        lambda noise: {
+            "exponential": _as_map(noise.exponential(now.index, now.num_tokens, model.vocab_size), now)
+        },
+    )
+    return [sample, smooth]
+
+
+def _next_scale(now: ScaleStep, following: ScaleStep, model: ModelSpec, batch: int) -> Run:
+    size, channels = model.patch_nums[-1], model.latent_channels
+    constants: dict[str, NDArray[Any]] = {
+        "scale": np.array([now.index], np.int64),
+        "up": upsample_matrix(now.patch_num, size),
+        "down": downsample_matrix(size, following.patch_num),
+    }
+    if not now.index:
+        constants["f_hat"] = np.zeros((batch, channels, size, size), np.float32)
+    return _run(NEXT_SCALE, now.index, constants)
+
+
+def _residual(
+    scales: Sequence[ScaleStep], respacing: str, rest: tuple[int, int, int], without: Run
+) -> list[Step]:
+    """Denoising steps, from noise."""
+    schedule = diffusion_schedule(respacing)
+    guidance = np.array(residual_guidance(scales[-1]), np.float32)
+
+    def random(number: int, noise: Noise) -> Arrays:
+        start = {} if number else {"residual": noise.residual_start(*rest[1:])}
+        return {**start, "noise": noise.residual_step(number, *rest[1:])}
+
+    found = []
+    for number, index in enumerate(reversed(range(len(schedule)))):
+        constants: dict[str, NDArray[Any]] = {
+            "timestep": schedule.timesteps[index : index + 1],
+            "coefficients": schedule.coefficients(index),
+            "guidance": guidance,
+        }
+        run = _run(RESIDUAL_STEP, number, constants, functools.partial(random, number))
+        runs = (run,) if number else (_run(RESIDUAL_CONDITION, len(scales)), run)
+        found.append(Step(stages.RESIDUAL, number, len(schedule), runs, "residual", (without,)))
+    return found
+
+
+def _as_map(values: Array, now: ScaleStep) -> Array:
+    """(B, n * n, ...) -> (B, n, n, ...)"""
+    return values.reshape(len(values), now.patch_num, now.patch_num, *values.shape[2:])
+
+
+HART = Family(NAME, GRAPHS, scale_dims, steps, Run(DECODER, stages.DECODER))

@@ -1,0 +1,7 @@
+"""Names of graphs, the same in every family that has them."""
+
+TEXT_ENCODER = "text_encoder"
+CONTEXT, TRANSFORMER, UNCONDITIONAL = "context", "transformer", "unconditional"
+SAMPLE, SMOOTH, NEXT_SCALE = "sample", "smooth", "next_scale"
+RESIDUAL_CONDITION, RESIDUAL_STEP = "residual_condition", "residual_step"
+LATENT, DECODER = "latent", "decoder"
