@@ -17,7 +17,7 @@ from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, device_opt
 
 if TYPE_CHECKING:
     from hart_runtime.bench.compare import Change
-    from hart_runtime.bench.measure import Plan
+    from hart_runtime.bench.measure import Task
     from hart_runtime.bench.result import Result
 
 FILE_WIDTH = 120
@@ -66,7 +66,7 @@ def main(
     require("hart-bench", "bench", "psutil", "pynvml", "matplotlib", "onnx")
     from rich.console import Console
 
-    from hart_runtime.bench.measure import Plan
+    from hart_runtime.bench.measure import Task
     from hart_runtime.bench.plots import write_plots
     from hart_runtime.bench.report import print_report, write_markdown
     from hart_runtime.bench.result import write_result
@@ -74,7 +74,7 @@ def main(
     names = tuple(dict.fromkeys(name for name in against.split(",") if name))
     for name in names:
         one_of("against", name, REFERENCES)
-    plan = Plan(bundle, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
+    plan = Task(bundle, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
     result = _with_progress(plan)
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     target = output or RESULTS / f"{result.bundle['name']}-{result.device}-{stamp}"
@@ -133,7 +133,7 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise InputError(f"`batches`: expected numbers such as 1,4,8, found {text!r}") from None
 
 
-def _with_progress(plan: Plan) -> Result:
+def _with_progress(plan: Task) -> Result:
     from rich.console import Console
 
     from hart_runtime.bench.measure import measure

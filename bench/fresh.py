@@ -74,11 +74,11 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
 
     import hart_runtime.runtime.cli  # noqa: F401
     from hart_runtime.bench.workload import PROMPT, drawing
-    from hart_runtime.runtime.backend import Backend
+    from hart_runtime.runtime.backends.backend import Backend
+    from hart_runtime.runtime.backends.names import AUTO, ONNXRUNTIME, OPENVINO
+    from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import Bundle, open_bundle
-    from hart_runtime.runtime.names import AUTO, ONNXRUNTIME, OPENVINO
     from hart_runtime.runtime.pipeline import Pipeline
-    from hart_runtime.runtime.registry import open_backend
     from hart_runtime.runtime.stages import TEXT_ENCODER
 
     if options["backend"] in (AUTO, ONNXRUNTIME):

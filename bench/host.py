@@ -22,14 +22,14 @@ from hart_runtime.common.settings import settings_of
 from hart_runtime.hart.random_checkpoint import read_shape
 from hart_runtime.runtime.bundle import Bundle, manifest_of
 from hart_runtime.runtime.drawer import Drawer
-from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.families.hart import NAME, describe_model
-from hart_runtime.runtime.host import HostMemory, array_at
-from hart_runtime.runtime.planned import PlannedBackend
+from hart_runtime.runtime.memory.executor import Binding
+from hart_runtime.runtime.memory.host import HostMemory, array_at
+from hart_runtime.runtime.memory.planned import PlannedBackend
 
 
 class NoGraphs(HostMemory):
-    """An executor whose graphs return at once (see :class:`hart_runtime.runtime.executor.Executor`)."""
+    """An executor whose graphs return at once, see :class:`hart_runtime.runtime.memory.executor.Executor`."""
 
     name = "none"
 

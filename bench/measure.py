@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hart_runtime.bench import REFERENCES
 from hart_runtime.bench.against import compare_with, find_reference
-from hart_runtime.bench.counting import Work, count
 from hart_runtime.bench.fresh import draw_in_a_fresh_process
 from hart_runtime.bench.machine import describe_machine, read_state, watch_company
 from hart_runtime.bench.peak import Peak, measure_peak
@@ -19,10 +18,11 @@ from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
 from hart_runtime.bench.workload import PROMPT, drawing
 from hart_runtime.common.errors import one_of, whole_in_range
+from hart_runtime.runtime.backends.names import AUTO
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.names import AUTO
 from hart_runtime.runtime.pipeline import Pipeline
-from hart_runtime.runtime.registry import open_backend
+from hart_runtime.runtime.work import Work, count
 
 FRESH_PROCESSES = 5
 Progress = Callable[[str], None]
@@ -30,7 +30,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Task:
     """What to measure."""
 
     bundle: Path
@@ -46,7 +46,7 @@ class Plan:
     """What the bundle was exported from, for ``against``; by default the demo's."""
 
 
-def measure(plan: Plan, progress: Progress) -> Result:
+def measure(plan: Task, progress: Progress) -> Result:
     """Measure a bundle.
 
     Raises:
@@ -99,7 +99,7 @@ def measure(plan: Plan, progress: Progress) -> Result:
     )
 
 
-def _draw(plan: Plan, pipeline: Pipeline, progress: Progress) -> tuple[list[Latency], list[Trace]]:
+def _draw(plan: Task, pipeline: Pipeline, progress: Progress) -> tuple[list[Latency], list[Trace]]:
     """Latency of every batch size; for the first, a trace in turns with each picture."""
     timed = TimedBackend(pipeline.backend)
     traced = drawing(Pipeline(pipeline.bundle, timed, plan.threads), plan.batches[0])

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.bench.timing import TimedBackend
+from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, describe_files
-from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.names import MODULES
+from hart_runtime.runtime.memory.cuda import compute_capability
 from hart_runtime.runtime.program import Run
-from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
-from hart_runtime.runtime.tensorrt.build import BuildOptions
-from hart_runtime.runtime.tensorrt.folder import build_engines
+from hart_runtime.runtime.tensorrt.build import build_engines
+from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
 
 OPSET, IR_VERSION = 20, 10

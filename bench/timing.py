@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from hart_runtime.runtime.backend import Backend, Outputs, Values, Watched
+from hart_runtime.runtime.backends.backend import Backend, Outputs, Values, Watched
 from hart_runtime.runtime.program import Run
 
 HOST = "host"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -86,17 +87,17 @@ def sha256_of_pieces(path: Path) -> tuple[str, ...]:
     """Of every piece of a file, on all cores."""
 
     def digest(number: int) -> str:
-        found = hashlib.sha256()
-        with path.open("rb") as file:
+        found, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+        with path.open("rb", buffering=0) as file:
             file.seek(number * PIECE)
             left = PIECE
-            while left and (chunk := file.read(min(left, 1 << 20))):
-                found.update(chunk)
-                left -= len(chunk)
+            while left and (count := file.readinto(buffer[:left])):
+                found.update(buffer[:count])
+                left -= count
         return found.hexdigest()
 
     pieces = pieces_of(path.stat().st_size)
     if pieces == 1:
         return (digest(0),)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return tuple(pool.map(digest, range(pieces)))

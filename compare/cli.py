@@ -15,12 +15,12 @@ from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
 from hart_runtime.common.precisions import FP16
 from hart_runtime.compare import TORCH_FP16
-from hart_runtime.runtime.names import AUTO
+from hart_runtime.runtime.backends.names import AUTO
+from hart_runtime.runtime.backends.registry import BACKENDS
 from hart_runtime.runtime.options import bundle_option, device_option
-from hart_runtime.runtime.registry import BACKENDS
 
 if TYPE_CHECKING:
-    from hart_runtime.compare.capture import Source
+    from hart_runtime.compare.record import Source
     from hart_runtime.compare.reference import Reference
     from hart_runtime.compare.replay import Watch
     from hart_runtime.runtime.bundle import Bundle
@@ -94,8 +94,8 @@ def main(
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.module_severity = G_LOGGER.ERROR
-    from hart_runtime.compare.engine import measure
     from hart_runtime.compare.html import save_html
+    from hart_runtime.compare.judge import judge
     from hart_runtime.compare.report import Limits, as_json, graph_table, layer_lines, loop_lines, save_json
     from hart_runtime.runtime.bundle import open_bundle
 
@@ -109,7 +109,7 @@ def main(
         prompts = _prompts(prompts_file, num_prompts, reference)
         ruler = _reference(reference, save_reference, source, opened, prompts, device, backends, watch)
         limits = Limits(factor=factor)
-        runs = [measure(name, opened, ruler, source, device, layers, limits, watch) for name in backends]
+        runs = [judge(name, opened, ruler, source, device, layers, limits, watch) for name in backends]
     output.mkdir(parents=True, exist_ok=True)
     report = as_json(ruler, runs, limits)
     save_json(report, output / "report.json")
@@ -129,7 +129,7 @@ def _source(given: Path | None, text_encoder: Path | None, bundle: Bundle, neede
     if given is None and not needed:
         return None
     require("the reference model", "export", "torch", "safetensors")
-    from hart_runtime.compare.capture import Source
+    from hart_runtime.compare.record import Source
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
     from hart_runtime.runtime.origin import exported_from
 
@@ -162,7 +162,7 @@ def _reference(
                 f"{bundle.folder} has {list(bundle.manifest.model.patch_nums)}"
             )
     else:
-        from hart_runtime.compare.capture import capture_prompts, torch_device
+        from hart_runtime.compare.record import capture_prompts, torch_device
 
         assert source is not None
         watch("reference in float32")
@@ -175,7 +175,7 @@ def _reference(
                 f"{bundle.manifest.precision} bundle is measured against; give `checkpoint`, or save the "
                 f"reference again"
             )
-        from hart_runtime.compare.capture import torch_device
+        from hart_runtime.compare.record import torch_device
         from hart_runtime.compare.replay import half_errors
         from hart_runtime.compare.torch_backend import TorchHalfBackend
 

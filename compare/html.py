@@ -50,13 +50,13 @@ def save_html(reference: Reference, runs: list[Run], path: Path) -> None:
 
 
 def _section(reference: Reference, run: Run) -> str:
-    engine = run.engine
+    candidate = run.candidate
     lines = loop_lines(run) + (layer_lines(run.layers) if run.layers else [])
     unused = f"<p>Not used with these settings: {', '.join(run.not_run)}.</p>" if run.not_run else ""
     return (
-        f"<h2>{escape(engine.name)} on {engine.backend}, {escape(engine.device)}</h2>"
-        f"<p>{engine.precision} bundle, {engine.arithmetic}; identity {engine.identity[:16]}; "
-        f"{escape(engine.version)}.</p><pre>{escape(chr(10).join(lines))}</pre>"
+        f"<h2>{escape(candidate.name)} on {candidate.backend}, {escape(candidate.device)}</h2>"
+        f"<p>{candidate.precision} bundle, {candidate.arithmetic}; identity {candidate.identity[:16]}; "
+        f"{escape(candidate.version)}.</p><pre>{escape(chr(10).join(lines))}</pre>"
         f"{_strips(reference, run)}<h3>Error over the loop</h3>{_plot(run.rows)}"
         f"<h3>Worst call of every output</h3>{_table(run.rows)}{unused}"
     )

@@ -22,16 +22,16 @@ from polygraphy.backend.onnx import modify_outputs
 from torch import Tensor, nn
 
 from hart_runtime.common.precisions import FP16, INT8
-from hart_runtime.compare.capture import Source, replay
 from hart_runtime.compare.metrics import Array, compare_tensors
+from hart_runtime.compare.record import Source, record_again
 from hart_runtime.compare.recorded import Call
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import INT8_RELATIVE
 from hart_runtime.compare.torch_backend import TorchHalfBackend
+from hart_runtime.runtime.backends.sessions import open_sessions
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.families import names as graphs
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.sessions import open_sessions
 from hart_runtime.runtime.spec import TensorSpec
 
 WINDOWS = {
@@ -119,13 +119,13 @@ def find_layer(
         half = {(p.path, p.value, p.tensor): p.expected for p in _places(model.graph, its, observed)}
     layers, blames = [], []
     for place in places:
-        expected = _aligned(place.expected, found[place.tensor].shape)
+        expected = _in_shape_of(place.expected, found[place.tensor].shape)
         if expected is None or found[place.tensor].dtype.kind != "f":  # tokens that are integers already
             continue
         error = compare_tensors(expected, found[place.tensor]).error
         tolerance = INT8_RELATIVE if in_int8 else relative
         if (place.path, place.value, place.tensor) in half:
-            other = _aligned(half[place.path, place.value, place.tensor], expected.shape)
+            other = _in_shape_of(half[place.path, place.value, place.tensor], expected.shape)
             own = compare_tensors(expected, other).error if other is not None else None
             tolerance = max(relative, factor * (own or 0.0))
         fine = error is not None and error <= tolerance
@@ -165,7 +165,7 @@ def _observe_reference(
                     recorded[wanted[name]] = [(None, value.numpy().copy())]
                 watching[0] = (watching[0] or name == start) and name != end
 
-            replay(model, reference.batches[batch], reference.settings, bundle.manifest, record)
+            record_again(model, reference.batches[batch], reference.settings, bundle.manifest, record)
         else:
             seen = {}
     if call.graph == graphs.DECODER:  # the engine decodes one picture at a time
@@ -264,7 +264,7 @@ def _run_marked(
         return dict(zip(outputs, sessions[call.graph].run(outputs, inputs), strict=True))
 
 
-def _aligned(expected: Array, shape: tuple[int, ...]) -> Array | None:
+def _in_shape_of(expected: Array, shape: tuple[int, ...]) -> Array | None:
     """The reference's value in the graph's shape, None if they cannot be compared.
 
     Graphs compute only what they need: of scale 0's logits the last position, of its other values

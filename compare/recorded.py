@@ -20,7 +20,7 @@ from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array
 from hart_runtime.runtime import stages
-from hart_runtime.runtime.backend import Backend, Lease, Outputs, Values, Watched, joined
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values, Watched, joined
 from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
 from hart_runtime.runtime.families.names import SMOOTH

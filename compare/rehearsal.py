@@ -24,7 +24,7 @@ import hart_runtime
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import RunError, one_of
 from hart_runtime.hart.random_checkpoint import TEXT_ENCODERS, read_shape
-from hart_runtime.runtime.names import ONNXRUNTIME
+from hart_runtime.runtime.backends.names import ONNXRUNTIME
 
 SHAPE = "hart-0.7b-1024px"
 SEED = 0

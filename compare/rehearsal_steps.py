@@ -16,15 +16,15 @@ from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.console import PATH, command, group
 from hart_runtime.common.precisions import FP32
 from hart_runtime.compare.rehearsal import CACHE, CAPTURED, CHECKPOINT, NO_SYSTEM_PROMPT, SEED
-from hart_runtime.runtime.backend import Backend, Outputs, Values, Watched
+from hart_runtime.runtime.backends.backend import Backend, Outputs, Values, Watched
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.drawer import Drawer
 from hart_runtime.runtime.families.names import TRANSFORMER
+from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.pipeline import Pipeline, to_images
-from hart_runtime.runtime.plan import make_plan
 from hart_runtime.runtime.program import Run
-from hart_runtime.runtime.registry import open_backend
 
 PROMPT = "a small blue star on a yellow background"
 
@@ -121,7 +121,7 @@ def export_prefix(largest: int, output: Path) -> None:
 @click.argument("bundle", type=PATH)
 def compare_(bundle: Path) -> None:
     """Hold everything that was captured against the reference; exit code 1 if something is off."""
-    from hart_runtime.compare.captured import compare_captured
+    from hart_runtime.compare.large_scales import compare_captured
 
     fine = True
     for line, ok in compare_captured(Path(CHECKPOINT), open_bundle(bundle).manifest, Path(CAPTURED)):

@@ -18,9 +18,9 @@ from hart_runtime.common.precisions import FP16, INT8
 from hart_runtime.compare.metrics import Errors, compare_tensors
 from hart_runtime.compare.recorded import Call, graph_calls
 from hart_runtime.compare.reference import Reference, error_key
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.names import OPENVINO
 from hart_runtime.runtime.bundle import Manifest
-from hart_runtime.runtime.names import OPENVINO
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec
 
@@ -105,7 +105,7 @@ def replay(
     """
     limits = reference.half_errors or {}
     rows = []
-    for batch, call, output, errors in measure(backend, manifest, reference, watch):
+    for batch, call, output, errors in errors_of_calls(backend, manifest, reference, watch):
         whole_numbers = errors.reference_max is None and errors.error is not None
         tolerance: float | None = 0.0 if whole_numbers else relative
         contract = manifest.contracts[call.graph]
@@ -121,7 +121,7 @@ def replay(
     return rows
 
 
-def measure(
+def errors_of_calls(
     backend: Backend, manifest: Manifest, reference: Reference, watch: Watch = lambda _: None
 ) -> Iterator[tuple[int, Call, str, Errors]]:
     """Errors of every output of every call.
@@ -146,6 +146,6 @@ def half_errors(backend: Backend, manifest: Manifest, reference: Reference, watc
     """Errors of torch in fp16 by :func:`error_key`; overflow to infinity counts as none."""
     return {
         error_key(batch, call, output): errors.error
-        for batch, call, output, errors in measure(backend, manifest, reference, watch)
+        for batch, call, output, errors in errors_of_calls(backend, manifest, reference, watch)
         if errors.error is not None
     }

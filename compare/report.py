@@ -6,7 +6,7 @@
     reference    prompts, settings, scales, weights and versions of the reference
     limits       the numbers a run is judged by
     runs         one per backend:
-      engine           name, identity, precision, arithmetic, backend, device
+      candidate        name, identity, precision, arithmetic, backend, device
       passed
       first_failure    graph, call, output and module of the first failure, or null
       graphs           a row per output of every graph call (see hart_runtime.compare.metrics.Errors)
@@ -27,7 +27,7 @@ from hart_runtime.common.precisions import FP32, INT8
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import FACTOR, RELATIVE, Row
 from hart_runtime.compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
-from hart_runtime.runtime.names import ONNXRUNTIME, OPENVINO
+from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +51,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Engine:
+class Candidate:
     """What was measured."""
 
     name: str
@@ -67,7 +67,7 @@ class Engine:
 class Run:
     """One backend's results."""
 
-    engine: Engine
+    candidate: Candidate
     rows: list[Row]
     teacher_forced: list[Trajectory]
     free_running: list[Trajectory]
@@ -141,7 +141,7 @@ def graph_table(run: Run) -> Table:
     """The worst call of every output."""
     from rich.table import Table
 
-    table = Table(title=f"{run.engine.name} on {run.engine.backend} ({run.engine.arithmetic})")
+    table = Table(title=f"{run.candidate.name} on {run.candidate.backend} ({run.candidate.arithmetic})")
     for column in ("graph", "output", "worst call", "shape", "error", "allowed", "p99 abs", "cosine", ""):
         table.add_column(
             column, justify="right" if column in ("error", "allowed", "p99 abs", "cosine") else "left"
@@ -214,7 +214,7 @@ def _run_as_json(run: Run) -> dict[str, Any]:
     failure = run.first_failure
     module = run.layers.module if run.layers and failure and run.layers.graph == failure.graph else None
     return {
-        "engine": asdict(run.engine),
+        "candidate": asdict(run.candidate),
         "passed": run.passed,
         "first_failure": None
         if failure is None

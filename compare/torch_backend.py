@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import RunError
 from hart_runtime.compare import TORCH_FP16
-from hart_runtime.compare.capture import Source
+from hart_runtime.compare.record import Source
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.hart.transformer import scaled_dot_product
-from hart_runtime.runtime.backend import Lease, Outputs, Unplanned, Value, Values
+from hart_runtime.runtime.backends.backend import Lease, Outputs, Unplanned, Value, Values
 from hart_runtime.runtime.program import Program, Run
 
 

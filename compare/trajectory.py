@@ -23,7 +23,7 @@ from hart_runtime.common.precisions import FP16, FP32, INT8
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
 from hart_runtime.compare.recorded import Tensors, places, recorded, recording
 from hart_runtime.compare.reference import Reference
-from hart_runtime.runtime.backend import Backend, Outputs, Unplanned, Value, Values, Watched
+from hart_runtime.runtime.backends.backend import Backend, Outputs, Unplanned, Value, Values, Watched
 from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
 from hart_runtime.runtime.loop import draw, drawn

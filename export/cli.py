@@ -14,8 +14,8 @@ from hart_runtime.common.console import PATH, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
-from hart_runtime.runtime.names import AUTO, MODULES
-from hart_runtime.runtime.registry import BACKENDS
+from hart_runtime.runtime.backends.names import AUTO, MODULES
+from hart_runtime.runtime.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
     from hart_runtime.export.bundle import Progress
@@ -201,9 +201,9 @@ def _tell_system_prompt(found: dict[str, Any] | None) -> None:
 def _build(target: Path, backend: str) -> None:
     """Build engines with the package asked for, or with what there is."""
     from hart_runtime.runtime.bundle import open_bundle
-    from hart_runtime.runtime.tensorrt.build import BuildOptions
+    from hart_runtime.runtime.tensorrt.builder import BuildOptions
     from hart_runtime.runtime.tensorrt.cli import choose_package, report
-    from hart_runtime.runtime.tensorrt.engines import options_of
+    from hart_runtime.runtime.tensorrt.manifest import options_of
     from hart_runtime.runtime.tensorrt.package import how_to_install
 
     if backend not in (AUTO, *MODULES):

@@ -12,7 +12,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from hart_runtime.bench.counting import count
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.install import pip
 from hart_runtime.common.precisions import FP32, PRECISIONS
@@ -21,7 +20,8 @@ from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
 from hart_runtime.runtime.bundle import Manifest, manifest_of
-from hart_runtime.runtime.plan import make_plan
+from hart_runtime.runtime.memory.plan import make_plan
+from hart_runtime.runtime.work import count
 
 BATCHES = (1, 2, 4, 8)
 SECONDS, SECONDS_PER_BLOCK, SECONDS_PER_GB = 60.0, 1.5, 5.0

@@ -157,7 +157,7 @@ class SampleGraph(nn.Module):
 
 
 def draw_in_blocks(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The draw of :func:`hart_runtime.hart.sampling.draw`, first of a block of codes, then of a code in it.
+    """The draw of :func:`hart_runtime.hart.sampling.draw_codes`, first of a block, then of a code in it.
 
     Sums of 64 and of V / 64 numbers are closer to float64's than one of V, and take a tenth of its time.
     (..., V), (...) -> index (...) int64 and the whole mass (..., 1)

@@ -17,7 +17,7 @@ from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.quantizer import shrink
 from hart_runtime.hart.rope import context_angles, image_angles
-from hart_runtime.hart.sampling import draw, guide_logits, smooth_codes, truncate
+from hart_runtime.hart.sampling import draw_codes, guide_logits, smooth_codes, truncate
 
 Record = Callable[[str, Tensor], None]
 """Called with the name and value of every tensor of the trajectory."""
@@ -92,7 +92,7 @@ def generate(
         record(f"{name}.logits_kept", logits)
         uniform = supplied(noise.uniform(step.index, step.num_tokens))
         record(f"{name}.u", uniform)
-        index = draw(logits, uniform)
+        index = draw_codes(logits, uniform)
         record(f"{name}.idx", index)
         codes = quantizer.embedding(index)
         record(f"{name}.codes", codes)

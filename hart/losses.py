@@ -11,7 +11,7 @@ from torch import Tensor
 from hart_runtime.common.schedule import PUBLISHED_TOP_K, cell_positions
 from hart_runtime.hart.quantizer import HybridQuantizer, shrink
 from hart_runtime.hart.rope import context_angles, image_angles
-from hart_runtime.hart.sampling import draw, truncate
+from hart_runtime.hart.sampling import draw_codes, truncate
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
 
@@ -122,7 +122,7 @@ def transformer_loss(
     with torch.no_grad():  # the residual must mend the codes that sampling draws
         kept = truncate(logits, min(PUBLISHED_TOP_K, logits.shape[-1]), 0.96)
         uniform = torch.rand(kept.shape[:2], generator=generator).to(kept.device)
-        codes = quantizer.embedding(draw(kept, uniform))
+        codes = quantizer.embedding(draw_codes(kept, uniform))
     z = transformer.residual_condition(hidden, codes)
     residual = rest.flatten(2).transpose(1, 2)[:, chosen] - codes
     diffusion = transformer.diffloss.loss(z.flatten(0, 1), residual.flatten(0, 1), generator)

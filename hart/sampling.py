@@ -31,7 +31,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits.masked_fill(logits < bound, -torch.inf)
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+def draw_codes(logits: Tensor, uniform: Tensor) -> Tensor:
     """Inverse-transform sampling in vocabulary order. (B, n, V), (B, n) -> (B, n) int64"""
     cumulative = logits.softmax(-1).double().cumsum(-1)
     target = uniform.double()[..., None] * cumulative[..., -1:]

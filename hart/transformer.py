@@ -1,7 +1,8 @@
 """The scale transformer: a whole token map per step, with a KV cache.
 
 HART (arXiv 2410.10812), section 3. Parameter names are those of the published
-checkpoints. Batches hold both guidance halves, conditional first: 2B rows.
+checkpoints. Rows are those of both guidance halves, conditional first: 2B. (Exported graphs run the
+text in the conditional half alone: its other half is a constant.)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from hart_runtime.runtime.options import backend_option, bundle_option, device_o
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from hart_runtime.runtime.backend import Backend
+    from hart_runtime.runtime.backends.backend import Backend
     from hart_runtime.runtime.bundle import Bundle
     from hart_runtime.runtime.loop import Snapshot
     from hart_runtime.runtime.pipeline import Pipeline, Result
@@ -82,11 +82,11 @@ def main(
     import time
 
     start = time.perf_counter()
+    from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.call import checked_settings
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
     from hart_runtime.runtime.png import Origin, check_writable, read_origin, save_png
-    from hart_runtime.runtime.registry import open_backend
     from hart_runtime.runtime.stages import LOAD
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]

@@ -12,6 +12,7 @@ halves, or one), ``length`` new tokens after ``past`` ones, maps of ``side`` x `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -84,6 +85,15 @@ class Contract:
     """Runs with smaller batches than pictures are drawn in."""
     predicted: str | None = None
     """Of denoising steps, where their network's guided output is recorded: they amplify its rounding."""
+    operations: str = "0"
+    bytes: str = "0"
+    """Formulas of what a run has to do and to move, over the dimensions, the family's other sizes, and
+    the bytes of a ``weight`` of a product and of one that stays as it was traced (``unchanged``)."""
+
+    @property
+    def needs(self) -> set[str]:
+        """Names that its formulas are made of."""
+        return {*re.findall(r"[a-z_]+", f"{self.operations} {self.bytes}")}
 
     def deciding(self) -> frozenset[str]:
         """Inputs whose values the host reads, since shapes depend on them."""

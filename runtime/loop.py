@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.noise import Noise
-from hart_runtime.runtime.backend import Backend, Lease, Outputs, Tensor, Value, Values
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Tensor, Value, Values
 from hart_runtime.runtime.program import Program, Run, Step, state_name
 
 Array = NDArray[np.float32]

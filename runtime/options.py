@@ -6,8 +6,8 @@ import click
 
 from hart_runtime.common.console import PATH
 from hart_runtime.common.settings import MOST_THREADS
-from hart_runtime.runtime.names import AUTO, DEVICES
-from hart_runtime.runtime.registry import BACKENDS
+from hart_runtime.runtime.backends.names import AUTO, DEVICES
+from hart_runtime.runtime.backends.registry import BACKENDS
 
 BUNDLE_HELP = "Bundle made by hart-export, or a folder that holds one."
 bundle_option = click.option(

@@ -15,7 +15,8 @@ from PIL import Image
 from hart_runtime.common.errors import InputError, RunError, known_names, plain, shown
 from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings
 from hart_runtime.runtime import stages
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, Manifest, open_bundle
 from hart_runtime.runtime.call import (
     Options,
@@ -27,7 +28,6 @@ from hart_runtime.runtime.call import (
 )
 from hart_runtime.runtime.drawer import Drawer
 from hart_runtime.runtime.loop import Array, Snapshot
-from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.text import EncodedPrompts, Given, TextEncoder, require_text_encoder
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Pipeline:
 
         Args:
             bundle: its folder, its manifest, or a folder that holds one bundle.
-            device, threads, backend, strict: see :func:`hart_runtime.runtime.registry.open_backend`.
+            device, threads, backend, strict: see :func:`hart_runtime.runtime.backends.registry.open_backend`.
             batch: largest that will be drawn, for which memory is taken now. Without it memory grows with
                 the first picture, and again with the first larger batch.
 
@@ -129,7 +129,7 @@ class Pipeline:
 
         Args:
             batch: prompts encoded at once.
-            open_part: :func:`hart_runtime.runtime.registry.open_backend`, with all options but the bundle.
+            open_part: opens a bundle, see :func:`hart_runtime.runtime.backends.registry.open_backend`.
             lap: called after the stages "load" (twice) and "text encoder".
 
         Raises:

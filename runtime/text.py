@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.runtime import stages
-from hart_runtime.runtime.backend import Backend, Value
+from hart_runtime.runtime.backends.backend import Backend, Value
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
 from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.program import Run

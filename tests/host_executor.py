@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from hart_runtime.runtime.backends.onnx_runtime import CpuExecutor
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.executor import Binding
-from hart_runtime.runtime.onnx_backend import CpuExecutor
+from hart_runtime.runtime.memory.executor import Binding
 
 
 class HostExecutor(CpuExecutor):

@@ -26,7 +26,7 @@ from hart_runtime.bench.host import main as host_main
 from hart_runtime.bench.machine import Company, describe_jetson
 from hart_runtime.bench.timing import TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
-from hart_runtime.runtime.backend import Backend, Lease, Outputs, Unplanned, Values
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Unplanned, Values
 from hart_runtime.runtime.program import Program, Run
 from hart_runtime.runtime.text import ENCODE
 from tests.conftest import ExportOnce

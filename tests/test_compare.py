@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.compare.capture import Source, capture, describe
 from hart_runtime.compare.cli import main
 from hart_runtime.compare.metrics import IDENTICAL_PSNR, compare_tensors, lpips, psnr, ssim
+from hart_runtime.compare.record import Source, capture, describe
 from hart_runtime.compare.reference import Reference, load_reference, save_reference
 from hart_runtime.compare.report import arithmetic
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
@@ -88,7 +88,7 @@ def test_half_precision_gates_of_the_demo(saved: tuple[Path, Path, Result]) -> N
     output, _, done = saved
     assert done.exit_code == 0, done.output
     run = report(output)["runs"][0]
-    assert run["engine"]["arithmetic"] == "rounded weights, float32 arithmetic"
+    assert run["candidate"]["arithmetic"] == "rounded weights, float32 arithmetic"
     gates = GATES["fp16"]
     for forced in run["teacher_forced"]:
         assert forced["total_agreement"] >= gates["teacher_forced_index_agreement"]
@@ -154,7 +154,7 @@ def test_torch_in_half_precision_is_a_backend(export_once: ExportOnce, tmp_path:
     given = ("--engine", bundle, "--reference", tmp_path / "reference", "--checkpoint", variant)
     done = compare(*given, "--backend", "torch-fp16", "--output", tmp_path)
     run = report(tmp_path)["runs"][0]
-    assert run["engine"]["arithmetic"] == "float16"
+    assert run["candidate"]["arithmetic"] == "float16"
     assert all(row["passed"] for row in run["graphs"]), done.output
     assert max(row["error"] for row in run["graphs"] if row["graph"] == "transformer") > 1e-4
 

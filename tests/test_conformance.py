@@ -14,14 +14,14 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.settings import Overrides
 from hart_runtime.compare.recorded import recording
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.cuda import compute_capability
 from hart_runtime.runtime.loop import draw, drawn
-from hart_runtime.runtime.planned import PlannedBackend
-from hart_runtime.runtime.registry import open_backend
-from hart_runtime.runtime.tensorrt.build import BuildOptions
-from hart_runtime.runtime.tensorrt.folder import build_engines
+from hart_runtime.runtime.memory.cuda import compute_capability
+from hart_runtime.runtime.memory.planned import PlannedBackend
+from hart_runtime.runtime.tensorrt.build import build_engines
+from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
 from tests.conftest import ExportOnce
 from tests.golden_runs import Run, compare, runs

@@ -16,17 +16,17 @@ import pytest
 from numpy.typing import NDArray
 
 from hart_runtime import Pipeline
+from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu, run_bound
+from hart_runtime.runtime.backends.sessions import open_sessions
 from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
-from hart_runtime.runtime.executor import Binding
-from hart_runtime.runtime.onnx_backend import on_the_cpu, run_bound
-from hart_runtime.runtime.sessions import open_sessions
+from hart_runtime.runtime.memory.cuda import CudaMemory, StreamBackend
+from hart_runtime.runtime.memory.executor import Binding
 
 PROMPTS = ["a red circle on a white background", "a small blue star on a yellow background"]
 
 
 class HostCuda:
-    """What :mod:`hart_runtime.runtime.cuda` uses of cuda-python, as late as CUDA may be.
+    """What :mod:`hart_runtime.runtime.memory.cuda` uses of cuda-python, as late as CUDA may be.
 
     Whatever is put on the stream happens when somebody waits for it, and not before. Copies must lie
     inside what was allocated.
@@ -116,7 +116,7 @@ class StandIn(CudaMemory):
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     runtime = HostCuda()
-    monkeypatch.setattr("hart_runtime.runtime.cuda.cuda", lambda: runtime)
+    monkeypatch.setattr("hart_runtime.runtime.memory.cuda.cuda", lambda: runtime)
     return runtime
 
 

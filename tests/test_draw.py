@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hart_runtime.export.modules import DRAW_BLOCK, draw_in_blocks
-from hart_runtime.hart.sampling import draw, truncate
+from hart_runtime.hart.sampling import draw_codes, truncate
 
 
 @pytest.mark.parametrize("vocabulary", [64, 512, 1000, 4096])
@@ -16,7 +16,7 @@ def test_it_is_the_draw_of_the_reference(vocabulary: int) -> None:
     uniform = torch.rand(2, 400, generator=generator)
     uniform[0, :2] = torch.tensor([0.0, 1 - 2**-24])
     index, mass = draw_in_blocks(logits.softmax(-1), uniform)
-    expected = draw(logits, uniform)
+    expected = draw_codes(logits, uniform)
     assert (index != expected).float().mean() <= 1e-3  # draws on a rounding boundary
     assert (logits.gather(-1, index[..., None]) > -torch.inf).all()
     torch.testing.assert_close(mass, torch.ones_like(mass))

@@ -25,7 +25,7 @@ from hart_runtime.hart.random_checkpoint import SHAPES
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.plan import make_plan
+from hart_runtime.runtime.memory.plan import make_plan
 
 FULL = SHAPES / "hart-0.7b-1024px.json"
 

@@ -22,14 +22,15 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.files import sha256_of
 from hart_runtime.common.install import install
 from hart_runtime.export.cli import main as export_main
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
-from hart_runtime.runtime.cuda import compute_capability
-from hart_runtime.runtime.registry import open_backend
+from hart_runtime.runtime.memory.cuda import compute_capability
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
-from hart_runtime.runtime.tensorrt.build import BuildOptions, build_engine
+from hart_runtime.runtime.tensorrt.build import build_engines, parse_batches
+from hart_runtime.runtime.tensorrt.builder import BuildOptions, build_engine
 from hart_runtime.runtime.tensorrt.cli import main as build_main
 from hart_runtime.runtime.tensorrt.cli import parse_capabilities
-from hart_runtime.runtime.tensorrt.engines import (
+from hart_runtime.runtime.tensorrt.manifest import (
     ENGINE_MANIFEST,
     ENGINE_SCHEMA,
     build_command,
@@ -38,7 +39,6 @@ from hart_runtime.runtime.tensorrt.engines import (
     mismatches,
     read_engine_manifest,
 )
-from hart_runtime.runtime.tensorrt.folder import build_engines, parse_batches
 from hart_runtime.runtime.tensorrt.package import Package, available_packages, import_package
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal

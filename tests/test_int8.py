@@ -20,9 +20,9 @@ from hart_runtime.compare.cli import main as hart_compare
 from hart_runtime.export.cli import main as hart_export
 from hart_runtime.export.quantize import quantize_products, quantize_weight, quantize_weights
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import DEQUANTIZED
-from hart_runtime.runtime.registry import open_backend
 from hart_runtime.runtime.tensorrt.cli import main as hart_build
 from tests.conftest import ExportOnce
 
@@ -111,7 +111,7 @@ def test_the_demo_stays_close_to_the_reference(demo_int8: Path, tmp_path: Path) 
     done = CliRunner().invoke(hart_compare, [*command, "--output", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     runs = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["runs"]
-    assert [run["engine"]["arithmetic"] for run in runs] == [
+    assert [run["candidate"]["arithmetic"] for run in runs] == [
         "8-bit products, the rest in float32",
         "8-bit products, the rest in bfloat16 where the processor has it",
     ]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hart_runtime import InputError, Pipeline, SamplingSettings
 from hart_runtime.bench.cli import main as bench
-from hart_runtime.bench.measure import Plan, measure
+from hart_runtime.bench.measure import Task, measure
 from hart_runtime.common.checkpoint import SAMPLING_FILE, find_checkpoint
 from hart_runtime.common.console import command, in_options, sampling_options
 from hart_runtime.common.errors import InputError as SameError
@@ -29,12 +29,12 @@ from hart_runtime.export.cli import main as export
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import read_shape, write_random_checkpoint
+from hart_runtime.runtime.backends.names import DEVICES
+from hart_runtime.runtime.backends.registry import BACKENDS
 from hart_runtime.runtime.bundle import manifest_of
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.families.hart import NAME, describe_model
-from hart_runtime.runtime.names import DEVICES
 from hart_runtime.runtime.png import Origin, read_origin, save_png
-from hart_runtime.runtime.registry import BACKENDS
 from hart_runtime.runtime.tensorrt.cli import choose_package, parse_capabilities
 from hart_runtime.runtime.tensorrt.cli import main as build
 from hart_runtime.runtime.tensorrt.package import import_package
@@ -114,7 +114,7 @@ def test_precisions_dtypes_shapes_and_references(tmp_path: Path, demo_bundle: Pa
         (lambda: write_random_checkpoint(shape, new, text_encoder="big"), "`text_encoder='big'`: expected"),
         (lambda: read_shape(str(strange)), "strange.json: unknown top_k; there are llm, tokenizer"),
         (lambda: read_shape("mid-256"), "`shape='mid-256'`: expected hart-0.7b-1024px or mid-256px"),
-        (lambda: measure(Plan(demo_bundle, against=("torch",)), lambda _: None), "`against='torch'`"),
+        (lambda: measure(Task(demo_bundle, against=("torch",)), lambda _: None), "`against='torch'`"),
         (lambda: import_package("trt"), "`backend='trt'`: expected tensorrt or tensorrt-rtx"),
         (lambda: choose_package("onnx"), "`backend='onnx'`: expected tensorrt or tensorrt-rtx"),
         (lambda: manifest_of(NAME, model, "bf16"), "`precision='bf16'`: expected one of fp32"),

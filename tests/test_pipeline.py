@@ -17,14 +17,14 @@ from hart_runtime import Pipeline, Scale
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.install import install
 from hart_runtime.hart.demo.checker import look
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.onnx_runtime import CpuExecutor, on_the_cpu
+from hart_runtime.runtime.backends.sessions import has_cuda, misplaced
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.families.hart import GRAPHS
 from hart_runtime.runtime.find import MANIFEST
-from hart_runtime.runtime.onnx_backend import CpuExecutor, on_the_cpu
+from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.pipeline import MOST_ENCODED
-from hart_runtime.runtime.planned import PlannedBackend
-from hart_runtime.runtime.sessions import has_cuda, misplaced
 from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"

@@ -13,7 +13,7 @@ from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.bundle import Manifest, open_bundle
 from hart_runtime.runtime.contract import NEW
 from hart_runtime.runtime.families.names import TRANSFORMER, UNCONDITIONAL
-from hart_runtime.runtime.plan import ALIGNMENT, Plan, make_plan
+from hart_runtime.runtime.memory.plan import ALIGNMENT, Plan, make_plan
 from hart_runtime.runtime.program import cache_of
 from hart_runtime.runtime.shapes import evaluate, shape_of, solve
 from hart_runtime.runtime.tensorrt.profiles import choose, make_profiles
@@ -110,7 +110,7 @@ def test_memory_is_given_back_only_for_good(
     manifest: Manifest, batch: int, sampling: SamplingSettings, large: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hart_runtime.runtime.plan.LARGE", large)
+        patch.setattr("hart_runtime.runtime.memory.plan.LARGE", large)
         plan = plan_of(manifest, batch, sampling)
     assert plan.idle or large > 1
     for number, parts in plan.idle.items():

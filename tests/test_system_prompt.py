@@ -22,7 +22,7 @@ from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import Network, find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.compare.capture import Source, describe
+from hart_runtime.compare.record import Source, describe
 from hart_runtime.compare.reference import check_fits
 from hart_runtime.export import system_prompt
 from hart_runtime.export.cli import main as export_main

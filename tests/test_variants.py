@@ -20,9 +20,9 @@ from hart_runtime.hart.checkpoint import load_hart, save_model
 from hart_runtime.hart.generate import generate
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
+from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.loop import draw, drawn
-from hart_runtime.runtime.onnx_backend import on_the_cpu
 
 COMMON = {
     "attn_type": "llama",

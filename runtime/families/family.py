@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.contract import Contracts
@@ -23,5 +24,7 @@ class Family:
     steps: Callable[[ModelSpec, SamplingSettings, int], tuple[Step, ...]]
     """Of a model, settings and a number of pictures: what a drawing does, and feeds by name. The first
     step finds what the caller gave, the last leaves the latent that ``decode`` takes."""
+    sizes: Callable[[ModelSpec, Mapping[str, Any]], dict[str, int]]
+    """Of a model and its configurations: what formulas of operations and bytes are made of besides."""
     decode: Run
     """Makes pixels of a latent."""

@@ -7,14 +7,21 @@ loop of :mod:`hart_runtime.hart.generate`, cut where the host has a decision to 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.checkpoint import LLM, TOKENIZER
+from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
+from hart_runtime.common.config import (
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    config_from_dict,
+)
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.noise import Array, Noise
 from hart_runtime.common.schedule import (
@@ -53,6 +60,7 @@ from hart_runtime.runtime.families.names import (
     TRANSFORMER,
     UNCONDITIONAL,
 )
+from hart_runtime.runtime.families.sizes import text_encoder_sizes, tokenizer_sizes, transformer_sizes
 from hart_runtime.runtime.program import Arrays, Run, Step, none
 from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import ModelSpec
@@ -74,6 +82,8 @@ _GRAPHS = (
         stages.TEXT_ENCODER,
         (Row("input_ids", _TEXT, INT, "input_ids"), Row("mask", _TEXT, BOOL, "ctx.mask")),
         (Row("features", (*_TEXT, "context_dim"), recorded="ctx.features"),),
+        operations="batch * (2 * tokens * text_weights + 4 * tokens**2 * text_width)",
+        bytes="(text_weights + batch * tokens * context_dim) * unchanged + 4 * batch * tokens * context_dim",
         one_by_one=True,  # equal prompts are encoded once
     ),
     Contract(
@@ -90,6 +100,10 @@ _GRAPHS = (
             Row("head_condition", (_BOTH, "dim"), recorded="head_condition"),
             Row("block_condition", ("batch", "dim"), recorded="block_condition", modulated=True),
         ),
+        operations="2 * batch * tokens * context_dim * dim + 8 * batch * dim**2",
+        # The second product is the head norm's: its condition is the same at every scale.
+        bytes="(context_dim * dim + 2 * dim**2) * weight"
+        " + 4 * batch * tokens * (context_dim + dim) + 24 * batch * dim",
     ),
     # The text runs in the conditional half alone.
     Contract(
@@ -105,7 +119,11 @@ _GRAPHS = (
             Row("hidden", ("rows", "length", "dim"), recorded="scale{index}.hidden"),
             _cache(NEW, "length", "rows", "dim"),
         ),
-        Scales.ALL,
+        operations="depth * rows * (2 * length * token_weights + 2 * modulation"
+        " + 4 * length * (past + length) * dim)",  # q k^T and the weighted sum of v
+        bytes="depth * (token_weights + modulation) * weight"
+        " + 2 * depth * dim * unchanged * rows * (past + length) + 8 * rows * length * dim",
+        scales=Scales.ALL,
         int8=True,
         bfloat16=True,
     ),
@@ -140,7 +158,10 @@ _GRAPHS = (
             Row("codes", (*_MAP, "channels"), recorded="scale{index}.codes"),
             Row("logits", (*_MAP, "vocab"), recorded="scale{index}.logits_kept"),
         ),
-        Scales.ALL,
+        scales=Scales.ALL,
+        # Logits are nobody else's: they stay inside.
+        operations="2 * batch * side**2 * dim * vocab",
+        bytes="dim * vocab * weight + 8 * batch * side**2 * dim + 4 * vocab * channels",
         int8=True,
     ),
     Contract(
@@ -153,7 +174,9 @@ _GRAPHS = (
             Row("temperature", ()),
         ),
         (Row("h", (*_MAP, "channels"), recorded="scale{index}.h_smooth"),),
-        Scales.ALL,
+        scales=Scales.ALL,
+        operations="2 * batch * side**2 * vocab * channels",
+        bytes="4 * batch * side**2 * vocab",  # Gumbel noise
     ),
     Contract(
         NEXT_SCALE,
@@ -171,7 +194,11 @@ _GRAPHS = (
             Row("x", (_BOTH, "next_side**2", "dim"), recorded="scale{after}.x_in"),
             Row("angles", (_BOTH, "next_side**2", "head"), recorded="scale{after}.angles"),
         ),
-        Scales.BUT_LAST,
+        scales=Scales.BUT_LAST,
+        operations="2 * batch * channels * (side**2 * last + side * last**2 + last**2 * next_side"
+        " + last * next_side**2 + last**2 * phi) + 2 * batch * next_side**2 * channels * dim",
+        bytes="8 * batch * channels * last**2 + channels * dim * weight"
+        " + 4 * batch * next_side**2 * (channels + dim)",
     ),
     Contract(
         RESIDUAL_CONDITION,
@@ -182,6 +209,9 @@ _GRAPHS = (
         ),
         (Row("embedded", (_BOTH, "cells", "width"), recorded="final.diff.embedded"),),
         int8=True,
+        operations="2 * batch * cells * channels * dim + 4 * batch * cells * dim * width",
+        bytes="(channels * dim + dim * width) * weight + 4 * batch * cells * (channels + dim)"
+        " + 8 * batch * cells * (dim + width)",
     ),
     Contract(
         RESIDUAL_STEP,
@@ -197,6 +227,8 @@ _GRAPHS = (
         (Row(f"residual{OUT}", _REST, recorded="final.diff.step{index}.sample"),),
         int8=True,
         predicted="final.diff.step{index}.model_out",
+        operations="4 * batch * cells * residual_weights",
+        bytes="residual_weights * weight + 8 * batch * cells * width + 12 * batch * cells * channels",
     ),
     Contract(
         LATENT,
@@ -207,6 +239,7 @@ _GRAPHS = (
             Row("residual", _REST),
         ),
         (Row(f"f_hat{OUT}", _LATENTS, recorded="final.f_hat"),),
+        bytes="8 * batch * cells * channels",
     ),
     Contract(
         DECODER,
@@ -216,6 +249,8 @@ _GRAPHS = (
         opset=20,  # from 21 on GroupNorm is one operator, which ONNX Runtime makes larger pieces of
         bfloat16=True,
         one_by_one=True,  # its full-resolution activations are the largest of all
+        operations="batch * decoder_operations",
+        bytes="decoder_weights * unchanged + 12 * batch * pixels**2",
     ),
 )
 GRAPHS = {graph.name: graph for graph in _GRAPHS}
@@ -239,6 +274,18 @@ def describe_model(
         diff_width=llm.diff_width,
         modulated=llm.modulated,
     )
+
+
+def sizes(model: ModelSpec, configurations: Mapping[str, Any]) -> dict[str, int]:
+    """What formulas need beside the model's sizes; without a text encoder nothing of one."""
+    llm = config_from_dict(TransformerConfig, configurations[LLM], "manifest")
+    image = config_from_dict(TokenizerConfig, configurations[TOKENIZER], "manifest")
+    found = {"depth": model.depth, **transformer_sizes(llm, image.z_channels)}
+    found |= tokenizer_sizes(image, model.patch_nums[-1])
+    if configurations.get(TEXT_NETWORK):
+        text = config_from_dict(TextEncoderConfig, configurations[TEXT_NETWORK], "manifest")
+        found |= text_encoder_sizes(text)
+    return found
 
 
 def scale_dims(model: ModelSpec, batch: int) -> list[Dims]:
@@ -367,4 +414,4 @@ def _as_map(values: Array, now: ScaleStep) -> Array:
     return values.reshape(len(values), now.patch_num, now.patch_num, *values.shape[2:])
 
 
-HART = Family(NAME, GRAPHS, scale_dims, steps, Run(DECODER, stages.DECODER))
+HART = Family(NAME, GRAPHS, scale_dims, steps, sizes, Run(DECODER, stages.DECODER))

@@ -11,12 +11,12 @@ import click
 from hart_runtime.common.console import FiniteRange, command
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
-from hart_runtime.runtime.names import AUTO, MODULES
+from hart_runtime.runtime.backends.names import AUTO, MODULES
 from hart_runtime.runtime.options import bundle_option
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.bundle import Bundle
-    from hart_runtime.runtime.tensorrt.build import BuildOptions
+    from hart_runtime.runtime.tensorrt.builder import BuildOptions
     from hart_runtime.runtime.tensorrt.package import Package
 
 
@@ -58,8 +58,8 @@ def main(
     whose programs you would run.
     """
     from hart_runtime.runtime.bundle import open_bundle
-    from hart_runtime.runtime.tensorrt.build import BuildOptions
-    from hart_runtime.runtime.tensorrt.folder import parse_batches
+    from hart_runtime.runtime.tensorrt.build import parse_batches
+    from hart_runtime.runtime.tensorrt.builder import BuildOptions
     from hart_runtime.runtime.tensorrt.package import how_to_install
 
     options = BuildOptions(
@@ -83,7 +83,7 @@ def main(
 
 def choose_package(backend: str) -> Package | None:
     """The package asked for, or with "auto" the first that can build here, if there is one."""
-    from hart_runtime.runtime.cuda import compute_capability
+    from hart_runtime.runtime.memory.cuda import compute_capability
     from hart_runtime.runtime.tensorrt.package import available_packages, import_package
 
     if backend != AUTO:
@@ -97,9 +97,9 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from hart_runtime.runtime.cuda import compute_capability as present
-    from hart_runtime.runtime.tensorrt.build import Step
-    from hart_runtime.runtime.tensorrt.folder import build_engines
+    from hart_runtime.runtime.memory.cuda import compute_capability as present
+    from hart_runtime.runtime.tensorrt.build import build_engines
+    from hart_runtime.runtime.tensorrt.builder import Phase
 
     capability = present()
     if capability is None and not package.ahead_of_time:
@@ -112,7 +112,7 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         total = progress.add_task("engines")
 
-        def watch(name: str, number: int, count: int) -> Step:
+        def watch(name: str, number: int, count: int) -> Phase:
             progress.update(total, completed=number, total=count)
             task = progress.add_task(name)
 

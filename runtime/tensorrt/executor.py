@@ -14,9 +14,9 @@ from platformdirs import user_cache_path
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.cuda import CudaMemory, check
-from hart_runtime.runtime.executor import Binding
-from hart_runtime.runtime.tensorrt.engines import EngineManifest, build_command, engine_file, find_engines
+from hart_runtime.runtime.memory.cuda import CudaMemory, check
+from hart_runtime.runtime.memory.executor import Binding
+from hart_runtime.runtime.tensorrt.manifest import EngineManifest, build_command, engine_file, find_engines
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import choose
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineExecutor(CudaMemory):
-    """An executor of planned calls (see :class:`hart_runtime.runtime.executor.Executor`) on the first GPU.
+    """An :class:`hart_runtime.runtime.memory.executor.Executor` on the first GPU.
 
     Every planned call is run plainly twice, captured as a CUDA graph with the second run and
     replayed from then on. TensorRT-RTX captures on its own.

@@ -8,7 +8,7 @@ from typing import Any
 
 from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import install
-from hart_runtime.runtime.names import MODULES
+from hart_runtime.runtime.backends.names import MODULES
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Package:
     """One of the two, imported."""
 
     name: str
-    """A key of :data:`hart_runtime.runtime.names.MODULES`."""
+    """A key of :data:`hart_runtime.runtime.backends.names.MODULES`."""
     version: str
     api: Any
     """The Python module."""

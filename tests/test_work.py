@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hart_runtime.bench import counting
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import Pair, ScaleTransformer
 from hart_runtime.runtime.bundle import Manifest, manifest_of
-from hart_runtime.runtime.families.hart import NAME, describe_model
+from hart_runtime.runtime.families.hart import GRAPHS, NAME, describe_model
+from hart_runtime.runtime.families.names import RESIDUAL_STEP, TEXT_ENCODER, TRANSFORMER
+from hart_runtime.runtime.families.sizes import decoder_counts, text_encoder_sizes, transformer_sizes
+from hart_runtime.runtime.shapes import evaluate
+from hart_runtime.runtime.work import count
 
 PLAIN = TransformerConfig(
     attn_type="llama",
@@ -74,7 +77,8 @@ def test_the_transformer_as_torch_counts_it(config: TransformerConfig) -> None:
     x, angles = torch.randn(ROWS, NEW, 48), torch.randn(ROWS, NEW, 16)
     past = [(torch.randn(ROWS, PAST, 48), torch.randn(ROWS, PAST, 48)) for _ in range(config.depth)]
     found = torch_counts(lambda: model(x, angles, torch.randn(ROWS, 48), past, written_out))
-    assert counting.transformer_operations(config, ROWS, NEW, PAST) == found
+    sizes = {"depth": config.depth, "dim": config.embed_dim, **transformer_sizes(config, 8)}
+    assert operations(TRANSFORMER, **sizes, rows=ROWS, length=NEW, past=PAST) == found
 
 
 def test_the_residual_mlp_as_torch_counts_it() -> None:
@@ -82,13 +86,14 @@ def test_the_residual_mlp_as_torch_counts_it() -> None:
     tokens, steps = 30, torch.tensor([999])
     found = torch_counts(lambda: net(torch.randn(tokens, 8), steps, torch.randn(tokens, 24)))
     timestep = torch_counts(lambda: net.time_embed(steps))
-    assert counting.residual_operations(PLAIN, 8, tokens) == found - timestep
+    sizes = transformer_sizes(PLAIN, 8)
+    assert operations(RESIDUAL_STEP, **sizes, batch=1, cells=tokens) == 2 * (found - timestep)  # both halves
 
 
 def test_the_decoder_as_torch_counts_it() -> None:
     model = ImageTokenizer(IMAGE)
-    operations, weights = counting.decoder_counts(IMAGE, 6)
-    assert operations == torch_counts(lambda: model.decode(torch.randn(1, 8, 6, 6)))
+    counted, weights = decoder_counts(IMAGE, 6)
+    assert counted == torch_counts(lambda: model.decode(torch.randn(1, 8, 6, 6)))
     parts = (*model.decoder.named_parameters(), *model.post_quant_conv.named_parameters())
     assert weights == sum(p.numel() for _, p in parts if p.ndim == 4)
 
@@ -97,7 +102,11 @@ def test_the_text_encoder_as_torch_counts_it() -> None:
     config = TextEncoderConfig(50, 32, 40, 2, 4, 2)
     ids, mask = torch.zeros(3, 7, dtype=torch.long), torch.ones(3, 7, dtype=torch.bool)
     found = torch_counts(lambda: TextEncoder(config)(ids, mask))
-    assert counting.text_encoder_operations(config, 3, 7) == found
+    assert operations(TEXT_ENCODER, **text_encoder_sizes(config), batch=3, tokens=7) == found
+
+
+def operations(graph: str, **sizes: int) -> int:
+    return evaluate(GRAPHS[graph].operations, sizes)
 
 
 def manifest(precision: str, smooth: bool) -> Manifest:
@@ -108,7 +117,7 @@ def manifest(precision: str, smooth: bool) -> Manifest:
 
 
 def test_a_whole_picture_by_hand() -> None:
-    work = counting.count(manifest("fp32", smooth=False), batch=1)
+    work = count(manifest("fp32", smooth=False), batch=1)
     names = ["context", *(f"scale {k} {part}" for k in range(3) for part in ("transformer", "sampling"))]
     names += ["residual condition", *(f"residual step {i}" for i in range(3)), "decoder"]
     assert list(work) == names
@@ -131,15 +140,14 @@ def test_a_whole_picture_by_hand() -> None:
 
 
 def test_smooth_sampling_reads_the_noise_and_mixes_the_codebook() -> None:
-    plain, smooth = (counting.count(manifest("fp32", smooth=s), 2)["scale 2 sampling"] for s in (False, True))
+    plain, smooth = (count(manifest("fp32", smooth=s), 2)["scale 2 sampling"] for s in (False, True))
     assert smooth.operations - plain.operations == 2 * (2 * 9) * 64 * 8
     assert smooth.bytes - plain.bytes == 4 * (2 * 9) * 64
 
 
 def test_half_precision_halves_weights_and_cache_but_not_operations() -> None:
     full, half = (
-        counting.count(manifest(precision, smooth=False), 1)["scale 1 transformer"]
-        for precision in ("fp32", "fp16")
+        count(manifest(precision, smooth=False), 1)["scale 1 transformer"] for precision in ("fp32", "fp16")
     )
     assert half.operations == full.operations
     stream = 4 * 2 * 2 * 4 * 48

@@ -17,7 +17,7 @@ from hart_runtime.common.files import sha256_of_pieces
 from hart_runtime.runtime.bundle import Bundle, FileSpec, Manifest, file_spec
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
-from hart_runtime.runtime.tensorrt.build import BuildOptions
+from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile, Range
 

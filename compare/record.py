@@ -135,7 +135,7 @@ def capture(
     return tensors
 
 
-def replay(
+def record_again(
     model: Hart, tensors: Tensors, settings: SamplingSettings, manifest: Manifest, record: Record
 ) -> None:
     """Run the reference once more over a recorded batch, with another recorder."""

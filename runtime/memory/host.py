@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.runtime.executor import Binding
+from hart_runtime.runtime.memory.executor import Binding
 
 
 class HostMemory:
-    """The memory half of an executor (see :class:`hart_runtime.runtime.executor.Executor`)."""
+    """The memory half of an executor (see :class:`hart_runtime.runtime.memory.executor.Executor`)."""
 
     device = "cpu"
 

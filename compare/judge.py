@@ -12,22 +12,22 @@ from hart_runtime.compare import TORCH_FP16
 from hart_runtime.compare.recorded import graph_calls
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import Row, Watch, replay
-from hart_runtime.compare.report import Engine, Limits, Run, arithmetic
+from hart_runtime.compare.report import Candidate, Limits, Run, arithmetic
 from hart_runtime.compare.trajectory import free_running, teacher_forced
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.names import MODULES
-from hart_runtime.runtime.registry import open_backend
 
 if TYPE_CHECKING:
-    from hart_runtime.compare.capture import Source
     from hart_runtime.compare.layers import LayerReport
+    from hart_runtime.compare.record import Source
 
 PACKAGES = {TORCH_FP16: "torch", **MODULES}
 """Backends that are named otherwise than the package they run on."""
 
 
-def measure(
+def judge(
     name: str,
     bundle: Bundle,
     reference: Reference,
@@ -47,7 +47,7 @@ def measure(
     manifest = bundle.manifest
     precision = FP16 if kind == TORCH_FP16 else manifest.precision
     package = PACKAGES.get(kind, kind)
-    engine = Engine(
+    candidate = Candidate(
         name=manifest.name,
         identity=bundle.identity,
         precision=precision,
@@ -60,7 +60,7 @@ def measure(
     watch("whole pictures")
     subject = (backend, manifest, precision, reference)
     run = Run(
-        engine,
+        candidate,
         rows,
         teacher_forced=[teacher_forced(*subject, tensors) for tensors in reference.batches],
         free_running=[free_running(*subject, tensors) for tensors in reference.batches],
@@ -100,7 +100,7 @@ def _open(name: str, bundle: Bundle, reference: Reference, source: Source | None
     if name == TORCH_FP16:
         if source is None:
             raise InputError(f"{parameter('backend', TORCH_FP16)}: needs the model itself, give `checkpoint`")
-        from hart_runtime.compare.capture import torch_device
+        from hart_runtime.compare.record import torch_device
         from hart_runtime.compare.torch_backend import TorchHalfBackend
 
         return TorchHalfBackend(source, reference.patch_nums, torch_device(device))

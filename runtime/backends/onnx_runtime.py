@@ -8,14 +8,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import RunError
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.names import CUDA, ONNXRUNTIME
+from hart_runtime.runtime.backends.sessions import first_line, open_sessions, require_cuda
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.cuda import CudaMemory, StreamBackend
-from hart_runtime.runtime.executor import Binding
-from hart_runtime.runtime.host import HostMemory
-from hart_runtime.runtime.names import CUDA, ONNXRUNTIME
-from hart_runtime.runtime.planned import PlannedBackend
-from hart_runtime.runtime.sessions import first_line, open_sessions, require_cuda
+from hart_runtime.runtime.memory.cuda import CudaMemory, StreamBackend
+from hart_runtime.runtime.memory.executor import Binding
+from hart_runtime.runtime.memory.host import HostMemory
+from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.spec import GraphSpec
 
 NOT_CAPTURED = "-1"
@@ -23,7 +23,7 @@ NOT_CAPTURED = "-1"
 
 
 class CpuExecutor(HostMemory):
-    """ONNX Runtime at host addresses (see :class:`hart_runtime.runtime.executor.Executor`)."""
+    """ONNX Runtime at host addresses (see :class:`hart_runtime.runtime.memory.executor.Executor`)."""
 
     name = ONNXRUNTIME
 

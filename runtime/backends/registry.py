@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from hart_runtime.common.errors import InputError, one_of, parameter, whole_in_range
-from hart_runtime.runtime.names import AUTO, CPU, CUDA, DEVICES, MODULES, ONNXRUNTIME, OPENVINO
+from hart_runtime.runtime.backends.names import AUTO, CPU, CUDA, DEVICES, MODULES, ONNXRUNTIME, OPENVINO
 
 if TYPE_CHECKING:
-    from hart_runtime.runtime.backend import Backend
+    from hart_runtime.runtime.backends.backend import Backend
     from hart_runtime.runtime.bundle import Bundle
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 def _engines(name: str) -> Entry:
     def opened(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
-        from hart_runtime.runtime.cuda import StreamBackend
+        from hart_runtime.runtime.memory.cuda import StreamBackend
         from hart_runtime.runtime.tensorrt.executor import EngineExecutor
         from hart_runtime.runtime.tensorrt.package import import_package
 
@@ -43,25 +43,25 @@ def _engines(name: str) -> Entry:
 
 
 def _onnx_cuda(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
-    from hart_runtime.runtime.onnx_backend import on_cuda
+    from hart_runtime.runtime.backends.onnx_runtime import on_cuda
 
     return on_cuda(bundle, threads, strict)
 
 
 def _has_cuda(bundle: Bundle) -> bool:
-    from hart_runtime.runtime.sessions import has_cuda
+    from hart_runtime.runtime.backends.sessions import has_cuda
 
     return has_cuda()
 
 
 def _onnx_cpu(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
-    from hart_runtime.runtime.onnx_backend import on_the_cpu
+    from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 
     return on_the_cpu(bundle, threads)
 
 
 def _openvino(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
-    from hart_runtime.runtime.openvino_backend import on_openvino
+    from hart_runtime.runtime.backends.openvino import on_openvino
 
     return on_openvino(bundle, threads)
 
@@ -86,7 +86,7 @@ def open_backend(
     """Load every graph of a bundle.
 
     Args:
-        device: one of :data:`hart_runtime.runtime.names.DEVICES`.
+        device: one of :data:`hart_runtime.runtime.backends.names.DEVICES`.
         threads: of the CPU; None for all cores.
         backend: one of :data:`BACKENDS`. "auto": the bundle's engines where they run, else ONNX
             Runtime on CUDA, else on the CPU. What "auto" passes over is logged; a backend or a

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import pip
+from hart_runtime.runtime.backends.names import CPU, ONNXRUNTIME
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.executor import Binding, Executor
-from hart_runtime.runtime.names import CPU, ONNXRUNTIME
-from hart_runtime.runtime.planned import PlannedBackend
+from hart_runtime.runtime.memory.executor import Binding, Executor
+from hart_runtime.runtime.memory.planned import PlannedBackend
 
 
 def cuda() -> Any:
@@ -59,7 +59,7 @@ def compute_capability() -> str | None:
 
 
 class CudaMemory:
-    """The memory half of an executor (see :class:`hart_runtime.runtime.executor.Executor`), in stream order.
+    """The memory half of an :class:`hart_runtime.runtime.memory.executor.Executor`, in stream order.
 
     All memory that is allocated here is given back with the last reference to it.
     """

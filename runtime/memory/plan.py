@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.runtime.backend import Backend, Lease, Outputs, Values
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values
 from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.program import Program, Run, cache_of
@@ -81,7 +81,7 @@ class Outside:
 
 
 @dataclass
-class Call:
+class PlannedCall:
     """One run of a graph: what is bound to each input and output."""
 
     graph: str
@@ -100,7 +100,7 @@ class Call:
 class Plan:
     """All calls of one drawing, in order, and the memory they need."""
 
-    calls: list[Call]
+    calls: list[PlannedCall]
     slots: list[Slot]
     nbytes: int
     """Size of the arena that holds every slot but constants."""
@@ -187,7 +187,7 @@ class _Planner(Backend):
 
     def __init__(self, graphs: Mapping[str, GraphSpec], cache_length: int) -> None:
         self.graphs, self.cache_length = graphs, cache_length
-        self.calls: list[Call] = []
+        self.calls: list[PlannedCall] = []
         self.slots: list[Slot] = []
 
     def begin(self, program: Program) -> AbstractContextManager[Lease]:
@@ -195,7 +195,7 @@ class _Planner(Backend):
 
     def run(self, run: Run, inputs: Values, wanted: frozenset[str] = frozenset()) -> Outputs:
         now = len(self.calls)
-        call = Call(run.graph)
+        call = PlannedCall(run.graph)
         self.calls.append(call)
         uploads: list[str] = []
         constants: list[str] = []

@@ -39,7 +39,7 @@ class Backend(Protocol):
     """What the loop needs. Arrays given as inputs are uploaded, tensors are used in place."""
 
     name: str
-    """As in :data:`hart_runtime.runtime.registry.BACKENDS`."""
+    """As in :data:`hart_runtime.runtime.backends.registry.BACKENDS`."""
     device: str
 
     def begin(self, program: Program) -> AbstractContextManager[Lease]:

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.backend import Backend, Lease, Outputs, Value, Values, joined
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Value, Values, joined
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.executor import Binding, Executor
-from hart_runtime.runtime.plan import Call, Plan, View, make_plan, split_view
+from hart_runtime.runtime.memory.executor import Binding, Executor
+from hart_runtime.runtime.memory.plan import Plan, PlannedCall, View, make_plan, split_view
 from hart_runtime.runtime.program import Program, Run, same
 from hart_runtime.runtime.shapes import Shape, shape_of, solve
 from hart_runtime.runtime.spec import TensorSpec
@@ -204,7 +204,9 @@ class _Lease:
             executor.execute(run.graph, bindings, host, None if held else self._laid.calls[number])
         return dict(call.results)
 
-    def _supply(self, call: Call, number: int, tensor: TensorSpec, value: Value, place: Binding) -> None:
+    def _supply(
+        self, call: PlannedCall, number: int, tensor: TensorSpec, value: Value, place: Binding
+    ) -> None:
         """Copy what comes from the host to its place; a constant only if it is another one there."""
         key, laid = (self._laid.calls[number], tensor.name), self._laid
         if tensor.name in call.uploads:

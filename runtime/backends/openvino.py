@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
-from hart_runtime.runtime.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
+from hart_runtime.runtime.backends.sessions import first_line
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.contract import DEQUANTIZED
-from hart_runtime.runtime.executor import Binding
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.host import HostMemory, array_at
-from hart_runtime.runtime.names import ONNXRUNTIME, OPENVINO
-from hart_runtime.runtime.planned import PlannedBackend
-from hart_runtime.runtime.sessions import first_line
+from hart_runtime.runtime.memory.executor import Binding
+from hart_runtime.runtime.memory.host import HostMemory, array_at
+from hart_runtime.runtime.memory.planned import PlannedBackend
 
 TOKEN_GROUP = 128
 """Channels of a token that share a scale when OpenVINO turns them into 8-bit integers."""
@@ -42,7 +42,7 @@ def openvino() -> Any:
 
 
 class OpenVinoExecutor(HostMemory):
-    """OpenVINO's CPU plugin at host addresses (see :class:`hart_runtime.runtime.executor.Executor`).
+    """OpenVINO's CPU plugin at host addresses (see :class:`hart_runtime.runtime.memory.executor.Executor`).
 
     Bundles in float32 and float16 are computed in float32. Those in int8 are read in their second
     form, whose products OpenVINO runs in 8-bit integers with scales of its own.

@@ -1,0 +1,1 @@
+"""What runs graphs: the protocol of backends, those there are, and which of them opens a bundle."""

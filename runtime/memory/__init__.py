@@ -1,0 +1,1 @@
+"""Where tensors lie: the plan of a drawing, and memory of the host and of a GPU."""

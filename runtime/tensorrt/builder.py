@@ -1,0 +1,197 @@
+"""Builds one engine from one graph of a bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.external_data import refuse_outside
+from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.spec import GraphSpec
+from hart_runtime.runtime.tensorrt.package import Package
+from hart_runtime.runtime.tensorrt.profiles import Profile, Range
+
+Phase = Callable[[str, int, int], None]
+"""Told of a phase of the builder, how far it is and how far it goes."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What changes an engine, besides its graph and its profiles."""
+
+    batches: tuple[int, int] = (1, 1)
+    """Smallest and largest number of pictures drawn at once."""
+    per_scale: bool = True
+    """One profile per scale, or one for all."""
+    compute_capabilities: tuple[str, ...] = ()
+    """Such as ("8.6", "8.9"), for packages that build ahead of time; empty for their default."""
+    workspace: float | None = None
+    """Most scratch memory the builder may plan with, in GB."""
+
+
+def build_engine(
+    package: Package,
+    path: Path,
+    graph: GraphSpec,
+    decided: Mapping[str, Range],
+    profiles: list[Profile],
+    options: BuildOptions,
+    step: Phase = lambda *_: None,
+    stopped: Sequence[bool] = (),
+) -> tuple[bytes, list[str]]:
+    """Parse a graph and build its engine.
+
+    Args:
+        decided: values of the inputs that shapes depend on.
+        stopped: what :func:`signals_wait` yields; the build ends at its next step once it holds something.
+
+    Returns:
+        The serialized engine, and the inputs that it reads on the host.
+
+    Raises:
+        RunError: the parser refuses the graph or drops one of its inputs, or the build fails.
+        KeyboardInterrupt: it was stopped.
+    """
+    trt = package.api
+    log = _logger(trt)
+    builder = trt.Builder(log)
+    network = _parse(package, builder, path, graph, log)
+    config = builder.create_builder_config()
+    config.progress_monitor = _monitor(trt, step, stopped)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 1e9))
+    _set_compute_capabilities(package, config, options.compute_capabilities)
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    on_host = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
+    for profile in profiles:
+        target = builder.create_optimization_profile()
+        for tensor in inputs:
+            if tensor.is_shape_tensor:
+                if tensor.name not in decided:
+                    raise RunError(f"{path}: {package.name} wants the value of {tensor.name} on the host")
+                values = decided[tensor.name]
+                target.set_shape_input(tensor.name, values.min, values.opt, values.max)
+            elif -1 in tuple(tensor.shape):
+                shape = profile.shapes[tensor.name]
+                target.set_shape(tensor.name, shape.min, shape.opt, shape.max)
+        config.add_optimization_profile(target)
+    serialized = None if stopped else builder.build_serialized_network(network, config)
+    if stopped:
+        raise KeyboardInterrupt
+    if serialized is None:
+        reason = log.errors[-1] if log.errors else "it gives no reason"
+        raise RunError(f"{path}: {package.name} {package.version} cannot build an engine ({reason})")
+    return bytes(serialized), on_host
+
+
+def _parse(package: Package, builder: Any, path: Path, graph: GraphSpec, log: Any) -> Any:
+    trt = package.api
+    # TensorRT 11 knows no other kind of network; 10 wants to be told.
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    refuse_outside(path, WEIGHTS)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(path)):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise RunError(f"{path}: {package.name} {package.version} cannot parse it ({'; '.join(reasons)})")
+    read = {
+        tensor.name
+        for layer in (network.get_layer(i) for i in range(network.num_layers))
+        for tensor in (layer.get_input(j) for j in range(layer.num_inputs))
+        if tensor is not None
+    }
+    if dropped := sorted({spec.name for spec in graph.inputs} - read):
+        raise RunError(f"{path}: {package.name} {package.version} ignores the inputs {', '.join(dropped)}")
+    if ignored := [line for line in log.warnings if "unused input" in line.lower()]:
+        raise RunError(f"{path}: {package.name} {package.version} ignores part of the graph ({ignored[0]})")
+    return network
+
+
+def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, ...]) -> None:
+    if not wanted:
+        return
+    if not package.ahead_of_time:
+        raise InputError(
+            f"`compute_capabilities`: {package.name} builds for the GPU it runs on, leave it out"
+        )
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in package.api.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    config.num_compute_capabilities = len(wanted)
+    for number, capability in enumerate(wanted):
+        if capability not in known:
+            raise InputError(
+                f"`compute_capabilities`: {package.name} {package.version} builds for "
+                f"{', '.join(sorted(known, key=float))}, found {capability}"
+            )
+        config.set_compute_capability(known[capability], number)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[Sequence[bool]]:
+    """Hold SIGINT and SIGTERM back while a package works, and end with KeyboardInterrupt after them.
+
+    Python raises a signal wherever it runs next, in a callback such as the logger too, and the
+    package drops what a callback raises. What is yielded holds something once a signal came.
+    """
+    stopped: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stopped.append(True))
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _logger(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Keeps what the package says, for the sentences we make of it."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
+                self.errors.append(message)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(message)
+
+    return Log()
+
+
+def _monitor(trt: Any, step: Phase, stopped: Sequence[bool]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """Passes the builder's own progress on."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.sizes: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.sizes[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step_number: int) -> bool:
+            step(phase_name, step_number + 1, self.sizes.get(phase_name, 0))
+            return not stopped
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
