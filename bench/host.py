@@ -20,9 +20,10 @@ from hart_runtime.common.console import command
 from hart_runtime.common.precisions import FP16
 from hart_runtime.common.settings import settings_of
 from hart_runtime.hart.random_checkpoint import read_shape
-from hart_runtime.runtime.bundle import Bundle, manifest_of
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.drawer import Drawer
 from hart_runtime.runtime.families.hart import NAME, describe_model
+from hart_runtime.runtime.manifest import manifest_of
 from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.host import HostMemory, array_at
 from hart_runtime.runtime.memory.planned import PlannedBackend

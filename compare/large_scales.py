@@ -26,8 +26,8 @@ from hart_runtime.hart.diffusion import guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.rope import Rotation
 from hart_runtime.hart.transformer import attention, scaled_dot_product
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.families.names import DECODER, RESIDUAL_STEP, TRANSFORMER
+from hart_runtime.runtime.manifest import Manifest
 
 INDICES = 1e-3
 """Share of indices that may differ: a draw can fall between two roundings of the same boundary."""

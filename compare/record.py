@@ -24,7 +24,8 @@ from hart_runtime.hart.generate import Record, generate
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.sampling import smooth_codes
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle, Manifest
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
+from hart_runtime.runtime.manifest import Manifest
 
 
 @dataclass(frozen=True)

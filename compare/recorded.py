@@ -21,10 +21,10 @@ from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values, Watched, joined
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
 from hart_runtime.runtime.families.names import SMOOTH
 from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Arrays, Program, Run, cache_of
 from hart_runtime.runtime.shapes import Dims, shape_of, solve
 from hart_runtime.runtime.spec import TensorSpec

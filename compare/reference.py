@@ -23,7 +23,7 @@ from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.settings import SamplingSettings, settings_of
 from hart_runtime.compare.recorded import Call, Tensors, graph_calls
-from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.origin import check_same_weights
 
 SCHEMA_VERSION = 2

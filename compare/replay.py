@@ -20,7 +20,7 @@ from hart_runtime.compare.recorded import Call, graph_calls
 from hart_runtime.compare.reference import Reference, error_key
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import OPENVINO
-from hart_runtime.runtime.bundle import Manifest
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec
 

@@ -24,9 +24,9 @@ from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ss
 from hart_runtime.compare.recorded import Tensors, places, recorded, recording
 from hart_runtime.compare.reference import Reference
 from hart_runtime.runtime.backends.backend import Backend, Outputs, Unplanned, Value, Values, Watched
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
 from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.text import ENCODE
 

@@ -20,16 +20,12 @@ from hart_runtime.export.request import Request, check_place
 from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
 from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
-from hart_runtime.runtime.bundle import (
-    TEXT_TOKENIZER,
-    Manifest,
-    check_contract,
-    describe_files,
-    write_manifest,
-)
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
+from hart_runtime.runtime.manifest import Manifest, check_contract, write_manifest
+from hart_runtime.runtime.shapes import same_tensor
 from hart_runtime.runtime.spec import GraphSpec
 
 Progress = Callable[[str, int, int], None]
@@ -83,7 +79,7 @@ def export_bundle(
             checkpoint=_identity(checkpoint, described),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
-        check_contract(manifest, str(output / MANIFEST))  # what was traced
+        check_contract(manifest, str(output / MANIFEST), same_tensor)  # what was traced
         manifest = replace(manifest, graphs={name: planned[name] for name in graphs})
         write_manifest(manifest, partial)
         _refuse_existing(request, output, force)  # again: it may have appeared meanwhile

@@ -19,7 +19,7 @@ from hart_runtime.export.bundle import torch_dtype
 from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
-from hart_runtime.runtime.bundle import Manifest, manifest_of
+from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.work import count
 

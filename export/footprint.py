@@ -24,8 +24,8 @@ from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.hart.checkpoint import matrix_parameters
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import shape_of
 from hart_runtime.runtime.tensorrt.profiles import scale_rows
 
@@ -48,7 +48,7 @@ def weights_of(
 
     Args:
         model, text: on the meta device, in the precision of the export (see :func:`typed`).
-        manifest: as :func:`hart_runtime.runtime.bundle.manifest_of` makes it.
+        manifest: as :func:`hart_runtime.runtime.manifest.manifest_of` makes it.
     """
     found: dict[str, Weights] = {}
     everything: Held = {}

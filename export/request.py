@@ -18,9 +18,10 @@ from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Manifest, open_bundle, read_manifest
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
 from hart_runtime.runtime.families.hart import NAME, describe_model
 from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.manifest import Manifest, read_manifest
 from hart_runtime.runtime.spec import ModelSpec
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError, in_range, known_names, shown, whole_in_range
 from hart_runtime.common.settings import Overrides, SamplingSettings, check_ranges
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.loop import Snapshot
+from hart_runtime.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backends.backend import Backend, Values
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.loop import Drawing, Snapshot, draw, drawn
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Program
 
 MOST_PROGRAMS = 8

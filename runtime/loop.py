@@ -56,7 +56,7 @@ def draw(
     The backend is held from the first step until the last, or until the iterator is closed.
 
     Args:
-        program: what to do, see :meth:`hart_runtime.runtime.bundle.Manifest.program`.
+        program: what to do, see :meth:`hart_runtime.runtime.manifest.Manifest.program`.
         given: what the first graph takes and the host does not make: for HART text ``features``
             (B, T, D) and their ``mask`` (B, T).
         paced: let the device be one step ahead of what is told, and no more: for who shows progress or

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint, find_checkpoint
 from hart_runtime.common.errors import InputError, parameter
-from hart_runtime.runtime.bundle import Bundle, Manifest
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.manifest import Manifest
 
 NETWORKS = (LLM, TOKENIZER, TEXT_ENCODER)
 Weights = Mapping[str, Mapping[str, str]]

@@ -17,7 +17,7 @@ from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
-from hart_runtime.runtime.bundle import Bundle, Manifest, open_bundle
+from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.call import (
     Options,
     Scale,
@@ -28,6 +28,7 @@ from hart_runtime.runtime.call import (
 )
 from hart_runtime.runtime.drawer import Drawer
 from hart_runtime.runtime.loop import Array, Snapshot
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.text import EncodedPrompts, Given, TextEncoder, require_text_encoder
 
 if TYPE_CHECKING:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
+
+from hart_runtime.common.errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,33 @@ class ModelSpec:
             "cells": last * last,
             "pixels": self.image_size,
         }
+
+
+LARGEST = {
+    "depth": 512,
+    "embed_dim": 1 << 16,
+    "num_heads": 1 << 10,
+    "vocab_size": 1 << 20,
+    "latent_channels": 1 << 12,
+    "image_size": 1 << 14,
+    "context_token": 1 << 16,
+    "context_dim": 1 << 16,
+    "diff_width": 1 << 16,
+}
+"""More than any model has: beyond is a damaged file, or one that wants to take the machine's memory."""
+
+
+def check_model(model: ModelSpec, place: str) -> None:
+    """Refuse sizes that no model has, or that contradict each other; raises InputError."""
+    for name, most in LARGEST.items():
+        if not 1 <= (size := getattr(model, name)) <= most:
+            raise InputError(f"{place}: {name}: expected 1 to {most}, found {shown(size)}")
+    sides = model.patch_nums
+    if len(sides) < 2 or sides[0] < 1 or any(b <= a for a, b in itertools.pairwise(sides)):
+        raise InputError(f"{place}: patch_nums: expected sides that grow, found {shown(list(sides))}")
+    for name, size, by, divisor in (
+        ("embed_dim", model.embed_dim, "num_heads", model.num_heads),
+        ("image_size", model.image_size, "the last of patch_nums", sides[-1]),
+    ):
+        if size % divisor:
+            raise InputError(f"{place}: {name}: expected a multiple of {by} ({divisor}), found {size}")

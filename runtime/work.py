@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.contract import Contract, Scales
 from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import Dims, evaluate
 from hart_runtime.runtime.text import ENCODE
 

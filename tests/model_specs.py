@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from hart_runtime.runtime.bundle import Manifest, manifest_of
 from hart_runtime.runtime.families.hart import NAME
+from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.spec import ModelSpec
 
 __all__ = ["manifest_of", "manifests"]

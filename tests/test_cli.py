@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from hart_runtime.export.cli import main as export_main
-from hart_runtime.runtime.bundle import SCHEMA_VERSION
 from hart_runtime.runtime.cli import main as run_main
 from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.manifest import SCHEMA_VERSION
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
 from tests.test_bundle import poisoned

@@ -17,11 +17,12 @@ from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.compare.recorded import recorded_names
 from hart_runtime.export.graphs import FREE
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.runtime.bundle import manifest_of, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import Row, specs_of
 from hart_runtime.runtime.families.hart import GRAPHS, NAME
 from hart_runtime.runtime.families.names import LATENT, SMOOTH, TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.manifest import manifest_of
 from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.spec import ModelSpec
 from hart_runtime.runtime.tensorrt.profiles import make_profiles

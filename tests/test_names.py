@@ -31,9 +31,9 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.random_checkpoint import read_shape, write_random_checkpoint
 from hart_runtime.runtime.backends.names import DEVICES
 from hart_runtime.runtime.backends.registry import BACKENDS
-from hart_runtime.runtime.bundle import manifest_of
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.families.hart import NAME, describe_model
+from hart_runtime.runtime.manifest import manifest_of
 from hart_runtime.runtime.png import Origin, read_origin, save_png
 from hart_runtime.runtime.tensorrt.cli import choose_package, parse_capabilities
 from hart_runtime.runtime.tensorrt.cli import main as build

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.bundle import Manifest, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import NEW
 from hart_runtime.runtime.families.names import TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.memory.plan import ALIGNMENT, Plan, make_plan
 from hart_runtime.runtime.program import cache_of
 from hart_runtime.runtime.shapes import evaluate, shape_of, solve

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.compare.recorded import graph_calls
 from hart_runtime.compare.reference import Reference
-from hart_runtime.runtime.bundle import Manifest, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.hart import GRAPHS, HART, NAME
 from hart_runtime.runtime.families.names import NEXT_SCALE, RESIDUAL_STEP, SAMPLE, SMOOTH, TEXT_ENCODER
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from tests.conftest import ExportOnce
 from tests.test_compare import record_golden

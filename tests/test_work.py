@@ -13,10 +13,10 @@ from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import Pair, ScaleTransformer
-from hart_runtime.runtime.bundle import Manifest, manifest_of
 from hart_runtime.runtime.families.hart import GRAPHS, NAME, describe_model
 from hart_runtime.runtime.families.names import RESIDUAL_STEP, TEXT_ENCODER, TRANSFORMER
 from hart_runtime.runtime.families.sizes import decoder_counts, text_encoder_sizes, transformer_sizes
+from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.shapes import evaluate
 from hart_runtime.runtime.work import count
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import sha256_of_pieces, whole_folder
-from hart_runtime.runtime.bundle import Bundle, FileSpec, describe_files
+from hart_runtime.runtime.bundle import Bundle, describe_files
+from hart_runtime.runtime.manifest import FileSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions, Phase, build_engine, signals_wait
 from hart_runtime.runtime.tensorrt.manifest import (
     ENGINE_MANIFEST,

@@ -10,16 +10,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, parameter, shown
 from hart_runtime.common.files import sha256_of_pieces
-from hart_runtime.runtime.bundle import Bundle, FileSpec, Manifest, file_spec
+from hart_runtime.common.records import read_record
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.manifest import FileSpec, Manifest, check_file_spec
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, operating_system
-from hart_runtime.runtime.tensorrt.profiles import Profile, Range
+from hart_runtime.runtime.tensorrt.profiles import Profile
 
 ENGINE_SCHEMA = 2
 ENGINE_MANIFEST = "engines.json"
@@ -89,17 +90,26 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     file = folder / ENGINE_MANIFEST
     try:
         values = json.loads(file.read_bytes())
-        if (found := values["schema"]) != ENGINE_SCHEMA:
-            age, upgrade = ("newer", "upgrade hart-runtime or ") if found > ENGINE_SCHEMA else ("older", "")
-            raise InputError(
-                f"{file}: schema {found} is {age} than the {ENGINE_SCHEMA} this version reads; "
-                f"{upgrade}build the engines again"
-            )
-        return _parse(values)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: the manifest is damaged ({type(error).__name__}: {error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: the engine manifest is damaged ({error}); build the engines again"
+        ) from None
+    found = values.get("schema") if isinstance(values, dict) else None
+    if found != ENGINE_SCHEMA:
+        newer = isinstance(found, int) and found > ENGINE_SCHEMA
+        raise InputError(
+            f"{file}: schema {shown(found)} is {'newer' if newer else 'older'} than the {ENGINE_SCHEMA} this "
+            f"version reads; {'upgrade hart-runtime or ' if newer else ''}build the engines again"
+        )
+    try:
+        manifest = read_record(EngineManifest, values, str(file))
+        for name, engine in manifest.engines.items():
+            check_file_spec(engine.file, f"{file}: engines.{name}.file")
+    except InputError as error:
+        raise InputError(f"{error}; build the engines again") from None
+    return manifest
 
 
 def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Path, EngineManifest]:
@@ -184,43 +194,3 @@ def _verify_files(folder: Path, manifest: EngineManifest, bundle: Bundle) -> Non
                 f"{path}: expected sha256 {engine.file.identity[:12]}..., found another; the file "
                 f"was changed and is not loaded, build it again with: {mend}"
             )
-
-
-def _parse(values: dict[str, Any]) -> EngineManifest:
-    def tensors(rows: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(r["name"], r["dtype"], tuple(r["shape"])) for r in rows)
-
-    def profile(row: dict[str, Any]) -> Profile:
-        shapes = {
-            k: Range(tuple(v["min"]), tuple(v["opt"]), tuple(v["max"])) for k, v in row["shapes"].items()
-        }
-        return Profile(row["name"], shapes)
-
-    engines = {
-        name: EngineSpec(
-            file=file_spec(e["file"]),
-            sources=dict(e["sources"]),
-            profiles=tuple(profile(row) for row in e["profiles"]),
-            inputs=tensors(e["inputs"]),
-            outputs=tensors(e["outputs"]),
-            on_host=tuple(e["on_host"]),
-            seconds=float(e["seconds"]),
-        )
-        for name, e in values["engines"].items()
-    }
-    options = values["options"]
-    return EngineManifest(
-        package=str(values["package"]),
-        version=str(values["version"]),
-        compute_capabilities=tuple(values["compute_capabilities"]),
-        system=str(values["system"]),
-        precision=str(values["precision"]),
-        options=BuildOptions(
-            batches=(int(options["batches"][0]), int(options["batches"][1])),
-            per_scale=bool(options["per_scale"]),
-            compute_capabilities=tuple(options["compute_capabilities"]),
-            workspace=options["workspace"],
-        ),
-        engines=engines,
-        schema=int(values["schema"]),
-    )

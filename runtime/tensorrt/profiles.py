@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
-from hart_runtime.runtime.bundle import Manifest
 from hart_runtime.runtime.contract import Scales
+from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import Dims, Shape, shape_of
 from hart_runtime.runtime.spec import GraphSpec
 

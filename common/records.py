@@ -1,0 +1,121 @@
+"""Records from JSON: frozen dataclasses, checked field by field.
+
+Files come from strangers, and a value of another type would end somewhere far from its file. Every message
+says where in the file it is, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from hart_runtime.common.errors import InputError, shown
+
+Record = TypeVar("Record")
+Readers = Mapping[type, Callable[[Any, str], Any]]
+"""Functions for records that are read in another way: from a value and the words for its place."""
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def read_record(kind: type[Record], value: object, place: str, readers: Readers | None = None) -> Record:
+    """Make a dataclass of a JSON object.
+
+    Args:
+        place: begins messages: the file.
+
+    Raises:
+        InputError: a field is missing or unknown, or a value has another type.
+    """
+    found: Record = _read(kind, value, place, readers or {})
+    return found
+
+
+def read_value(hint: Any, value: object, place: str) -> Any:
+    """The same for any type that a field can have, such as ``dict[str, str]``."""
+    return _read(hint, value, place, {})
+
+
+def _read(hint: Any, value: object, place: str, readers: Readers) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        found = value
+    elif hint in readers:
+        found = readers[hint](value, place)
+    elif is_dataclass(hint) and isinstance(hint, type):
+        found = _record(hint, value, place, readers)
+    elif origin in (types.UnionType, Union):
+        found = _one_of(arguments, value, place, readers)
+    elif origin is tuple:
+        found = _tuple(arguments, value, place, readers)
+    elif origin is dict:
+        items = _expected(dict, "an object", value, place).items()
+        found = {
+            _text(key, place): _read(arguments[1], item, f"{place}.{key}", readers) for key, item in items
+        }
+    else:
+        found = _plain(hint, value, place)
+    return found
+
+
+def _record(kind: type, value: object, place: str, readers: Readers) -> Any:
+    values = _expected(dict, "an object", value, place)
+    hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
+    if unknown := [str(name) for name in values if name not in known]:
+        raise InputError(
+            f"{place}: unknown {', '.join(shown(name) for name in unknown)}; a newer version of "
+            f"hart-runtime may know it"
+        )
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f"{place}: {name} is missing")
+    return kind(
+        **{name: _read(hints[name], item, f"{place}.{name}", readers) for name, item in values.items()}
+    )
+
+
+def _one_of(kinds: tuple[Any, ...], value: object, place: str, readers: Readers) -> Any:
+    for kind in kinds:
+        try:
+            return _read(kind, value, place, readers)
+        except InputError:
+            continue
+    words = " or ".join(WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
+    raise InputError(f"{place}: expected {words}, found {shown(value)}")
+
+
+def _tuple(kinds: tuple[Any, ...], value: object, place: str, readers: Readers) -> tuple[Any, ...]:
+    items = _expected(list, "a list", value, place)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(items)
+    if len(kinds) != len(items):
+        raise InputError(f"{place}: expected {len(kinds)} values, found {len(items)}")
+    return tuple(
+        _read(kind, item, f"{place}[{number}]", readers)
+        for number, (kind, item) in enumerate(zip(kinds, items, strict=True))
+    )
+
+
+def _plain(kind: Any, value: object, place: str) -> Any:
+    wanted = (int, float) if kind is float else kind
+    fine = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
+    if not fine or (isinstance(value, float) and not math.isfinite(value)):
+        raise InputError(f"{place}: expected {WORDS.get(kind, kind)}, found {shown(value)}")
+    return _text(value, place) if isinstance(value, str) else value
+
+
+def _text(value: str, place: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: expected text, found half of a character in {shown(value)}") from None
+    return value
+
+
+def _expected(kind: type[Any], words: str, value: Any, place: str) -> Any:
+    if not isinstance(value, kind):
+        raise InputError(f"{place}: expected {words}, found {shown(value)}")
+    return value

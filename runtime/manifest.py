@@ -1,0 +1,250 @@
+"""The manifest: what a bundle says of itself, and what of that is checked before any other file is opened."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import operator
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hart_runtime.common.checkpoint import AVERAGED, LLM
+from hart_runtime.common.errors import InputError, one_of, shown, told_of
+from hart_runtime.common.files import pieces_of
+from hart_runtime.common.noise import NOISE_VERSION
+from hart_runtime.common.precisions import FP32, PRECISIONS, Precision
+from hart_runtime.common.records import read_record, read_value
+from hart_runtime.common.settings import (
+    DEFAULT_MAX_BATCH,
+    MOST_MAX_BATCH,
+    SamplingSettings,
+    check_ranges,
+    settings_of,
+)
+from hart_runtime.runtime.contract import Contract, Contracts, specs_of
+from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.program import Program, make_program
+from hart_runtime.runtime.shapes import Dims
+from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec, check_model
+
+SCHEMA_VERSION = 3
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """A file that the manifest seals."""
+
+    size: int
+    sha256: tuple[str, ...]
+    """Of each piece of :data:`hart_runtime.common.files.PIECE` bytes; one for most files."""
+
+    @property
+    def identity(self) -> str:
+        """One hash for all pieces."""
+        first, *more = self.sha256
+        return hashlib.sha256("".join(self.sha256).encode()).hexdigest() if more else first
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``."""
+
+    family: str
+    """One of :data:`hart_runtime.runtime.families.FAMILIES`."""
+    name: str
+    precision: str
+    """Name of the type of the matrix products, see :mod:`hart_runtime.common.precisions`."""
+    max_batch: int
+    model: ModelSpec
+    sampling: SamplingSettings
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileSpec]
+    checkpoint: dict[str, Any]
+    """Where the weights came from: source, configuration, sha256 of each weight file."""
+    tools: dict[str, str]
+    """Versions of what wrote the bundle."""
+    noise: int = NOISE_VERSION
+    """Version of the random numbers that seeds stand for."""
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def kind(self) -> Precision:
+        """What follows from the precision."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def contracts(self) -> Contracts:
+        """What is true of the graphs of this family."""
+        return FAMILIES[self.family].graphs
+
+    def contract(self, graph: str) -> Contract:
+        """What is true of a graph; of one that no family has, such as a benchmark's own, nothing special."""
+        return self.contracts.get(graph) or Contract(graph, graph, (), ())
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it was exported from averaged weights (EMA)."""
+        return AVERAGED in self.checkpoint["weights"][LLM]
+
+    def scale_dims(self, batch: int) -> list[Dims]:
+        """The free dimensions of graphs at each scale."""
+        return FAMILIES[self.family].dims(self.model, batch)
+
+    @property
+    def cache_length(self) -> int:
+        """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
+        return self.scale_dims(1)[-1].get("past", 0)
+
+    def program(self, settings: SamplingSettings, batch: int) -> Program:
+        """What a drawing of ``batch`` pictures does."""
+        family = FAMILIES[self.family]
+        return make_program(batch, self.graphs, family.steps(self.model, settings, batch), family.decode)
+
+
+def manifest_of(
+    family: str,
+    model: ModelSpec,
+    precision: str = FP32,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    sampling: SamplingSettings | None = None,
+) -> Manifest:
+    """The manifest that a model's export will have, from its sizes alone: without files and origin.
+
+    Args:
+        sampling: default settings; those of the published sampler if left out.
+    """
+    one_of("precision", precision, PRECISIONS)
+    graphs = specs_of(FAMILIES[family].graphs, model, precision)
+    settings = sampling or SamplingSettings()
+    return Manifest(family, "planned", precision, max_batch, model, settings, graphs, {}, {}, {})
+
+
+Same = Callable[[TensorSpec, TensorSpec], bool]
+
+
+def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) -> None:
+    """Compare the graphs of a manifest with the contract: what the loop feeds and reads.
+
+    Args:
+        same: whether a tensor is as it should be; the exporter has spellings of its own.
+
+    Raises:
+        InputError: one is missing or unknown, or has other inputs or outputs; begins with ``source``.
+    """
+    found = manifest.graphs
+    contracts = {k: v for k, v in manifest.contracts.items() if k != TEXT_ENCODER or k in found}
+    expected = specs_of(contracts, manifest.model, manifest.precision)
+    mend = "it was made by another version, export the bundle again"
+    for what, names in (
+        ("missing", expected.keys() - found.keys()),
+        ("unknown", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise InputError(f"{source}: graphs {', '.join(sorted(names))} {what}; {mend}")
+    for name, spec in expected.items():
+        if (spec.file, spec.forms) != (found[name].file, found[name].forms):
+            raise InputError(
+                f"{source}: graph {name}: files expected {spec.files}, found {found[name].files}; {mend}"
+            )
+        for kind, wanted, there in (
+            ("inputs", spec.inputs, found[name].inputs),
+            ("outputs", spec.outputs, found[name].outputs),
+        ):
+            if difference := _first_difference(wanted, there, same):
+                raise InputError(f"{source}: graph {name}: {kind} {difference}; {mend}")
+
+
+def _first_difference(
+    wanted: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...], same: Same
+) -> str | None:
+    for one, other in itertools.zip_longest(wanted, found):
+        if one is None or other is None or not same(one, other):
+            return f"expected {_said(one)}, found {_said(other)}"
+    return None
+
+
+def _said(tensor: TensorSpec | None) -> str:
+    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" if tensor else "no more"
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``manifest.json``; the last file of a bundle to be written."""
+    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a bundle and its sha256; no other file is looked at.
+
+    Raises:
+        InputError: it has another schema, or cannot be used.
+    """
+    file = folder / MANIFEST
+    try:
+        raw = file.read_bytes()
+        values = json.loads(raw)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not a readable manifest ({error})") from None
+    found = values.get("schema") if isinstance(values, dict) else None
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise InputError(f"{file}: not a bundle manifest, expected a schema number, found {found!r}")
+    if found != SCHEMA_VERSION:
+        newer = found > SCHEMA_VERSION
+        raise InputError(
+            f"{file}: schema {found} is {'newer' if newer else 'older'} than the {SCHEMA_VERSION} this "
+            f"version reads; {'upgrade hart-runtime or ' if newer else ''}export the bundle again"
+        )
+    try:
+        manifest = _parse(values, file)
+    except InputError as error:
+        raise InputError(f"{error}; export the bundle again") from None
+    return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def _parse(values: dict[str, Any], file: Path) -> Manifest:
+    manifest = read_record(Manifest, values, str(file), {SamplingSettings: _sampling})
+    for name, value, known in (
+        ("precision", manifest.precision, PRECISIONS),
+        ("family", manifest.family, FAMILIES),
+    ):
+        if value not in known:
+            raise InputError(f"{file}: {name}: expected {' or '.join(known)}, found {shown(value)}")
+    if not 1 <= manifest.max_batch <= MOST_MAX_BATCH:
+        raise InputError(f"{file}: max_batch: expected 1 to {MOST_MAX_BATCH}, found {manifest.max_batch}")
+    check_model(manifest.model, f"{file}: model")
+    with told_of(f"{file}: sampling"):
+        check_ranges(manifest.sampling, manifest.model)
+    _check_origin(manifest.checkpoint, f"{file}: checkpoint")
+    for name, spec in manifest.files.items():
+        check_file_spec(spec, f"{file}: files: {shown(name)}")
+    return manifest
+
+
+def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
+    """Of what a checkpoint's description holds, that which is read: hashes and the system prompt."""
+    weights = read_value(dict[str, dict[str, str]], checkpoint.get("weights"), f"{place}.weights")
+    if LLM not in weights:
+        raise InputError(f"{place}.weights: {LLM} is missing")
+    prompt = read_value(dict[str, Any] | None, checkpoint.get("system_prompt"), f"{place}.system_prompt")
+    if prompt is not None:
+        read_value(str, prompt.get("sha256"), f"{place}.system_prompt.sha256")
+        read_value(tuple[int, ...], prompt.get("tokens"), f"{place}.system_prompt.tokens")
+
+
+def _sampling(value: Any, place: str) -> SamplingSettings:
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: expected an object, found {shown(value)}")
+    return settings_of(value, place)
+
+
+def check_file_spec(spec: FileSpec, place: str) -> None:
+    """Refuse a file without a hash for every piece of it."""
+    if spec.size < 0 or len(spec.sha256) != pieces_of(spec.size):
+        raise InputError(
+            f"{place}: expected a hash for each piece, found {len(spec.sha256)} for {spec.size} bytes"
+        )
