@@ -68,15 +68,14 @@ def draw(
     """
     with backend.begin(program) as lease:
         drawing = _Drawing(backend, lease, program, given, noise)
-        before = None
+        marks: list[object] = []
         try:
             for step in program.steps[:-1]:
                 drawing.advance(step)
                 if paced:
-                    now = backend.mark()
-                    if before is not None:
-                        backend.wait(before)
-                    before = now
+                    marks.append(backend.mark())
+                    if len(marks) > 1:
+                        backend.wait(marks.pop(0))
                 yield drawing.snapshot(step)
                 drawing.resume()
             yield drawing.finish(program.steps[-1])

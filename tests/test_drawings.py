@@ -202,7 +202,7 @@ def test_plans_are_kept_over_one_arena(counted: tuple[Pipeline, Counted]) -> Non
     pipeline, executor = counted
     pipeline.drawer.reserve(2)
     reserved = dict(executor.held)
-    for options in ({"batch": 1}, {"smooth": False, "batch": 1}):
+    for options in ({"batch": 1}, {"residual": False, "batch": 1}):
         pipeline(PROMPTS[:2], **options)  # type: ignore[arg-type]
     assert not executor.forgotten
     assert reserved.keys() <= executor.held.keys(), "nothing moved"
@@ -214,7 +214,7 @@ def test_plans_are_kept_over_one_arena(counted: tuple[Pipeline, Counted]) -> Non
     kept = {number for calls in executor.forgotten[1:] for number in calls}
     assert first.stop <= min(kept), "all that was captured for the arena that moved"
     expected = Pipeline(pipeline.bundle, on_the_cpu(pipeline.bundle))
-    changes: list[dict[str, Any]] = [{}, {"smooth": False}, {"steps": "3"}]
+    changes: list[dict[str, Any]] = [{}, {"residual": False}, {"steps": "3"}]
     for change in changes:
         drawn, other = (one(PROMPTS[0], **change)[0] for one in (pipeline, expected))
         assert drawn.tobytes() == other.tobytes()
