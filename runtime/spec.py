@@ -90,8 +90,10 @@ def check_model(model: ModelSpec, place: str) -> None:
         if not 1 <= (size := getattr(model, name)) <= most:
             raise InputError(f"{place}: {name}: expected 1 to {most}, found {shown(size)}")
     sides = model.patch_nums
-    if len(sides) < 2 or sides[0] < 1 or any(b <= a for a, b in itertools.pairwise(sides)):
-        raise InputError(f"{place}: patch_nums: expected sides that grow, found {shown(list(sides))}")
+    if len(sides) < 2 or sides[0] < 1 or any(b < a for a, b in itertools.pairwise(sides)):
+        raise InputError(
+            f"{place}: patch_nums: expected sides that do not shrink, found {shown(list(sides))}"
+        )
     for name, size, by, divisor in (
         ("embed_dim", model.embed_dim, "num_heads", model.num_heads),
         ("image_size", model.image_size, "the last of patch_nums", sides[-1]),

@@ -189,7 +189,6 @@ ELSEWHERE = {
     "hart.generate": 7,
     "hart.random_checkpoint": 6,
     "hart.safety": 1,
-    "runtime.bundle": 1,
     "runtime.call": 3,
     "runtime.pipeline": 4,
     "runtime.stages": 5,

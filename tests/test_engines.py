@@ -257,7 +257,7 @@ def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_p
     for text, words in (
         ("{", "damaged"),
         (json.dumps({**values, "schema": ENGINE_SCHEMA + 1}), "newer"),
-        (json.dumps({**values, "engines": {"decoder": {}}}), "damaged"),
+        (json.dumps({**values, "engines": {"decoder": {}}}), "engines.decoder: file is missing"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=words):

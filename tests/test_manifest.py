@@ -74,7 +74,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         at("model", "patch_nums", value=[1, 3, 2, 4, 8]),
         "patch_nums: expected sides that",
     ),
-    "no sides": (at("model", "patch_nums", value=[]), "patch_nums: expected sides that grow, found []"),
+    "no sides": (at("model", "patch_nums", value=[]), "expected sides that do not shrink, found []"),
     "sides that are text": (at("model", "patch_nums", value="1,2"), "model.patch_nums: expected a list"),
     "heads that do not divide": (at("model", "num_heads", value=5), "embed_dim: expected a multiple"),
     "a size between cells": (at("model", "image_size", value=100), "image_size: expected a multiple"),
