@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,7 +115,7 @@ def in_form(bundle: Bundle, form: str) -> Bundle:
 def test_every_form_draws_the_same(export_once: ExportOnce, form: str, precision: str) -> None:
     """In float32 but for rounding; in half a rounded sum may choose another code here and there."""
     bundle = open_bundle(export_once(DEMO_CHECKPOINT, precision))
-    options = {"seed": 5, "smooth": True}
+    options: dict[str, Any] = {"seed": 5, "smooth": True}
     expected = Pipeline(bundle, on_the_cpu(bundle))(PROMPTS, **options)
     formed = in_form(bundle, form)
     found = Pipeline(formed, on_the_cpu(formed))(PROMPTS, **options)
