@@ -16,6 +16,7 @@ import pytest
 
 from tests.strict.cuda import CudaRuntime
 from tests.strict.device import Card, StrictCuda
+from tests.strict.tensorrt import StrictTensorRT
 
 
 def install_cuda(
@@ -39,3 +40,16 @@ def install_cuda(
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", bindings.runtime)
     return cuda
+
+
+def install_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, cuda: StrictCuda, version: str = "10.16.1.11"
+) -> StrictTensorRT:
+    """Put a strict TensorRT in the place of ``tensorrt``, or of ``tensorrt_rtx``.
+
+    Args:
+        version: one of :func:`tests.strict.api.versions`.
+    """
+    trt = StrictTensorRT(cuda, version)
+    monkeypatch.setitem(sys.modules, trt.api.__name__, trt.api)
+    return trt
