@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import pip
+from hart_runtime.runtime.backends.backend import Limits
 from hart_runtime.runtime.backends.names import CPU, ONNXRUNTIME
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.executor import Binding, Executor
@@ -63,6 +64,8 @@ class CudaMemory:
 
     All memory that is allocated here is given back with the last reference to it.
     """
+
+    limits: Limits | None = None
 
     def __init__(self) -> None:
         self._cuda = cuda()

@@ -16,6 +16,8 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.cuda import CudaMemory, check
 from hart_runtime.runtime.memory.executor import Binding
+from hart_runtime.runtime.memory.gpu import present_gpu
+from hart_runtime.runtime.tensorrt.limits import EngineLimits
 from hart_runtime.runtime.tensorrt.manifest import EngineManifest, build_command, engine_file, find_engines
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import choose
@@ -34,7 +36,10 @@ class EngineExecutor(CudaMemory):
 
     def __init__(self, bundle: Bundle, package: Package) -> None:
         super().__init__()
-        folder, self.manifest = find_engines(bundle, package, self.capability)
+        gpu = present_gpu()
+        assert gpu is not None, "the memory is on it"
+        folder, self.manifest = find_engines(bundle, package, gpu)
+        self.limits = EngineLimits(folder, self.manifest, bundle.manifest)
         self._package = package
         self.name = package.name
         self._logger = package.api.Logger(package.api.Logger.ERROR)
@@ -94,8 +99,9 @@ class EngineExecutor(CudaMemory):
         """A context of the right profile with every shape and address set."""
         spec = self.manifest.engines[graph]
         shapes = {t.name: bindings[t.name].shape for t in spec.inputs if t.name in bindings}
+        values = {name: tuple(array.ravel().tolist()) for name, array in host.items()}
         try:
-            profile = choose(spec.profiles, shapes)
+            profile = choose(spec.profiles, shapes, values)
         except ValueError as error:
             raise InputError(
                 f"graph {graph}: no profile of its engine fits ({error}); build engines for this batch "

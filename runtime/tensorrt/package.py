@@ -53,6 +53,11 @@ def import_package(backend: str) -> Package:
     return Package(backend, str(version), api)
 
 
+def absent_package(backend: str) -> Package:
+    """One that cannot be imported here, for who only asks what it would do; "auto" stands for TensorRT."""
+    return Package(backend if backend in MODULES else next(iter(MODULES)), "(not installed)", None)
+
+
 def available_packages() -> list[Package]:
     """Those that can be imported here, TensorRT first."""
     found = []
