@@ -6,6 +6,7 @@ manifest itself is only as trustworthy as whoever sent the folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -160,6 +161,15 @@ def options_of(bundle: Bundle, package: Package) -> list[BuildOptions]:
         except InputError:
             continue  # what cannot be read is nobody's
     return found
+
+
+def largest_batch(bundle: Bundle) -> int:
+    """Pictures at once that all engines of a bundle hold, whatever package they are for."""
+    most = bundle.manifest.max_batch
+    for file in bundle.folder.glob(f"*/{ENGINE_MANIFEST}"):
+        with contextlib.suppress(InputError):  # what cannot be read is not run either
+            most = min(most, read_engine_manifest(file.parent).options.batches[1])
+    return most
 
 
 def build_command(bundle: Path, package: str, force: bool = False) -> str:
