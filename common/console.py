@@ -26,7 +26,10 @@ PARAMETER = r"`(\w+)(?:=('[^`]*'|\"[^`]*\"|[^`'\"]+))?`"
 """A parameter in a message, see :class:`hart_runtime.common.errors.InputError`."""
 EVERYWHERE = {"bundle": "--engine"} | {
     name: f"--{name.replace('_', '-')}"
-    for name in ("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder")
+    for name in (
+        *("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder"),
+        *LIMITS,
+    )
 }
 """Options of other commands than the one that runs, which a message may advise."""
 

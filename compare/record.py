@@ -56,8 +56,10 @@ def torch_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def capture_prompts(source: Source, bundle: Bundle, prompts: Sequence[str], device: str) -> Reference:
-    """Draw prompts with the reference in float32 (seeds 0, 1, ...) and record everything."""
+def capture_prompts(
+    source: Source, bundle: Bundle, prompts: Sequence[str], device: str, at_once: int
+) -> Reference:
+    """Draw prompts with the reference in float32 (seeds 0, 1, ...), ``at_once``, and record everything."""
     model, text = source.load(torch.float32, device)
     if text is None:
         raise InputError(
@@ -68,8 +70,8 @@ def capture_prompts(source: Source, bundle: Bundle, prompts: Sequence[str], devi
     tokenizer = Tokenizer.from_file(str(bundle.path(TEXT_TOKENIZER)))
     ids, mask = PromptTokenizer(tokenizer, manifest.model.context_token)(prompts)
     batches: list[Tensors] = []
-    for start in range(0, len(prompts), manifest.max_batch):
-        rows = slice(start, start + manifest.max_batch)
+    for start in range(0, len(prompts), at_once):
+        rows = slice(start, start + at_once)
         with torch.inference_mode():
             features = text(torch.from_numpy(ids[rows]).to(device), torch.from_numpy(mask[rows]).to(device))
         seeds = range(start, min(rows.stop, len(prompts)))

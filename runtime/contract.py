@@ -97,11 +97,17 @@ class Contract:
     bytes: str = "0"
     """Formulas of what a run has to do and to move, over the dimensions, the family's other sizes, and
     the bytes of a ``weight`` of a product and of one that stays as it was traced (``unchanged``)."""
+    scratch: str = "0"
+    """Formula of the bytes that a run holds inside at the most, about, with fused attention; "0" for graphs
+    that hold little."""
+    scores: str = "0"
+    """Formula of the bytes of a block's attention scores, all pairs of tokens of all heads, which a fused
+    kernel never writes to memory; "0" for graphs without attention that could be fused."""
 
     @property
     def needs(self) -> set[str]:
         """Names that its formulas are made of."""
-        return {*re.findall(r"[a-z_]+", f"{self.operations} {self.bytes}")}
+        return {*re.findall(r"[a-z_]+", f"{self.operations} {self.bytes} {self.scratch} {self.scores}")}
 
     def forms(self, precision: str) -> tuple[str, ...]:
         """Further forms of the graph that a bundle holds."""

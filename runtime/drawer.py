@@ -41,6 +41,10 @@ class Drawer:
         noise = SeededNoise(seeds, self.threads)
         return draw(self.backend, self._program(settings, len(seeds)), given, noise, paced)
 
+    def check(self, settings: SamplingSettings, batch: int) -> None:
+        """Refuse what the backend was not built for; raises InputError."""
+        self._program(settings, batch)
+
     def reserve(self, batch: int) -> None:
         """Take the memory for the largest batch there will be, so that it need not grow and move later."""
         with self.backend.begin(self._program(self.manifest.sampling, batch)):
@@ -48,7 +52,11 @@ class Drawer:
 
     def _program(self, settings: SamplingSettings, batch: int) -> Program:
         """Kept, so that its constants are seen to be the same."""
-        program = self._programs.pop((settings, batch), None) or self.manifest.program(settings, batch)
+        program = self._programs.pop((settings, batch), None)
+        if program is None:
+            program = self.manifest.program(settings, batch)
+            if self.backend.limits is not None:
+                self.backend.limits.check(program)
         while len(self._programs) >= MOST_PROGRAMS:
             self._programs.pop(next(iter(self._programs)), None)
         self._programs[settings, batch] = program

@@ -96,6 +96,16 @@ class Manifest:
         return FAMILIES[self.family].dims(self.model, batch)
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Everything that formulas of the contract are made of, but the free dimensions."""
+        return {
+            **self.model.sizes,
+            **FAMILIES[self.family].sizes(self.model, self.checkpoint),
+            "weight": self.kind.weight_bytes,
+            "unchanged": self.kind.traced_bytes,  # graphs without products in int8, and the cache
+        }
+
+    @property
     def cache_length(self) -> int:
         """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
         return self.scale_dims(1)[-1].get("past", 0)

@@ -26,7 +26,7 @@ from hart_runtime.bench.host import main as host_main
 from hart_runtime.bench.machine import Company, describe_jetson
 from hart_runtime.bench.timing import TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
-from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Unplanned, Values
+from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Unplanned, Values
 from hart_runtime.runtime.program import Program, Run
 from hart_runtime.runtime.text import ENCODE
 from tests.conftest import ExportOnce
@@ -49,7 +49,7 @@ class Clocked:
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.now = backend, 0.0
-        self.name, self.device = backend.name, backend.device
+        self.name, self.device, self.limits = backend.name, backend.device, backend.limits
 
         self.append, self.mark, self.wait = backend.append, backend.mark, backend.wait
 
@@ -105,6 +105,7 @@ class Stream:
     """ONNX Runtime behind a queue: a run returns at once, and only to_host waits."""
 
     name = device = "stream"
+    limits: Limits | None = None
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.queue = pipeline, ThreadPoolExecutor(1)

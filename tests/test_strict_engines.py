@@ -18,10 +18,10 @@ from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.memory.gpu import present_gpu
 from hart_runtime.runtime.tensorrt.build import build_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
-from tests.conftest import ExportOnce
 from tests.strict import install_cuda, install_tensorrt
 from tests.strict.cuda_names import cudaError_t
 from tests.strict.device import Card, StrictCuda
@@ -82,9 +82,8 @@ def with_engines(bundle: Bundle, folder: Path, trt: StrictTensorRT, **options: A
     copy = Path(shutil.copytree(bundle.folder, folder, copy_function=shutil.copy2))
     package = import_package(package_of(trt))
     largest = min(4, bundle.manifest.max_batch)
-    capability = ".".join(map(str, trt.card.capability))
     moved = replace(bundle, folder=copy)
-    build_engines(moved, package, BuildOptions(**({"batches": (1, largest)} | options)), capability)
+    build_engines(moved, package, BuildOptions(**({"batches": (1, largest)} | options)), present_gpu())
     return moved
 
 

@@ -89,6 +89,8 @@ _GRAPHS = (
         opset=NORM,
         operations="batch * (2 * tokens * text_weights + 4 * tokens**2 * text_width)",
         bytes="(text_weights + batch * tokens * context_dim) * unchanged + 4 * batch * tokens * context_dim",
+        scratch="batch * tokens * context_dim * (12 + 10 * unchanged)",
+        scores="batch * text_heads * tokens**2 * unchanged",
         one_by_one=True,  # equal prompts are encoded once
     ),
     Contract(
@@ -130,6 +132,8 @@ _GRAPHS = (
         " + 4 * length * (past + length) * dim)",  # q k^T and the weighted sum of v
         bytes="depth * (token_weights + modulation) * weight"
         " + 2 * depth * dim * unchanged * rows * (past + length) + 8 * rows * length * dim",
+        scratch="rows * length * dim * (12 + 10 * unchanged)",
+        scores="rows * heads * length * (past + length) * unchanged",
         scales=Scales.ALL,
         attention=True,
         int8=True,
@@ -171,6 +175,7 @@ _GRAPHS = (
         # Logits are nobody else's: they stay inside.
         operations="2 * batch * side**2 * dim * vocab",
         bytes="dim * vocab * weight + 8 * batch * side**2 * dim + 4 * vocab * channels",
+        scratch="batch * side**2 * (16 * vocab + 8 * dim)",
         int8=True,
     ),
     Contract(
@@ -186,6 +191,7 @@ _GRAPHS = (
         scales=Scales.ALL,
         operations="2 * batch * side**2 * vocab * channels",
         bytes="4 * batch * side**2 * vocab",  # Gumbel noise
+        scratch="12 * batch * side**2 * vocab",
     ),
     Contract(
         NEXT_SCALE,
@@ -240,6 +246,7 @@ _GRAPHS = (
         predicted="final.diff.step{index}.model_out",
         operations="4 * batch * cells * residual_weights",
         bytes="residual_weights * weight + 8 * batch * cells * width + 12 * batch * cells * channels",
+        scratch="64 * batch * cells * width",
     ),
     Contract(
         LATENT,
@@ -262,6 +269,7 @@ _GRAPHS = (
         one_by_one=True,  # its full-resolution activations are the largest of all
         operations="batch * decoder_operations",
         bytes="decoder_weights * unchanged + 12 * batch * pixels**2",
+        scratch="4 * batch * decoder_width * pixels**2 * unchanged",
     ),
 )
 GRAPHS = {graph.name: graph for graph in _GRAPHS}

@@ -49,7 +49,7 @@ class PlannedBackend(Backend):
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self.manifest = bundle.manifest
         self.executor = executor
-        self.name, self.device = executor.name, executor.device
+        self.name, self.device, self.limits = executor.name, executor.device, executor.limits
         self._graphs = bundle.manifest.graphs
         self._plans: dict[object, Laid] = {}
         self._planned = 0
