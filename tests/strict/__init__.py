@@ -63,5 +63,7 @@ def install_onnx_gpu(monkeypatch: pytest.MonkeyPatch, cuda: StrictCuda) -> Stric
 
     onnx = StrictOnnx(cuda)
     monkeypatch.setitem(sys.modules, "onnxruntime", onnx.api)
-    monkeypatch.setattr(sessions, "onnxruntime", functools.cache(sessions.onnxruntime.__wrapped__))
+    for name, function in [*vars(sessions).items()]:
+        if hasattr(function, "cache_clear"):  # what was found or registered once is another library's
+            monkeypatch.setattr(sessions, name, functools.cache(function.__wrapped__))
     return onnx

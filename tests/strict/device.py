@@ -15,6 +15,8 @@ from tests.strict.rules import BrokenRule
 
 MOST_AFTER_THE_END = 1000
 """Calls to a lost device after which somebody is taken to loop."""
+MOST_QUESTIONS = 10_000
+"""How often somebody may ask whether work is done that nobody waits for."""
 
 
 class Refused(Exception):  # noqa: N818  (an answer)
@@ -142,7 +144,7 @@ class StrictCuda:
         self.broken: list[BrokenRule] = []
         self.quiet = False
         self.here = threading.local()
-        self._after_the_end = 0
+        self._after_the_end = self._questions = 0
         self._failures: dict[str, tuple[int, cudaError_t, bool]] = {}
 
     # What tests set
@@ -220,6 +222,17 @@ class StrictCuda:
             raise Refused(cudaError_t.cudaErrorInsufficientDriver)
         if not self.cards:
             raise Refused(cudaError_t.cudaErrorNoDevice)
+
+    def not_ready(self, call: str) -> None:
+        """Answer that work is not done.
+
+        Raises:
+            Refused: always, but for who asks for ever.
+        """
+        self._questions += 1
+        if self._questions > MOST_QUESTIONS:
+            raise BrokenRule(1, call, "work is done here when somebody waits for it, not when they ask")
+        raise Refused(cudaError_t.cudaErrorNotReady)
 
     def device(self) -> int:
         """Of the thread that asks."""
@@ -319,6 +332,7 @@ class StrictCuda:
 
     def run(self, stream: Stream, number: int) -> None:
         """Let a stream come as far as a work."""
+        self._questions = 0
         while stream.done < number and stream.queue:
             at, work, run = stream.queue.popleft()
             for span in work.spans:

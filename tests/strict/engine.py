@@ -196,6 +196,9 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         return [self._trt.api.Dims(shape) for shape in self._plan.profiles[profile_index][name]]
 
+    def get_tensor_profile_values(self, name: str, profile_index: int) -> list[list[int]]:
+        return [[*values] for values in self._plan.values[profile_index].get(name, ())]
+
     def create_execution_context(self, strategy: Any = None) -> Any:
         """Takes a strategy, or (where there are such) a runtime configuration."""
         with self._trt.strictly():
