@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.runtime.contract import Scales
 from hart_runtime.runtime.manifest import Manifest
-from hart_runtime.runtime.shapes import Dims, Shape, shape_of
-from hart_runtime.runtime.spec import GraphSpec
+from hart_runtime.runtime.shapes import Dims, Shape, evaluate, shape_of
 
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
@@ -56,14 +55,13 @@ def make_profiles(manifest: Manifest, name: str, batches: tuple[int, int], per_s
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
     """
-    graph = manifest.graphs[name]
     if manifest.contract(name).one_by_one:
         batches = (1, batches[1])
     smallest, largest = (scale_rows(manifest, name, batch) for batch in batches)
     rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
     if not per_scale:
-        return [_profile("all", graph, [dims for _, pair in rows for dims in pair], smallest[-1][1])]
-    return [_profile(label, graph, pair, pair[0]) for label, pair in rows]
+        rows = [("all", [smallest[-1][1], *(dims for _, pair in rows for dims in pair)])]
+    return [_profile(label, manifest, name, found) for label, found in rows]
 
 
 def choose(profiles: Iterable[Profile], shapes: dict[str, Shape]) -> int:
@@ -90,11 +88,13 @@ def decided_ranges(manifest: Manifest, name: str) -> dict[str, Range]:
     return dict.fromkeys(manifest.contract(name).deciding(), values)
 
 
-def _profile(label: str, graph: GraphSpec, rows: list[Dims], best: Dims) -> Profile:
-    """A profile that covers all of these dimensions and is tuned for the best."""
+def _profile(label: str, manifest: Manifest, name: str, rows: list[Dims]) -> Profile:
+    """A profile that covers all of these dimensions, those of recordings too, and is tuned for the first."""
+    best, sizes, replayed = rows[0], manifest.model.sizes, manifest.contract(name).replayed
+    recorded = [dims | {d: evaluate(size, sizes | dims) for d, size in replayed.items()} for dims in rows]
     shapes = {}
-    for spec in graph.inputs:
-        found = [shape_of(spec, dims) for dims in rows]
+    for spec in manifest.graphs[name].inputs:
+        found = [shape_of(spec, dims) for dims in (*rows, *recorded)]
         low = tuple(min(sizes) for sizes in zip(*found, strict=True))
         high = tuple(max(sizes) for sizes in zip(*found, strict=True))
         shapes[spec.name] = Range(low, shape_of(spec, best), high)
