@@ -37,13 +37,7 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
 
     The text encoder is left out when the manifest does not say how large it is.
     """
-    kind = manifest.kind
-    sizes = {
-        **manifest.model.sizes,
-        **FAMILIES[manifest.family].sizes(manifest.model, manifest.checkpoint),
-        "weight": kind.weight_bytes,
-        "unchanged": kind.traced_bytes,  # graphs without products in int8, and the cache
-    }
+    sizes = sizes_of(manifest)
     scales = manifest.scale_dims(batch)
     program = manifest.program(manifest.sampling, batch)
     work: dict[str, Work] = {}
@@ -53,6 +47,17 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
         if contract.needs <= sizes.keys() | dims.keys():
             work[run.stage] = work.get(run.stage, Work()) + work_of(contract, {**sizes, **dims})
     return work
+
+
+def sizes_of(manifest: Manifest) -> dict[str, int]:
+    """What formulas are made of, but for the free dimensions."""
+    kind = manifest.kind
+    return {
+        **manifest.model.sizes,
+        **FAMILIES[manifest.family].sizes(manifest.model, manifest.checkpoint),
+        "weight": kind.weight_bytes,
+        "unchanged": kind.traced_bytes,  # graphs without products in int8, and the cache
+    }
 
 
 def work_of(contract: Contract, sizes: Dims) -> Work:
