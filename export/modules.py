@@ -192,7 +192,8 @@ class SmoothGraph(nn.Module):
     ) -> Tensor:
         """Each cell's noise begins at its start in the pool, that of code v is v places further on."""
         places = (start[..., None] + torch.arange(self.codebook.shape[0])).flatten(1)
-        gumbel = -exponential.log().gather(1, places).view_as(logits)  # of the pool: it is the smaller one
+        pool = -exponential.log()  # before it is gathered, since then there is more of it
+        gumbel = pool.gather(1, places).view_as(logits)
         weights = ((logit_gain * logits + gumbel) / temperature).softmax(-1)
         return weights @ self.codebook
 

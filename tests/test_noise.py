@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,12 @@ from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.runtime.ahead import Ahead
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.families.hart import NAME
+from hart_runtime.runtime.loop import draw
 from hart_runtime.runtime.manifest import manifest_of
+from hart_runtime.runtime.memory.host import HostMemory
+from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.program import Program, none
 from hart_runtime.runtime.spec import ModelSpec
 
@@ -141,9 +146,11 @@ def test_a_recording_is_a_pool() -> None:
     assert np.array_equal(windows(torch.from_numpy(pool), torch.from_numpy(start), 50).numpy(), recorded)
 
 
-def program(batch: int = 2) -> Program:
-    manifest = manifest_of(NAME, ModelSpec((1, 2, 3), 1, 24, 2, 700, 4, 48, 7, 5, 8))
-    return manifest.program(SamplingSettings(), batch)
+MANIFEST = manifest_of(NAME, ModelSpec((1, 2, 3), 1, 24, 2, 700, 4, 48, 7, 5, 8))
+
+
+def program() -> Program:
+    return MANIFEST.program(SamplingSettings(), 2)
 
 
 def arrays(threads: int) -> Iterator[NDArray[Any]]:
@@ -191,13 +198,24 @@ def test_numbers_are_drawn_in_the_order_of_use() -> None:
     assert [len(a["uniform"][0]) for a in taken if "uniform" in a] == [1, 2, 3]
 
 
+class Idle(HostMemory):
+    """Memory of the host, and graphs that compute nothing."""
+
+    name = "idle"
+
+    def execute(self, *given: object) -> None:
+        pass
+
+
 def test_an_abandoned_drawing_draws_no_more() -> None:
-    noise = Held(held=True)
-    ahead = Ahead(program(), noise, threads=1)
+    noise, backend = Held(held=True), PlannedBackend(Bundle(Path(), MANIFEST, ""), Idle())
+    given = {"features": np.zeros((2, 7, 5), np.float32), "mask": np.ones((2, 7), np.bool_)}
+    drawing = draw(backend, program(), given, noise, threads=1)
+    next(drawing)
     assert noise.reached.wait(60)
-    ahead.close()
+    drawing.close()  # type: ignore[attr-defined]
     noise.go_on.set()
     for thread in threading.enumerate():
         if thread.name.startswith("random"):
             thread.join(60)
-    assert noise.asked[-1] == ("step", 0), "the array that was begun is the last"
+    assert noise.asked[-1] == ("step", 0), "the arrays that were begun are the last"
