@@ -22,7 +22,7 @@ from hart_runtime.compare.reference import Reference, system_prompt_identity
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.generate import Record, generate
 from hart_runtime.hart.model import Hart
-from hart_runtime.hart.sampling import smooth_codes
+from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
 from hart_runtime.runtime.manifest import Manifest
@@ -130,10 +130,11 @@ def capture(
     codebook = model.tokenizer.quantize.embedding.weight
     for step in scale_steps(patch_nums, settings, len(codebook)):
         name = f"scale{step.index}"
-        exponential = noise.exponential(step.index, step.num_tokens, len(codebook))
-        tensors[f"{name}.gumbel_exp"] = exponential
+        pool, start = map(torch.from_numpy, noise.exponential(step.index, step.num_tokens, len(codebook)))
+        exponential = windows(pool, start, len(codebook))
+        tensors[f"{name}.gumbel_exp"] = exponential.numpy()
         logits = torch.from_numpy(tensors[f"{name}.logits_kept"])
-        mixed = smooth_codes(logits, torch.from_numpy(exponential), codebook.cpu(), step)
+        mixed = smooth_codes(logits, exponential, codebook.cpu(), step)
         tensors[f"{name}.h_smooth"] = mixed.numpy()
     return tensors
 

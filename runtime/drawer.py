@@ -19,7 +19,7 @@ class Drawer:
     """Draws with a bundle on a backend; from several threads one drawing after another."""
 
     def __init__(self, manifest: Manifest, backend: Backend, threads: int | None = None) -> None:
-        """``threads``: that the host draws random numbers with; None for all cores."""
+        """``threads``: that the host draws random numbers with, at most."""
         self.manifest, self.backend, self.threads = manifest, backend, threads
         self._programs: dict[tuple[SamplingSettings, int], Program] = {}
 
@@ -38,8 +38,8 @@ class Drawer:
         self, given: Values, seeds: Sequence[int], settings: SamplingSettings, paced: bool = True
     ) -> Iterator[Snapshot]:
         """The same, step by step."""
-        noise = SeededNoise(seeds, self.threads)
-        return draw(self.backend, self._program(settings, len(seeds)), given, noise, paced)
+        program = self._program(settings, len(seeds))
+        return draw(self.backend, program, given, SeededNoise(seeds), paced, self.threads)
 
     def check(self, settings: SamplingSettings, batch: int) -> None:
         """Refuse what the backend was not built for; raises InputError."""

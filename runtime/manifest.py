@@ -224,6 +224,11 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
     ):
         if value not in known:
             raise InputError(f"{file}: {name}: expected {' or '.join(known)}, found {shown(value)}")
+    if manifest.noise != NOISE_VERSION:
+        raise InputError(
+            f"{file}: noise: expected {NOISE_VERSION}, found {manifest.noise}, "
+            f"random numbers of another version, with which a seed stands for another picture"
+        )
     if not 1 <= manifest.max_batch <= MOST_MAX_BATCH:
         raise InputError(f"{file}: max_batch: expected 1 to {MOST_MAX_BATCH}, found {manifest.max_batch}")
     check_model(manifest.model, f"{file}: model")

@@ -72,7 +72,7 @@ class Pipeline:
         """A pipeline on a backend that is open already.
 
         Args:
-            threads: that the host draws random numbers with; None for all cores.
+            threads: that the host draws random numbers with, at most.
             encoded: every prompt there will be, for a backend without the text encoder.
         """
         self.bundle, self.backend, self.threads = bundle, backend, threads

@@ -1,4 +1,4 @@
-"""The engine executor on strict stand-ins of CUDA and TensorRT: the conformance suite, and what may go wrong."""
+"""The engine executor on strict stand-ins of CUDA and TensorRT: conformance, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_a_refusal_has_a_reason(demo_fp32: Path, tmp_path: Path, monkeypatch: py
     trt = on_a_machine(monkeypatch)
     bundle = open_bundle(demo_fp32)
     trt.fail_build = "no implementation for node X"
-    with pytest.raises(RunError, match="cannot build an engine .*no implementation for node X"):
+    with pytest.raises(RunError, match=r"cannot build an engine .*no implementation for node X"):
         with_engines(bundle, tmp_path / "failed", trt)
     assert not list((tmp_path / "failed").glob("tensorrt-*"))
     trt.fail_build = ""

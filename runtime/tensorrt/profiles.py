@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from hart_runtime.runtime.contract import Scales
 from hart_runtime.runtime.manifest import Manifest
-from hart_runtime.runtime.shapes import Dims, Shape, shape_of
-from hart_runtime.runtime.spec import GraphSpec
+from hart_runtime.runtime.shapes import Dims, Shape, evaluate, shape_of
 
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
@@ -70,14 +69,13 @@ def make_profiles(
             otherwise a single one, tuned for the last scale.
         top_k: smallest and largest number of codes kept, beside those that the bundle's settings ask for.
     """
-    graph = manifest.graphs[name]
     if manifest.contract(name).one_by_one:
         batches = (1, batches[1])
     smallest, largest = (scale_rows(manifest, name, batch) for batch in batches)
     rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
     values = _values(manifest, name, len(rows), top_k)
     if not per_scale:
-        shapes = _shapes(graph, [dims for _, pair in rows for dims in pair], smallest[-1][1])
+        shapes = _shapes(manifest, name, [dims for _, pair in rows for dims in pair], smallest[-1][1])
         return [Profile("all", shapes, {key: _spanned(ranges) for key, ranges in values.items()})]
     most = max(high.get(TEXT_ROWS, 0) for _, (_, high) in rows)
     profiles = []
@@ -86,7 +84,7 @@ def make_profiles(
         if high.get(TEXT_ROWS) == 1 < most:
             covered.append({**high, TEXT_ROWS: 2})
         fixed = {key: ranges[number] for key, ranges in values.items()}
-        profiles.append(Profile(label, _shapes(graph, covered, low), fixed))
+        profiles.append(Profile(label, _shapes(manifest, name, covered, low), fixed))
     return profiles
 
 
@@ -136,11 +134,13 @@ def _spanned(ranges: Sequence[Range]) -> Range:
     return Range(low, ranges[-1].opt, high)
 
 
-def _shapes(graph: GraphSpec, rows: list[Dims], best: Dims) -> dict[str, Range]:
-    """Of every input, covering all of these dimensions and tuned for the best."""
+def _shapes(manifest: Manifest, name: str, rows: list[Dims], best: Dims) -> dict[str, Range]:
+    """Of every input, covering all of these dimensions, those of recordings too, and tuned for the best."""
+    sizes, replayed = manifest.model.sizes, manifest.contract(name).replayed
+    recorded = [dims | {d: evaluate(size, sizes | dims) for d, size in replayed.items()} for dims in rows]
     shapes = {}
-    for spec in graph.inputs:
-        found = [shape_of(spec, dims) for dims in rows]
+    for spec in manifest.graphs[name].inputs:
+        found = [shape_of(spec, dims) for dims in (*rows, *recorded)]
         low = tuple(min(sizes) for sizes in zip(*found, strict=True))
         high = tuple(max(sizes) for sizes in zip(*found, strict=True))
         shapes[spec.name] = Range(low, shape_of(spec, best), high)
