@@ -90,7 +90,7 @@ def with_engines(bundle: Bundle, folder: Path, trt: StrictTensorRT, **options: A
 @pytest.fixture
 def backend(machine: StrictTensorRT, tmp_path: Path) -> Callable[[Bundle], Backend]:
     def opened(bundle: Bundle) -> Backend:
-        built = with_engines(bundle, tmp_path / bundle.folder.name, machine)
+        built = with_engines(bundle, tmp_path / "with-engines", machine)
         return open_backend(built, backend=package_of(machine))
 
     return opened
@@ -260,7 +260,7 @@ def test_a_lost_device_is_a_sentence(
     built = with_engines(open_bundle(demo_fp32), tmp_path / "bundle", trt)
     pipeline = Pipeline.load(built.folder, backend="tensorrt")
     pipeline(PROMPTS[0])
-    trt.cuda.fail("cudaMemcpyAsync", 20, cudaError_t.cudaErrorIllegalAddress, sticky=True)
+    trt.cuda.fail("cudaMemcpyAsync", 8, cudaError_t.cudaErrorIllegalAddress, sticky=True)
     with pytest.raises(RunError, match="cudaErrorIllegalAddress"):
         pipeline(PROMPTS[0])
     with pytest.raises(RunError, match="cudaErrorIllegalAddress"):
