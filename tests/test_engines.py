@@ -206,15 +206,17 @@ def interrupted(bundle: Path, before: str, stop: int | None) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    ("before", "stop"), [("", signal.SIGTERM), (NO_LARGE_FILES, None)], ids=["SIGTERM", "disk full"]
+    ("before", "stop", "code"),
+    [("", signal.SIGINT, 130), ("", signal.SIGTERM, 143), (NO_LARGE_FILES, None, 1)],
+    ids=["SIGINT", "SIGTERM", "disk full"],
 )
 def test_an_interrupted_build_leaves_the_bundle_as_it_was(
-    built: Path, tmp_path: Path, before: str, stop: int | None
+    built: Path, tmp_path: Path, before: str, stop: int | None, code: int
 ) -> None:
     folder = copy_of(built, tmp_path)
     as_it_was = contents(folder)
     ended = interrupted(folder, before, stop)
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert contents(folder) == as_it_was
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
