@@ -166,7 +166,7 @@ def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         process.terminate()  # as Ctrl-C, which a shell may have had ignored
         _, stderr = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 143
     found = re.search(r"(\d+) of 500 pictures are drawn and kept, the last of them (.+)", stderr.decode())
     assert found, stderr
     drawn, last = int(found[1]), Path(found[2])

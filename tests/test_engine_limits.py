@@ -54,8 +54,8 @@ def test_profiles_hold_what_the_schedule_fixes() -> None:
     assert top_k_of(make_profiles(small, SAMPLE, (1, 1), True))[0] == (512, 512, 512)
 
 
-def test_the_first_profile_has_room_for_two_rows() -> None:
-    """Of the transformer of single pictures; with larger batches no scale has one row alone."""
+def test_what_is_one_at_the_first_scale_alone_has_room_for_two() -> None:
+    """Rows of the transformer, of single pictures; with larger batches no scale has one row alone. Sides."""
     manifest = manifest_of(NAME, PUBLISHED)
     for batches, rows in (((1, 1), (1, 1, 2)), ((1, 3), (1, 1, 3)), ((2, 2), (2, 2, 2))):
         first, second, *_ = make_profiles(manifest, TRANSFORMER, batches, True)
@@ -63,6 +63,9 @@ def test_the_first_profile_has_room_for_two_rows() -> None:
         assert (x.min[0], x.opt[0], x.max[0]) == rows
         assert x.min[1:] == x.max[1:] == (300, 1536)
         assert second.shapes["x"].max[0] == 2 * batches[1]
+    first, *_, last = make_profiles(manifest, SMOOTH, (1, 3), True)
+    logits = [(p.shapes["logits"].min[:3], p.shapes["logits"].max[:3]) for p in (first, last)]
+    assert logits == [((1, 1, 1), (3, 2, 2)), ((1, 64, 64), (3, 64, 64))]
     (one,) = make_profiles(manifest, TRANSFORMER, (1, 1), False)
     assert (one.shapes["x"].min[0], one.shapes["x"].max[0]) == (1, 2)
 

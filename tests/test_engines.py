@@ -24,6 +24,7 @@ from hart_runtime.common.install import install
 from hart_runtime.export.cli import main as export_main
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
 from hart_runtime.runtime.memory.gpu import Gpu, compute_capability
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import build_engines, parse_range
@@ -40,6 +41,7 @@ from hart_runtime.runtime.tensorrt.manifest import (
     read_engine_manifest,
 )
 from hart_runtime.runtime.tensorrt.package import Package, available_packages, import_package
+from hart_runtime.runtime.tensorrt.profiles import make_profiles
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal
 
@@ -127,6 +129,36 @@ def test_dynamic_engines_have_one_profile(built: Path, rtx: Package, tmp_path: P
     assert (x.min[:2], x.max[:2]) == ((1, 4), (8, 64)), "from one row of text to both halves of four pictures"
 
 
+def test_weights_are_stored_once(built: Path, rtx: Package) -> None:
+    """In engines of single pictures too, whose first scale has one row and one cell: fixed at one, weights of
+    queries, keys and values and those of the vocabulary were there twice.
+    """
+    bundle = open_bundle(built)
+    model, options = bundle.manifest.model, BuildOptions(compute_capabilities=("8.9",))
+    shapes = {
+        TRANSFORMER: (model.embed_dim, 3 * model.embed_dim),
+        SAMPLE: (model.embed_dim, model.vocab_size),
+    }
+    for name, shape in shapes.items():
+        first, second, *_ = make_profiles(bundle.manifest, name, (1, 1), per_scale=True)
+        graph = bundle.manifest.graphs[name]
+        path = bundle.path(graph.file)
+        engine = build_engine(rtx, path, graph, [first, second], options).serialized
+        tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+        weights = [tensor for tensor in tensors if tensor.shape == shape]
+        assert len(weights) == (model.depth if name == TRANSFORMER else 1)
+        for weight in weights:
+            assert engine.count(weight[5, :64].tobytes()) == 1, name
+
+
+def test_engines_for_any_gpu_of_a_kind_name_none(built: Path) -> None:
+    """Nobody measured anything on this machine, and nobody could look at what was built."""
+    manifest = read_engine_manifest(engines_of(built))
+    assert manifest.gpu is None
+    assert {(e.scratch, e.attention) for e in manifest.engines.values()} == {(None, None)}
+    assert not list(built.glob("timing-*"))
+
+
 def test_a_second_build_does_nothing(built: Path, tmp_path: Path) -> None:
     folder = copy_of(built, tmp_path)
     before = contents(folder)
@@ -173,15 +205,17 @@ def interrupted(bundle: Path, before: str, stop: int | None) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    ("before", "stop"), [("", signal.SIGTERM), (NO_LARGE_FILES, None)], ids=["SIGTERM", "disk full"]
+    ("before", "stop", "code"),
+    [("", signal.SIGINT, 130), ("", signal.SIGTERM, 143), (NO_LARGE_FILES, None, 1)],
+    ids=["SIGINT", "SIGTERM", "disk full"],
 )
 def test_an_interrupted_build_leaves_the_bundle_as_it_was(
-    built: Path, tmp_path: Path, before: str, stop: int | None
+    built: Path, tmp_path: Path, before: str, stop: int | None, code: int
 ) -> None:
     folder = copy_of(built, tmp_path)
     as_it_was = contents(folder)
     ended = interrupted(folder, before, stop)
-    assert ended.returncode == 1, ended.stderr
+    assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert contents(folder) == as_it_was
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]

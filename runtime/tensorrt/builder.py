@@ -61,7 +61,7 @@ def build_engine(
     cache: TimingCache | None = None,
     inspected: bool = False,
     step: Phase = lambda *_: None,
-    stopped: Sequence[bool] = (),
+    stopped: Sequence[int] = (),
 ) -> Built:
     """Parse a graph and build its engine.
 
@@ -164,24 +164,26 @@ def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, 
 
 
 @contextlib.contextmanager
-def signals_wait() -> Iterator[Sequence[bool]]:
-    """Hold SIGINT and SIGTERM back while a package works, and end with KeyboardInterrupt after them.
+def signals_wait() -> Iterator[list[int]]:
+    """Hold SIGINT and SIGTERM back while a package works, and let the first of them act after it.
 
     Python raises a signal wherever it runs next, in a callback such as the logger too, and the
-    package drops what a callback raises. What is yielded holds something once a signal came.
+    package drops what a callback raises. What is yielded holds the signals that came.
     """
-    stopped: list[bool] = []
+    stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, lambda *_: stopped.append(True))
+        signal.signal(number, lambda came, _: stopped.append(came))
     try:
         yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if stopped and callable(handler := before[signal.Signals(stopped[0])]):
+            handler(stopped[0], None)
     if stopped:
         raise KeyboardInterrupt
 
@@ -204,7 +206,7 @@ def _logger(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, step: Phase, stopped: Sequence[bool]) -> Any:
+def _monitor(trt: Any, step: Phase, stopped: Sequence[int]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         """Passes the builder's own progress on."""
 

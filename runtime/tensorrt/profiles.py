@@ -11,8 +11,6 @@ from hart_runtime.runtime.shapes import Dims, Shape, evaluate, shape_of
 
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
-TEXT_ROWS = "rows"
-"""The dimension that is smaller at the first scale than at all others, see :func:`make_profiles`."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ def make_profiles(
 ) -> list[Profile]:
     """Profiles of a graph that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
 
-    Where the builder finds one row of text at the first scale and more at all others, it orders some
-    products differently for it and keeps a second copy of their weights: a quarter of a transformer's. So
-    the first profile has room for two rows.
+    Where the builder finds one row at the first scale and more at others, it orders some products
+    differently for it and keeps a second copy of their weights: a quarter of a transformer's, most of the
+    sampler's. So a dimension that is one there and more later gets room for two.
 
     Args:
         batches: smallest and largest; from 1 on for graphs that run one by one.
@@ -77,14 +75,12 @@ def make_profiles(
     if not per_scale:
         shapes = _shapes(manifest, name, [dims for _, pair in rows for dims in pair], smallest[-1][1])
         return [Profile("all", shapes, {key: _spanned(ranges) for key, ranges in values.items()})]
-    most = max(high.get(TEXT_ROWS, 0) for _, (_, high) in rows)
+    last = largest[-1][1]
     profiles = []
     for number, (label, (low, high)) in enumerate(rows):
-        covered = [low, high]
-        if high.get(TEXT_ROWS) == 1 < most:
-            covered.append({**high, TEXT_ROWS: 2})
+        room = {key: 2 if n == 1 < last.get(key, 1) else n for key, n in high.items()}
         fixed = {key: ranges[number] for key, ranges in values.items()}
-        profiles.append(Profile(label, _shapes(manifest, name, covered, low), fixed))
+        profiles.append(Profile(label, _shapes(manifest, name, [low, high, room], low), fixed))
     return profiles
 
 
