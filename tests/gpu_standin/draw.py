@@ -1,12 +1,14 @@
 """Draws pictures with the real ONNX Runtime on the stand-in's libraries, and writes down what happened.
 
-``python -m tests.gpu_standin.draw BUNDLE OUT.json PICTURES [strict]``, in an environment with ``onnxruntime-gpu`` and
-without torch, with the libraries on ``LD_LIBRARY_PATH`` and ``site/`` on ``PYTHONPATH``. Nothing of ours is replaced;
-of ONNX Runtime's only that its sessions are kept, to be asked where their nodes are.
+``python -m tests.gpu_standin.draw BUNDLE OUT.json PICTURES [strict]``, in an environment with
+``onnxruntime-gpu`` and without torch, with the libraries on ``LD_LIBRARY_PATH`` and ``site/`` on
+``PYTHONPATH``. Nothing of ours is replaced, and of ONNX Runtime's sessions only the class, by one that says
+where its nodes are.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -71,8 +73,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
     else:
         pipeline = Pipeline(opened, open_part(opened))
     manifest = pipeline.bundle.manifest
-    planned = pipeline.backend
-    watched = Pipeline(pipeline.bundle, Watched(planned, around), encoded=_known(pipeline.text))
+    watched = Pipeline(pipeline.bundle, Watched(pipeline.backend, around), encoded=_known(pipeline.text))
     for number in range(pictures):
         note(f"picture {number}")
         if opened.has_text_encoder:
@@ -81,6 +82,8 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
             features = np.zeros((1, manifest.model.context_token, manifest.model.context_dim), np.float32)
             watched.from_features(features, np.ones(features.shape[:2], np.bool_), seed=number)
     note("over")
+    del watched, pipeline
+    gc.collect()
     plan = make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length)
     calls = [
         {
@@ -97,6 +100,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
         "calls": calls,
         "arena": plan.nbytes,
         "constants": plan.constant_nbytes,
+        "given": (manifest.model.context_dim * 4 + 1) * manifest.model.context_token,
         "deciding": {name: sorted(manifest.contract(name).deciding()) for name in opened.manifest.graphs},
     }
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

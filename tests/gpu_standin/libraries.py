@@ -65,7 +65,7 @@ def _compile(library: str, functions: set[str], versioned: bool, folder: Path) -
     lines = [(MAKES if "Create" in f else SIMPLE).format(name=f) for f in sorted(functions)]
     rest, script = folder / f"{name}-rest.c", folder / f"{name}.map"
     rest.write_text("#include <stdlib.h>\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    script.write_text(f"{library} {{ global: *; }};\n" if versioned else "{ global: *; };\n", encoding="utf-8")
+    script.write_text(f"{library if versioned else ''} {{ global: *; }};\n", encoding="utf-8")
     sources = [rest, *HERE.glob(f"{name}.c")]
     command = ["gcc", "-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{library}"]
     command += [f"-Wl,--version-script={script}", "-o", str(folder / library), *map(str, sources)]

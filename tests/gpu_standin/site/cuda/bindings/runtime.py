@@ -1,10 +1,10 @@
 """The part of ``cuda.bindings.runtime`` that this project uses, over the stand-in's ``libcudart``.
 
-The real bindings carry a CUDA runtime of their own, which wants a driver. As there, a call returns a tuple: its
-status, then what it made.
+The real bindings carry a CUDA runtime of their own, which wants a driver. As there, a call returns a tuple:
+its status, then what it made.
 """
 
-# ruff: noqa: N801, N816  (CUDA's own names)
+# ruff: noqa: N801, N815, N816  (CUDA's own names)
 
 from __future__ import annotations
 
