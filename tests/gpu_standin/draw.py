@@ -41,7 +41,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
     class Session(opened_by_ours):  # type: ignore[misc,valid-type]
         """Says of itself what became of its graph."""
 
-        def __init__(self, path: Path, options: Any, **given: Any) -> None:
+        def __init__(self, path: Path, options: Any, *given: Any, **named: Any) -> None:
             try:
                 options.get_session_config_entry(PLACEMENT)
             except RuntimeError:  # it has no such entry yet
@@ -49,7 +49,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
             said: dict[str, Any] = {"graph": Path(path).stem, "error": None}
             sessions.append(said)
             try:
-                super().__init__(path, options, **given)
+                super().__init__(path, options, *given, **named)
             except Exception as error:
                 said["error"] = str(error)
                 raise

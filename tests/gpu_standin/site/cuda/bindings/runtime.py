@@ -12,6 +12,7 @@ import ctypes
 import enum
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from types import SimpleNamespace
 from typing import Any
 
 _library = ctypes.CDLL("libcudart.so.13")
@@ -120,6 +121,20 @@ cudaGraphExecDestroy = _call("cudaGraphExecDestroy", _handle)
 
 cudaGetLastError = _call("cudaGetLastError")
 cudaPeekAtLastError = _call("cudaPeekAtLastError")
+
+
+def cudaGetDeviceProperties(device: int) -> tuple[cudaError_t, SimpleNamespace]:
+    status, memory = cudaMemGetInfo()[::2]
+    attribute = cudaDeviceAttr
+    asked = {
+        "major": attribute.cudaDevAttrComputeCapabilityMajor,
+        "minor": attribute.cudaDevAttrComputeCapabilityMinor,
+        "multiProcessorCount": attribute.cudaDevAttrMultiProcessorCount,
+        "integrated": attribute.cudaDevAttrIntegrated,
+    }
+    found = {name: cudaDeviceGetAttribute(number, device)[1] for name, number in asked.items()}
+    bus = {"pciDomainID": 0, "pciBusID": 1, "pciDeviceID": 0}
+    return status, SimpleNamespace(name=b"stand-in", totalGlobalMem=memory, **found, **bus)
 
 
 def cudaDeviceGetPCIBusId(length: int, device: int) -> tuple[cudaError_t, bytes]:
