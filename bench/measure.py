@@ -61,7 +61,7 @@ def measure(plan: Task, progress: Progress) -> Result:
         whole_in_range("batches", batch, 1, bundle.manifest.max_batch, " (the bundle's maximum)")
     checkpoint = find_reference(bundle, plan.checkpoint) if plan.against else None
     backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
-    device = backend.device
+    device = backend.device if plan.device == AUTO else plan.device
     before = read_state()
     with watch_company() as company:
         first = []
@@ -84,7 +84,7 @@ def measure(plan: Task, progress: Progress) -> Result:
     return Result(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         bundle=_describe(bundle),
-        device=device,
+        device=backend.device,
         backend=backend.name,
         threads=plan.threads,
         machine=describe_machine(),

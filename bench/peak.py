@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.bench.timing import TimedBackend
-from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.backends.names import MODULES, parse_device
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, describe_files
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.memory.cuda import compute_capability
+from hart_runtime.runtime.memory.gpu import compute_capability
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import build_engines
@@ -54,9 +54,10 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
 
     Args:
         bundle: whose precision to use.
-        device: "cpu" or "cuda".
+        device: "cpu", or "cuda" and perhaps the number of a GPU.
     """
-    side, elements = PRODUCT_SIDE[device], COPY_ELEMENTS[device]
+    kind, index = parse_device(device)
+    side, elements = PRODUCT_SIDE[kind], COPY_ELEMENTS[kind]
     # Precisions that are not a type of the graph's inputs are compared with float32.
     dtype = np.dtype(bundle.manifest.kind.traced)
     with tempfile.TemporaryDirectory(prefix="hart-bench-") as folder:
@@ -64,7 +65,7 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
         files = describe_files(Path(folder), [WEIGHTS, *(graph.file for graph in graphs.values())])
         pair = Bundle(Path(folder), replace(bundle.manifest, graphs=graphs, files=files), "")
         if backend in MODULES:
-            build_engines(pair, import_package(backend), BuildOptions(), compute_capability())
+            build_engines(pair, import_package(backend), BuildOptions(), compute_capability(index))
         opened = open_backend(pair, device, threads, backend)
         timed = TimedBackend(opened)
         # Random numbers: a GPU that multiplies ones needs less power, and is faster than it should be.

@@ -125,13 +125,22 @@ def downsample_matrix(size: int, target: int) -> Array:
     return matrix.astype(np.float32)
 
 
+@functools.cache
+def cell_axis(patch_num: int, last_patch_num: int) -> Array:
+    """Rotary coordinates of an image scale's rows, which are those of its columns, (patch_num,).
+
+    Cells are spread over the extent of the last scale without a half-cell shift.
+    Made once and not to be written to.
+    """
+    return np.arange(patch_num, dtype=np.float32) / np.float32(patch_num) * np.float32(last_patch_num)
+
+
 def cell_positions(patch_num: int, last_patch_num: int) -> Array:
     """Rotary (row, column) coordinates of an image scale, (patch_num ** 2, 2), row-major.
 
-    Cells are spread over the extent of the last scale without a half-cell shift;
-    the caller adds the offset of the context.
+    The caller adds the offset of the context.
     """
-    axis = np.arange(patch_num, dtype=np.float32) / np.float32(patch_num) * np.float32(last_patch_num)
+    axis = cell_axis(patch_num, last_patch_num)
     rows, columns = np.meshgrid(axis, axis, indexing="ij")
     return np.stack([rows, columns], axis=-1).reshape(-1, 2)
 

@@ -28,7 +28,8 @@ from hart_runtime.compare.recorded import Call
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import INT8_RELATIVE
 from hart_runtime.compare.torch_backend import TorchHalfBackend
-from hart_runtime.runtime.backends.sessions import open_sessions
+from hart_runtime.runtime.backends.names import CUDA, parse_device
+from hart_runtime.runtime.backends.sessions import OnGpu, open_sessions
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.families import names as graphs
 from hart_runtime.runtime.find import WEIGHTS
@@ -259,7 +260,9 @@ def _run_marked(
         specs = tuple(TensorSpec(output, "float32", ()) for output in outputs)
         marked_graphs = {call.graph: replace(spec, outputs=specs)}
         manifest = replace(bundle.manifest, graphs=marked_graphs)
-        sessions = open_sessions(Bundle(folder, manifest, bundle.identity), marked_graphs, device, None)
+        kind, index = parse_device(device)
+        gpu = OnGpu(None, index) if kind == CUDA else None
+        sessions = open_sessions(Bundle(folder, manifest, bundle.identity), marked_graphs, None, gpu)
         inputs = {tensor.name: np.asarray(call.inputs[tensor.name], tensor.dtype) for tensor in spec.inputs}
         return dict(zip(outputs, sessions[call.graph].run(outputs, inputs), strict=True))
 

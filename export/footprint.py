@@ -24,6 +24,7 @@ from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.hart.checkpoint import matrix_parameters
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.contract import DEQUANTIZED
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import shape_of
@@ -55,7 +56,7 @@ def weights_of(
     for name, module, inputs in _graphs(model, text, manifest, 1):
         with _Parameters(module) as seen:
             module(*inputs)
-        in_int8 = bool(manifest.graphs[name].forms)
+        in_int8 = DEQUANTIZED in manifest.graphs[name].forms
         held = {(key, in_int8 and _becomes_int8(tensor)): tensor for key, tensor in seen.touched.items()}
         found[name] = _sum(held)
         everything |= held

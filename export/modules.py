@@ -49,10 +49,10 @@ class ContextGraph(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         llm = self.transformer
         context = llm.context(features, mask)
-        position_ids = mask.long().cumsum(1) - 1
+        position_ids = mask.float().cumsum(1) - 1  # exact, and no engine sums whole numbers
         x = _conditional(context.tokens) + llm.level_embeddings(2)[0]
         angles = context_angles(position_ids, llm.config.head_dim)
-        last = position_ids[:, -1:].float()
+        last = position_ids[:, -1:]
         outputs = (x, angles, torch.cat([last, torch.zeros_like(last)]), context.head_condition)
         return (*outputs, _conditional(context.block_condition)) if llm.config.modulated else outputs
 
@@ -195,8 +195,8 @@ class SmoothGraph(nn.Module):
 class NextScaleGraph(nn.Module):
     """Codes of one scale onto f_hat, and the transformer's input for the next scale.
 
-    Resampling is a matrix product on each side; the matrices come from the host, so one graph
-    serves every pair of sizes.
+    Resampling is a matrix product on each side; the matrices and the places of cells come from the
+    host, so one graph serves every pair of sizes, and none of it waits for a size.
     """
 
     def __init__(self, model: Hart, num_scales: int) -> None:
@@ -214,14 +214,14 @@ class NextScaleGraph(nn.Module):
         scale: Tensor,
         up: Tensor,
         down: Tensor,
+        axis: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         h = up @ h.permute(0, 3, 1, 2) @ up.T
         f_hat = f_hat + self.quant_resi(h, scale)
         cells = (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
         x = (self.word_embed(cells).float() + self.lvl_embed(scale + 1)).repeat(2, 1, 1)
-        side = down.shape[0]
-        axis = torch.arange(side, dtype=torch.float32) / side * down.shape[1]
+        side = axis.shape[0]
         rows, columns = axis[:, None].expand(side, side), axis[None].expand(side, side)
         positions = torch.stack([rows, columns], dim=-1).flatten(0, 1)
         angles = image_angles(positions + offset[:, :, None], self.head_dim)

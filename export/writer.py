@@ -20,6 +20,8 @@ import torch
 
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
+from hart_runtime.export.rewrite import read_directly, write_out_squares
+from hart_runtime.export.tensorrt_form import FORMS
 from hart_runtime.runtime.contract import DEQUANTIZED, graph_file
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
@@ -82,6 +84,8 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile, forms: Sequence
         forms: besides its own. With one of 8-bit products its own has such, too.
     """
     model = _trace(graph)
+    read_directly(model)
+    write_out_squares(model)
     _name_nodes_by_module(model.graph)
     model.graph.metadata_props.clear()
     files = {form: graph_file(graph.name, form) for form in forms}
@@ -90,6 +94,9 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile, forms: Sequence
         model = quantize_products(model)
     file = graph_file(graph.name)
     _save(model, graph.name, folder / file, weights)
+    for form, make in FORMS.items():
+        if form in forms:  # their weights are in the file by now
+            _save(make(model), graph.name, folder / files[form], weights)
     return GraphSpec(
         file=file,
         opset=model.opset_imports[""],

@@ -40,9 +40,14 @@ class SelfAttention(nn.Module):
         self.register_buffer("prefix_value", None, persistent=False)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, (B, T, heads, head_dim) each."""
+        """Rotated queries, scaled, rotated keys, and values, (B, T, heads, head_dim) each.
+
+        The scale belongs to the queries: in half precision a sum over a published model's channels goes
+        past what half can hold before it would be scaled.
+        """
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return apply_rope(q, rotation).to(v.dtype), apply_rope(k, rotation).to(v.dtype), v
+        scaled = apply_rope(q, rotation) * self.head_dim**-0.5
+        return scaled.to(v.dtype), apply_rope(k, rotation).to(v.dtype), v
 
     def forward(self, x: Tensor, rotation: Rotation, visible: Tensor) -> Tensor:
         q, k, v = self.project(x, rotation)
@@ -50,7 +55,7 @@ class SelfAttention(nn.Module):
             k = torch.cat([self.prefix_key.expand(x.shape[0], -1, -1, -1), k], dim=1)
             v = torch.cat([self.prefix_value.expand(x.shape[0], -1, -1, -1), v], dim=1)
         k, v = (t.repeat_interleave(self.groups, dim=2).transpose(1, 2) for t in (k, v))
-        scores = (q.transpose(1, 2) @ k.transpose(2, 3)).float() * self.head_dim**-0.5
+        scores = (q.transpose(1, 2) @ k.transpose(2, 3)).float()
         weights = scores.masked_fill(~visible, torch.finfo(torch.float32).min).softmax(-1)
         return self.o_proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 

@@ -57,6 +57,9 @@ HOW_IT_RUNS = frozenset(
     "--strict", is_flag=True, help="Refuse graphs of which ONNX Runtime CUDA leaves work to the CPU."
 )
 @click.option(
+    "--tf32", is_flag=True, help="On a GPU, round the factors of float32 products to 10 bits: other pictures."
+)
+@click.option(
     "--safety-model",
     metavar="PATH|ID",
     help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
@@ -72,6 +75,7 @@ def main(
     device: str,
     backend: str,
     strict: bool,
+    tf32: bool,
     safety_model: str | None,
     threads: int | None,
     as_json: bool,
@@ -122,7 +126,7 @@ def main(
         status.update("encoding the prompts" if stage == LOAD else "loading")
 
     def open_part(part: Bundle) -> Backend:
-        return open_backend(part, device, threads, backend, strict)
+        return open_backend(part, device, threads, backend, strict, tf32)
 
     with _status("loading") as status:
         pipeline = Pipeline.for_prompts(

@@ -32,6 +32,12 @@ OUT = "_out"
 DEQUANTIZED = "dequantized"
 """Form of a graph with 8-bit products: the same weights, made floating point by a standard operator before
 they are multiplied, for backends with 8-bit products of their own."""
+WRITTEN_OUT, STANDARD = "tensorrt-10.3", "tensorrt-10.15"
+"""Forms for TensorRT, from these versions on: attention, norms and running sums written out of operators
+that all versions have; and the standard operator for attention, where the graph has any."""
+
+OLDEST_OPSET = 20
+"""The last that every parser of TensorRT knows all types of."""
 
 Dimension = int | str
 Shape = tuple[Dimension, ...]
@@ -74,13 +80,15 @@ class Contract:
     inputs: tuple[Row, ...]
     outputs: tuple[Row, ...]
     scales: Scales = Scales.ONCE
-    opset: int = 23
+    opset: int = OLDEST_OPSET
     int8: bool = False
     """Has products that run in 8-bit integers in int8 bundles. Text encoder and decoder stay in float32:
     one is known for outliers, the other is made of convolutions."""
     bfloat16: bool = False
     """May run in bfloat16 between those, where the processor has it. In other graphs a rounded sum would
     choose another code, or be amplified by the noisiest denoising step."""
+    attention: bool = False
+    """Has ONNX Runtime's operator for attention, which TensorRT does not read."""
     one_by_one: bool = False
     """Runs with smaller batches than pictures are drawn in."""
     predicted: str | None = None
@@ -94,6 +102,13 @@ class Contract:
     def needs(self) -> set[str]:
         """Names that its formulas are made of."""
         return {*re.findall(r"[a-z_]+", f"{self.operations} {self.bytes}")}
+
+    def forms(self, precision: str) -> tuple[str, ...]:
+        """Further forms of the graph that a bundle holds."""
+        if not PRECISIONS[precision].engines:
+            return (DEQUANTIZED,) if precision == INT8 and self.int8 else ()
+        old = (WRITTEN_OUT,) if self.opset > OLDEST_OPSET else ()
+        return (*old, STANDARD) if self.attention else old
 
     def deciding(self) -> frozenset[str]:
         """Inputs whose values the host reads, since shapes depend on them."""
@@ -138,12 +153,12 @@ def specs_of(contracts: Contracts, model: ModelSpec, precision: str) -> dict[str
             opset=graph.opset,
             inputs=tuple(tensor for tensor, _ in tensors_of(graph.inputs, model, precision)),
             outputs=tuple(tensor for tensor, _ in tensors_of(graph.outputs, model, precision)),
-            forms={DEQUANTIZED: graph_file(name, DEQUANTIZED)} if precision == INT8 and graph.int8 else {},
+            forms={form: graph_file(name, form) for form in graph.forms(precision)},
         )
         for name, graph in contracts.items()
     }
 
 
 def graph_file(name: str, form: str | None = None) -> str:
-    """Name of a graph's file in a bundle, or of its second form's."""
+    """Name of a graph's file in a bundle, or of another of its forms."""
     return f"{name}_{form}.onnx" if form else f"{name}.onnx"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from hart_runtime.common.console import PATH
+from hart_runtime.common.errors import InputError
 from hart_runtime.common.settings import MOST_THREADS
-from hart_runtime.runtime.backends.names import AUTO, DEVICES
+from hart_runtime.runtime.backends.names import AUTO, DEVICES, parse_device
 from hart_runtime.runtime.backends.registry import BACKENDS
 
 BUNDLE_HELP = "Bundle made by hart-export, or a folder that holds one."
@@ -18,7 +19,19 @@ bundle_option = click.option(
     metavar="BUNDLE",
     help=BUNDLE_HELP,
 )
-device_option = click.option("--device", type=click.Choice(DEVICES), default=AUTO, show_default=True)
+
+
+def _device(context: click.Context, option: click.Parameter, value: str) -> str:
+    try:
+        parse_device(value)
+    except InputError as error:
+        raise click.BadParameter(str(error).replace("`", "")) from None
+    return value
+
+
+device_option = click.option(
+    "--device", default=AUTO, show_default=True, metavar="|".join(DEVICES), callback=_device
+)
 backend_option = click.option(
     "--backend",
     type=click.Choice(BACKENDS),

@@ -89,13 +89,15 @@ class Pipeline:
         threads: int | None = None,
         backend: str = "auto",
         strict: bool = False,
+        tf32: bool = False,
         batch: int | None = None,
     ) -> Pipeline:
         """Verify and open a bundle.
 
         Args:
             bundle: its folder, its manifest, or a folder that holds one bundle.
-            device, threads, backend, strict: see :func:`hart_runtime.runtime.backends.registry.open_backend`.
+            device, threads, backend, strict, tf32: see
+                :func:`hart_runtime.runtime.backends.registry.open_backend`.
             batch: largest that will be drawn, for which memory is taken now. Without it memory grows with
                 the first picture, and again with the first larger batch.
 
@@ -107,7 +109,8 @@ class Pipeline:
         opened = open_bundle(Path(bundle))
         if batch is not None:
             check_batch(opened.manifest, batch)
-        pipeline = cls(opened, open_backend(opened, device, threads, backend, strict), threads)
+        backed = open_backend(opened, device, threads, backend, strict, tf32)
+        pipeline = cls(opened, backed, threads)
         if batch is not None:
             pipeline.drawer.reserve(batch)
         return pipeline

@@ -36,7 +36,7 @@ from pathlib import Path
 
 bundle = open_bundle(Path(sys.argv[1]))
 spec = bundle.manifest.graphs["transformer"]
-session = open_sessions(bundle, {"transformer": spec}, "cpu", 1)["transformer"]
+session = open_sessions(bundle, {"transformer": spec}, 1)["transformer"]
 dims = {"rows": 2, "length": 4, "past": 30_000}
 inputs = {
     t.name: np.full([dims.get(n, n) for n in t.shape], 0.01, t.dtype) for t in spec.inputs

@@ -18,7 +18,7 @@ from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.loop import draw, drawn
-from hart_runtime.runtime.memory.cuda import compute_capability
+from hart_runtime.runtime.memory.gpu import compute_capability
 from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.tensorrt.build import build_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions

@@ -98,13 +98,13 @@ class StandIn(CudaMemory):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self._graphs = bundle.manifest.graphs
-        self._sessions = open_sessions(bundle, self._graphs, "cpu", None)
+        self._sessions = open_sessions(bundle, self._graphs, None)
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
         session, spec = self._sessions[graph], self._graphs[graph]
-        self._cuda.stream.append(lambda: run_bound(session, spec, graph, bindings, host, "cpu"))
+        self._cuda.stream.append(lambda: run_bound(session, spec, graph, bindings, host, ("cpu", 0)))
 
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset({"top_k"}) if graph == "sample" else frozenset()

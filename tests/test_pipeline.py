@@ -19,7 +19,7 @@ from hart_runtime.common.install import install
 from hart_runtime.hart.demo.checker import look
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.onnx_runtime import CpuExecutor, on_the_cpu
-from hart_runtime.runtime.backends.sessions import has_cuda, misplaced
+from hart_runtime.runtime.backends.sessions import has_cuda
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.families.hart import GRAPHS
 from hart_runtime.runtime.find import MANIFEST
@@ -117,15 +117,6 @@ def test_openvino_is_asked_for_by_name_on_the_cpu(demo_bundle: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match=re.escape(install("openvino"))):
         Pipeline.load(demo_bundle, backend="openvino")
-
-
-def test_nodes_on_the_wrong_provider_are_found() -> None:
-    placement = [
-        ("CUDAExecutionProvider", "MatMul", "blocks.0.attn/MatMul"),
-        ("CPUExecutionProvider", "InstanceNormalization", "decoder.norm_out"),
-        ("CPUExecutionProvider", "Shape", "decoder/Shape"),
-    ]
-    assert misplaced(placement) == ["decoder.norm_out (InstanceNormalization)"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

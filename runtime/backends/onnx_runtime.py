@@ -7,19 +7,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import RunError
+from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.runtime.backends.backend import Backend
-from hart_runtime.runtime.backends.names import CUDA, ONNXRUNTIME
-from hart_runtime.runtime.backends.sessions import first_line, open_sessions, require_cuda
+from hart_runtime.runtime.backends.names import CPU, CUDA, ONNXRUNTIME
+from hart_runtime.runtime.backends.sessions import OnGpu, first_line, open_sessions, require_cuda
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.cuda import CudaMemory, StreamBackend
 from hart_runtime.runtime.memory.executor import Binding
+from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.memory.host import HostMemory
 from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.spec import GraphSpec
 
 NOT_CAPTURED = "-1"
 """What ONNX Runtime takes as the number of a run that is no CUDA graph."""
+OLDEST_CAPABILITY = (7, 5)
+"""Of the kernels in its distributions."""
 
 
 class CpuExecutor(HostMemory):
@@ -30,16 +33,16 @@ class CpuExecutor(HostMemory):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__()
         self._graphs = bundle.manifest.graphs
-        self._sessions = open_sessions(bundle, self._graphs, "cpu", threads)
+        self._sessions = open_sessions(bundle, self._graphs, threads)
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
-        run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, self.device)
+        run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, (CPU, 0))
 
 
 class CudaExecutor(CudaMemory):
-    """ONNX Runtime on the first GPU, all graphs on one stream.
+    """ONNX Runtime on a GPU, all graphs on one stream.
 
     Every planned call is run plainly the first time; with the second ONNX Runtime captures it as
     a CUDA graph, under a number that is never used for another call, and replays it from then on.
@@ -47,11 +50,21 @@ class CudaExecutor(CudaMemory):
 
     name, device = ONNXRUNTIME, CUDA
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, strict: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        strict: bool = False,
+        index: int = 0,
+        tf32: bool = False,
+    ) -> None:
         require_cuda()
-        super().__init__()
+        super().__init__(index)
+        require_capability(self.gpu)
         self._graphs = bundle.manifest.graphs
-        self._sessions = open_sessions(bundle, self._graphs, "cuda", threads, strict, int(self._stream))
+        place = OnGpu(int(self._stream), index, tf32, strict)
+        self._sessions = open_sessions(bundle, self._graphs, threads, place)
+        self.closing.append(self._sessions.clear)
         self._on_host = {
             name: frozenset(
                 spec.name
@@ -69,6 +82,7 @@ class CudaExecutor(CudaMemory):
     ) -> None:
         import onnxruntime as ort
 
+        self._here()
         number = NOT_CAPTURED
         if call in self._seen:
             if call not in self._numbers:
@@ -80,13 +94,15 @@ class CudaExecutor(CudaMemory):
         options = ort.RunOptions()
         options.add_run_config_entry("gpu_graph_id", number)
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, "cuda", options)
+        where = CUDA, self.index
+        run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, where, options)
 
     def on_host(self, graph: str) -> frozenset[str]:
         return self._on_host[graph]
 
     def forget(self, calls: range) -> None:
         self._wait()
+        self._forget_staged(calls)
         self._seen -= set(calls)
         for call in calls:
             graph, number = self._numbers.pop(call, ("", 0))
@@ -100,10 +116,13 @@ def run_bound(
     graph: str,
     bindings: Mapping[str, Binding],
     host: Mapping[str, NDArray[Any]],
-    device: str,
+    device: tuple[str, int],
     options: Any = None,
 ) -> None:
     """Run a session on what lies at the addresses of ``bindings``, and on ``host`` arrays.
+
+    Args:
+        device: kind and number.
 
     Raises:
         RunError: ONNX Runtime failed, with the first line of what it says.
@@ -113,7 +132,7 @@ def run_bound(
         io = session.io_binding()
         for name, bound in bindings.items():
             bind = io.bind_input if name in inputs else io.bind_output
-            bind(name, device, 0, bound.dtype.type, bound.shape, bound.address)
+            bind(name, *device, bound.dtype.type, bound.shape, bound.address)
         for name, array in host.items():
             io.bind_cpu_input(name, array)
         session.run_with_iobinding(io, options)
@@ -126,6 +145,18 @@ def on_the_cpu(bundle: Bundle, threads: int | None = None) -> Backend:
     return PlannedBackend(bundle, CpuExecutor(bundle, threads))
 
 
-def on_cuda(bundle: Bundle, threads: int | None = None, strict: bool = False) -> Backend:
+def on_cuda(
+    bundle: Bundle, threads: int | None = None, strict: bool = False, index: int = 0, tf32: bool = False
+) -> Backend:
     """The CUDA backend of a bundle."""
-    return StreamBackend(bundle, CudaExecutor(bundle, threads, strict))
+    return StreamBackend(bundle, CudaExecutor(bundle, threads, strict, index, tf32))
+
+
+def require_capability(gpu: Gpu) -> None:
+    """Raises InputError for a GPU that ONNX Runtime has no kernels for."""
+    if tuple(int(part) for part in gpu.capability.split(".")) < OLDEST_CAPABILITY:
+        oldest = ".".join(map(str, OLDEST_CAPABILITY))
+        raise InputError(
+            f"{parameter('device', CUDA)}: ONNX Runtime has kernels from compute capability {oldest} on, "
+            f"{gpu} has {gpu.capability}; use {parameter('device', CPU)}"
+        )

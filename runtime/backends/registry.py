@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from hart_runtime.common.errors import InputError, one_of, parameter, whole_in_range
-from hart_runtime.runtime.backends.names import AUTO, CPU, CUDA, DEVICES, MODULES, ONNXRUNTIME, OPENVINO
+from hart_runtime.common.errors import InputError, RunError, one_of, parameter, whole_in_range
+from hart_runtime.runtime.backends.names import (
+    AUTO,
+    CPU,
+    CUDA,
+    MODULES,
+    ONNXRUNTIME,
+    OPENVINO,
+    parse_device,
+)
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.backends.backend import Backend
     from hart_runtime.runtime.bundle import Bundle
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a backend is to be opened, see :func:`open_backend`."""
+
+    threads: int | None = None
+    strict: bool = False
+    gpu: int = 0
+    """Its number among those that CUDA sees."""
+    tf32: bool = False
 
 
 class Entry(NamedTuple):
@@ -23,29 +43,30 @@ class Entry(NamedTuple):
     device: str
     title: str
     """What it opens, in the plural."""
-    open: Callable[[Bundle, int | None, bool], Backend]
-    """Takes ``threads`` and ``strict`` of :func:`open_backend`; raises InputError, with what mends it."""
+    open: Callable[[Bundle, Wanted], Backend]
+    """Raises InputError or RunError, with what mends it."""
     offered: Callable[[Bundle], bool] = lambda _: True
     """Whether it is worth trying for a bundle where there is a choice, of backends or of devices."""
 
 
 def _engines(name: str) -> Entry:
-    def opened(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
+    def opened(bundle: Bundle, wanted: Wanted) -> Backend:
         from hart_runtime.runtime.memory.cuda import StreamBackend
         from hart_runtime.runtime.tensorrt.executor import EngineExecutor
         from hart_runtime.runtime.tensorrt.package import import_package
 
-        return StreamBackend(bundle, EngineExecutor(bundle, import_package(name)))
+        package = import_package(name)
+        return StreamBackend(bundle, EngineExecutor(bundle, package, wanted.gpu, wanted.tf32))
 
     return Entry(
         name, CUDA, f"the {name} engines", opened, lambda bundle: any(bundle.folder.glob(f"{name}-[0-9]*"))
     )
 
 
-def _onnx_cuda(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
+def _onnx_cuda(bundle: Bundle, wanted: Wanted) -> Backend:
     from hart_runtime.runtime.backends.onnx_runtime import on_cuda
 
-    return on_cuda(bundle, threads, strict)
+    return on_cuda(bundle, wanted.threads, wanted.strict, wanted.gpu, wanted.tf32)
 
 
 def _has_cuda(bundle: Bundle) -> bool:
@@ -54,16 +75,16 @@ def _has_cuda(bundle: Bundle) -> bool:
     return has_cuda()
 
 
-def _onnx_cpu(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
+def _onnx_cpu(bundle: Bundle, wanted: Wanted) -> Backend:
     from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 
-    return on_the_cpu(bundle, threads)
+    return on_the_cpu(bundle, wanted.threads)
 
 
-def _openvino(bundle: Bundle, threads: int | None, strict: bool) -> Backend:
+def _openvino(bundle: Bundle, wanted: Wanted) -> Backend:
     from hart_runtime.runtime.backends.openvino import on_openvino
 
-    return on_openvino(bundle, threads)
+    return on_openvino(bundle, wanted.threads)
 
 
 REGISTRY = (
@@ -82,6 +103,7 @@ def open_backend(
     threads: int | None = None,
     backend: str = AUTO,
     strict: bool = False,
+    tf32: bool = False,
 ) -> Backend:
     """Load every graph of a bundle.
 
@@ -89,23 +111,26 @@ def open_backend(
         device: one of :data:`hart_runtime.runtime.backends.names.DEVICES`.
         threads: of the CPU; None for all cores.
         backend: one of :data:`BACKENDS`. "auto": the bundle's engines where they run, else ONNX
-            Runtime on CUDA, else on the CPU. What "auto" passes over is logged; a backend or a
-            device asked for by name is never replaced.
-        strict: refuse, instead of warn of, ONNX Runtime CUDA graphs with work on the CPU.
+            Runtime on CUDA, else on the CPU. What "auto" passes over is logged, unless there is no
+            GPU at all; a backend or a device asked for by name is never replaced.
+        strict: refuse, instead of warn of, ONNX Runtime CUDA graphs that cannot be captured.
+        tf32: on a GPU, round the factors of float32 products to 10 bits, which is faster and draws
+            other pictures. Engines have it built in or not.
 
     Raises:
         InputError: a name that there is not, or what was asked for is not there, with the command
             that mends it.
+        RunError: the GPU that was asked for fails, or has too little memory.
     """
     from hart_runtime.common.precisions import FP16
     from hart_runtime.common.settings import MOST_THREADS
 
-    one_of("device", device, DEVICES)
+    kind, number = parse_device(device)
     one_of("backend", backend, BACKENDS)
     if threads is not None:
         threads = whole_in_range("threads", threads, 1, MOST_THREADS)
     entries = [entry for entry in REGISTRY if backend in (AUTO, entry.name)]
-    fitting = [entry for entry in entries if device in (AUTO, entry.device)]
+    fitting = [entry for entry in entries if kind in (AUTO, entry.device)]
     if not fitting:
         where = "the CPU" if entries[0].device == CPU else "a GPU"
         raise InputError(
@@ -114,31 +139,35 @@ def open_backend(
     if not bundle.manifest.kind.engines:
         fitting = [entry for entry in fitting if entry.device == CPU]
         if not fitting:
-            asked = parameter("device", device) if device == CUDA else parameter("backend", backend)
+            asked = parameter("device", device) if kind == CUDA else parameter("backend", backend)
             raise InputError(
                 f"{asked}: {bundle.folder} is an {bundle.manifest.precision} bundle, which runs on the CPU "
                 f"with {ONNXRUNTIME} or {OPENVINO}; export the checkpoint with "
                 f"{parameter('precision', FP16)} for a GPU"
             )
-    passed: tuple[Entry, InputError] | None = None
+    wanted = Wanted(threads, strict, number, tf32)
+    passed: tuple[Entry, InputError | RunError] | None = None
     for entry in fitting:
         try:
             if len(fitting) > 1 and not entry.offered(bundle):
                 continue
-            opened = entry.open(bundle, threads, strict)
-        except InputError as error:
+            opened = entry.open(bundle, wanted)
+        except (InputError, RunError) as error:
             if passed and str(passed[1]) != str(error):  # the same library may be missing for both
                 _tell(passed)
             passed = entry, error
             continue
-        _tell(passed)
+        if passed:
+            _tell(passed)
         return opened
     if passed is not None:
         raise passed[1]
-    return fitting[-1].open(bundle, threads, strict)  # nothing is worth trying: it says why
+    return fitting[-1].open(bundle, wanted)  # nothing is worth trying: it says why
 
 
-def _tell(passed: tuple[Entry, InputError] | None) -> None:
-    if passed is not None:
-        entry, error = passed
+def _tell(passed: tuple[Entry, InputError | RunError]) -> None:
+    from hart_runtime.runtime.memory.gpu import is_there
+
+    entry, error = passed
+    if entry.device == CPU or is_there():
         log.warning("%s are not used: %s", entry.title, error)

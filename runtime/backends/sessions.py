@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +17,17 @@ from hart_runtime.common.install import install, installed, pip
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.memory.gpu import driver_version, old_driver
 from hart_runtime.runtime.spec import GraphSpec
 
 log = logging.getLogger(__name__)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-
-SHAPE_OPERATORS = frozenset(
-    [
-        *("Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Cast"),
-        *("Add", "Sub", "Mul", "Div", "Floor", "Equal", "Where", "Identity", "Range", "Expand"),
-        *("Constant", "ConstantOfShape"),
-    ]
-)
-"""What arithmetic on shapes is made of."""
-RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
-
-
+CUDNN = "libcudnn.so.9"
+"""Loaded by ONNX Runtime when the first graph wants it, and not before."""
+SAME_AS_REQUESTED = 1
+"""How an arena grows: ONNX Runtime's kSameAsRequested."""
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions of ONNX Runtime: all write the same folder, so that of two the last one installed wins."""
 
@@ -43,6 +39,7 @@ def onnxruntime() -> Any:
     Raises:
         InputError: it is not installed, or cannot be loaded; with the command that mends it.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nobody was asked
     try:
         import onnxruntime as ort
     except ModuleNotFoundError:
@@ -54,6 +51,7 @@ def onnxruntime() -> Any:
         raise InputError(f"ONNX Runtime cannot be loaded ({first_line(error)}); {_anew()}") from None
     if not hasattr(ort, "InferenceSession"):  # one of two builds was removed, and took files of the other
         raise InputError(f"ONNX Runtime is installed in part; {_anew()}")
+    ort.set_default_logger_severity(4)  # errors come back as exceptions
     if len(builds := _builds()) > 1:
         cuda = PROVIDERS["cuda"] in ort.get_available_providers()
         log.warning(
@@ -84,43 +82,59 @@ def _anew(cuda: bool = False) -> str:
     return f"{pip()} uninstall -y {there}, then {'' if cuda else either}{install('cuda')}"
 
 
-def open_sessions(
-    bundle: Bundle,
-    graphs: Mapping[str, GraphSpec],
-    device: str,
-    threads: int | None,
-    strict: bool = False,
-    stream: int | None = None,
-) -> dict[str, Any]:
-    """One ONNX Runtime session a graph, on "cpu" or "cuda".
+@dataclass(frozen=True)
+class OnGpu:
+    """Where and how sessions run on CUDA."""
 
-    With a CUDA ``stream``, everything runs on it, and runs that carry a ``gpu_graph_id`` are
-    captured wherever a graph allows it.
+    stream: int | None
+    """Everything runs on it, and runs that carry a ``gpu_graph_id`` are captured; None for a stream of
+    ONNX Runtime's own."""
+    index: int = 0
+    """Of the GPU."""
+    tf32: bool = False
+    """Round the factors of float32 products to 10 bits."""
+    strict: bool = False
+    """Refuse, instead of warn of, graphs that cannot be captured: part of their work is the CPU's."""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Of the provider."""
+        stream = {} if self.stream is None else {"user_compute_stream": str(self.stream)}
+        return stream | {
+            "device_id": str(self.index),
+            "use_tf32": str(int(self.tf32)),
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+
+
+def open_sessions(
+    bundle: Bundle, graphs: Mapping[str, GraphSpec], threads: int | None, gpu: OnGpu | None = None
+) -> dict[str, Any]:
+    """One ONNX Runtime session a graph, on the CPU or on a GPU. All share one arena of scratch memory.
 
     Raises:
         InputError: CUDA is not there, a graph cannot be loaded, reads files outside the bundle or
             is another than the manifest says.
     """
     ort = onnxruntime()
-    if device == "cuda":
+    if gpu is not None:
         require_cuda()
+        _refuse_old_driver(ort)
         ort.preload_dlls(directory="")  # the libraries that PyTorch or NVIDIA's wheels brought
+        _share_gpu_memory(gpu.index)
+    else:
+        _share_memory()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors come back as exceptions
     # Every session has threads of its own; those of the last graph must not spin beside the next one's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads:
         options.intra_op_num_threads = threads
-    if device == "cpu":
-        _share_memory()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.enable_mem_pattern = False  # it keeps a block for every scale's shapes
-    else:
-        options.add_session_config_entry(RECORD_PLACEMENT, "1")
-    return {
-        name: _open(bundle.path(graph.file), graph, device, options, strict, stream)
-        for name, graph in graphs.items()
-    }
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    if gpu is not None:  # weights go back to the device with their session; on the CPU they are mapped
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_mem_pattern = False  # it keeps a block for every scale's shapes
+    return {name: _open(bundle.path(graph.file), graph, options, gpu) for name, graph in graphs.items()}
 
 
 @functools.cache
@@ -132,20 +146,29 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, -1, -1, -1))
 
 
-def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool, stream: int | None) -> Any:
+@functools.cache
+def _share_gpu_memory(index: int) -> None:
+    """The same on a GPU: all graphs are on one stream, so one reuses what the one before it left."""
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo(
+        "Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, index, ort.OrtMemType.DEFAULT
+    )
+    growth = {"arena_extend_strategy": SAME_AS_REQUESTED, "max_mem": 0, "initial_chunk_size_bytes": -1}
+    arena = ort.OrtArenaCfg({**growth, "max_dead_bytes_per_chunk": -1})
+    ort.create_and_register_allocator_v2(PROVIDERS["cuda"], memory, {"device_id": str(index)}, arena)
+
+
+def _open(path: Path, graph: GraphSpec, options: Any, gpu: OnGpu | None) -> Any:
     import onnxruntime as ort
 
     refuse_outside(path, WEIGHTS)
-    session = None
-    if stream is not None:
-        try:
-            session = ort.InferenceSession(path, options, providers=_providers(device, stream, captured=True))
-        except Exception as error:  # the runtime's exceptions have no public base class
-            log.warning("%s runs without CUDA graphs: %s", path, first_line(error))
     try:
         # By path: the weights are then mapped, and not read as a whole.
-        session = session or ort.InferenceSession(path, options, providers=_providers(device, stream))
-    except Exception as error:
+        session = _captured(path, options, gpu) or ort.InferenceSession(path, options, _providers(gpu))
+    except InputError:
+        raise
+    except Exception as error:  # the runtime's exceptions have no public base class
         raise InputError(
             f"{path}: ONNX Runtime {ort.__version__} cannot load this graph "
             f"({first_line(error)}); export the bundle again"
@@ -156,37 +179,72 @@ def _open(path: Path, graph: GraphSpec, device: str, options: Any, strict: bool,
                 f"{path}: expected {[spec.name for spec in listed]} as the manifest says, "
                 f"found {[value.name for value in found]}"
             )
-    if PROVIDERS[device] not in session.get_providers():
-        raise InputError(
-            f"{parameter('device', device)}: ONNX Runtime could not start its CUDA provider; check the "
-            f"driver and CUDA libraries, or use {parameter('device', 'cpu')}"
-        )
-    if device != "cpu":
-        _check_placement(path, session, strict)
     return session
 
 
-def _check_placement(path: Path, session: Any, strict: bool) -> None:
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return  # before ONNX Runtime 1.24
-    parts = session.get_provider_graph_assignment_info()
-    found = misplaced((part.ep_name, n.op_type, n.name) for part in parts for n in part.get_nodes())
-    if found:
-        message = f"{path}: {len(found)} nodes run on the CPU: {', '.join(found[:5])}"
-        if strict:
-            raise InputError(f"`strict`: {message}")
-        log.warning("%s", message)
+def _captured(path: Path, options: Any, gpu: OnGpu | None) -> Any:
+    """A session whose runs can be captured, if there is a GPU and the graph allows it.
+
+    ONNX Runtime refuses to capture graphs that copy between host and device or compute on the host.
+    """
+    import onnxruntime as ort
+
+    if gpu is None or gpu.stream is None:
+        return None
+    try:
+        session = ort.InferenceSession(path, options, _providers(gpu, enable_cuda_graph="1"))
+    except Exception as error:  # as above
+        _refuse_missing()
+        if gpu.strict:
+            raise InputError(f"`strict`: {path}: cannot be captured: {first_line(error)}") from None
+        log.warning("%s runs without CUDA graphs: %s", path, first_line(error))
+        return None
+    if PROVIDERS["cuda"] not in session.get_providers():
+        _refuse_missing()
+        raise InputError(
+            f"{parameter('device', 'cuda')}: ONNX Runtime could not start its CUDA provider; check the "
+            f"driver and CUDA libraries, or use {parameter('device', 'cpu')}"
+        )
+    return session
 
 
-def _providers(
-    device: str, stream: int | None, captured: bool = False
-) -> list[str | tuple[str, dict[str, str]]]:
-    if device == "cpu":
+def _providers(gpu: OnGpu | None, **more: str) -> list[str | tuple[str, dict[str, str]]]:
+    if gpu is None:
         return [PROVIDERS["cpu"]]
-    chosen = {} if stream is None else {"user_compute_stream": str(stream)}
-    if captured:
-        chosen["enable_cuda_graph"] = "1"
-    return [(PROVIDERS[device], chosen), PROVIDERS["cpu"]]
+    return [(PROVIDERS["cuda"], gpu.options | more), PROVIDERS["cpu"]]
+
+
+def _refuse_old_driver(ort: Any) -> None:
+    """Raises InputError for a driver of an older CUDA than the one that ONNX Runtime was built with."""
+    major, _, minor = str(getattr(ort, "cuda_version", "")).partition(".")
+    driver = driver_version()
+    if major.isdecimal() and int(major) > driver[0] > 0:
+        wanted = int(major), int(minor.partition(".")[0] or 0)
+        raise InputError(old_driver(f"onnxruntime-gpu {ort.__version__}", driver, wanted))
+
+
+def _refuse_missing() -> None:
+    """Name the library of CUDA's that ONNX Runtime did not find, if it is that.
+
+    Raises:
+        InputError: with the command that installs it.
+    """
+    import onnxruntime as ort
+
+    provider = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not provider.is_file():
+        return  # other systems name them in their own way
+    for library in (str(provider), CUDNN):
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:
+            text = str(error)
+            if "undefined symbol" in text:  # it wants to be loaded by ONNX Runtime alone
+                continue
+            raise InputError(
+                f"{parameter('device', 'cuda')}: ONNX Runtime's CUDA provider cannot be loaded ({text}); "
+                f"install what it needs with: {install('cuda')}"
+            ) from None
 
 
 def require_cuda() -> None:
@@ -203,19 +261,6 @@ def has_cuda() -> bool:
     if not installed("onnxruntime"):
         return False
     return PROVIDERS["cuda"] in onnxruntime().get_available_providers()
-
-
-def misplaced(placement: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Nodes that compute on the CPU though another provider was asked for.
-
-    ``placement`` holds (provider, operator, node name). ONNX Runtime always keeps the arithmetic
-    on shapes on the host; that is not counted.
-    """
-    return [
-        f"{name} ({operator})"
-        for provider, operator, name in placement
-        if provider == PROVIDERS["cpu"] and operator not in SHAPE_OPERATORS
-    ]
 
 
 def first_line(error: Exception) -> str:

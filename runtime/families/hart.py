@@ -26,6 +26,7 @@ from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.noise import Array, Noise
 from hart_runtime.common.schedule import (
     ScaleStep,
+    cell_axis,
     downsample_matrix,
     residual_guidance,
     scale_steps,
@@ -76,12 +77,16 @@ def _cache(prefix: str, *shape: Dimension) -> Row:
     return Row(prefix, shape, CACHE, "kv.block{block}.{part}", blocks=True)
 
 
+NORM = 23
+"""Opset of graphs with RMSNormalization."""
+
 _GRAPHS = (
     Contract(
         TEXT_ENCODER,
         stages.TEXT_ENCODER,
         (Row("input_ids", _TEXT, INT, "input_ids"), Row("mask", _TEXT, BOOL, "ctx.mask")),
         (Row("features", (*_TEXT, "context_dim"), recorded="ctx.features"),),
+        opset=NORM,
         operations="batch * (2 * tokens * text_weights + 4 * tokens**2 * text_width)",
         bytes="(text_weights + batch * tokens * context_dim) * unchanged + 4 * batch * tokens * context_dim",
         one_by_one=True,  # equal prompts are encoded once
@@ -100,6 +105,7 @@ _GRAPHS = (
             Row("head_condition", (_BOTH, "dim"), recorded="head_condition"),
             Row("block_condition", ("batch", "dim"), recorded="block_condition", modulated=True),
         ),
+        opset=NORM,
         operations="2 * batch * tokens * context_dim * dim + 8 * batch * dim**2",
         # The second product is the head norm's: its condition is the same at every scale.
         bytes="(context_dim * dim + 2 * dim**2) * weight"
@@ -119,11 +125,13 @@ _GRAPHS = (
             Row("hidden", ("rows", "length", "dim"), recorded="scale{index}.hidden"),
             _cache(NEW, "length", "rows", "dim"),
         ),
+        opset=NORM,
         operations="depth * rows * (2 * length * token_weights + 2 * modulation"
         " + 4 * length * (past + length) * dim)",  # q k^T and the weighted sum of v
         bytes="depth * (token_weights + modulation) * weight"
         " + 2 * depth * dim * unchanged * rows * (past + length) + 8 * rows * length * dim",
         scales=Scales.ALL,
+        attention=True,
         int8=True,
         bfloat16=True,
     ),
@@ -158,6 +166,7 @@ _GRAPHS = (
             Row("codes", (*_MAP, "channels"), recorded="scale{index}.codes"),
             Row("logits", (*_MAP, "vocab"), recorded="scale{index}.logits_kept"),
         ),
+        opset=NORM,
         scales=Scales.ALL,
         # Logits are nobody else's: they stay inside.
         operations="2 * batch * side**2 * dim * vocab",
@@ -187,6 +196,7 @@ _GRAPHS = (
             Row("scale", (1,), INT),
             Row("up", ("last", "side")),
             Row("down", ("next_side", "last")),
+            Row("axis", ("next_side",)),
             Row("offset", (_BOTH, 1), recorded="offset"),
         ),
         (
@@ -208,6 +218,7 @@ _GRAPHS = (
             Row("codes", _CODES, recorded="scale{before}.codes"),
         ),
         (Row("embedded", (_BOTH, "cells", "width"), recorded="final.diff.embedded"),),
+        opset=NORM,
         int8=True,
         operations="2 * batch * cells * channels * dim + 4 * batch * cells * dim * width",
         bytes="(channels * dim + dim * width) * weight + 4 * batch * cells * (channels + dim)"
@@ -246,7 +257,7 @@ _GRAPHS = (
         stages.DECODER,
         (Row("f_hat", _LATENTS, recorded="final.f_hat"),),
         (Row("image", ("batch", 3, "pixels", "pixels"), recorded="image"),),
-        opset=20,  # from 21 on GroupNorm is one operator, which ONNX Runtime makes larger pieces of
+        # From opset 21 on GroupNorm is one operator, which ONNX Runtime makes larger pieces of.
         bfloat16=True,
         one_by_one=True,  # its full-resolution activations are the largest of all
         operations="batch * decoder_operations",
@@ -379,6 +390,7 @@ def _next_scale(now: ScaleStep, following: ScaleStep, model: ModelSpec, batch: i
         "scale": np.array([now.index], np.int64),
         "up": upsample_matrix(now.patch_num, size),
         "down": downsample_matrix(size, following.patch_num),
+        "axis": cell_axis(following.patch_num, size),
     }
     if not now.index:
         constants["f_hat"] = np.zeros((batch, channels, size, size), np.float32)

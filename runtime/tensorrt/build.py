@@ -23,7 +23,7 @@ from hart_runtime.runtime.tensorrt.manifest import (
     sources,
     write_engine_manifest,
 )
-from hart_runtime.runtime.tensorrt.package import Package, operating_system
+from hart_runtime.runtime.tensorrt.package import Package, graph_read, operating_system
 from hart_runtime.runtime.tensorrt.profiles import decided_ranges, make_profiles
 
 Watch = Callable[[str, int, int], Phase]
@@ -69,7 +69,7 @@ def build_engines(
         if existing is not None
         and existing.options == options
         and name in graphs
-        and engine.sources == sources(manifest, graphs[name])
+        and engine.sources == sources(manifest, package, graphs[name])
         and engine.profiles == wanted[name]
         and _unchanged(target / engine_file(name), engine.file)
     }
@@ -85,7 +85,7 @@ def build_engines(
             with signals_wait() as stopped:
                 serialized, on_host = build_engine(
                     package,
-                    bundle.path(graph.file),
+                    bundle.path(graph_read(package, graph)),
                     graph,
                     decided_ranges(manifest, name),
                     list(wanted[name]),
@@ -96,7 +96,7 @@ def build_engines(
             (partial / engine_file(name)).write_bytes(serialized)
             engines[name] = EngineSpec(
                 file=describe_files(partial, [engine_file(name)])[engine_file(name)],
-                sources=sources(manifest, graph),
+                sources=sources(manifest, package, graph),
                 profiles=wanted[name],
                 inputs=graph.inputs,
                 outputs=graph.outputs,

@@ -31,6 +31,8 @@ class BuildOptions:
     """One profile per scale, or one for all."""
     compute_capabilities: tuple[str, ...] = ()
     """Such as ("8.6", "8.9"), for packages that build ahead of time; empty for their default."""
+    tf32: bool = False
+    """Round the factors of float32 products to 10 bits."""
     workspace: float | None = None
     """Most scratch memory the builder may plan with, in GB."""
 
@@ -64,6 +66,8 @@ def build_engine(
     network = _parse(package, builder, path, graph, log)
     config = builder.create_builder_config()
     config.progress_monitor = _monitor(trt, step, stopped)
+    if not options.tf32:  # on by default: what a bundle types as float32 would not be that
+        config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 1e9))
     _set_compute_capabilities(package, config, options.compute_capabilities)

@@ -83,7 +83,7 @@ def main(
 
 def choose_package(backend: str) -> Package | None:
     """The package asked for, or with "auto" the first that can build here, if there is one."""
-    from hart_runtime.runtime.memory.cuda import compute_capability
+    from hart_runtime.runtime.memory.gpu import compute_capability
     from hart_runtime.runtime.tensorrt.package import available_packages, import_package
 
     if backend != AUTO:
@@ -97,7 +97,7 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from hart_runtime.runtime.memory.cuda import compute_capability as present
+    from hart_runtime.runtime.memory.gpu import compute_capability as present
     from hart_runtime.runtime.tensorrt.build import build_engines
     from hart_runtime.runtime.tensorrt.builder import Phase
 

@@ -2,72 +2,120 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from platformdirs import user_cache_path
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.memory.cuda import CudaMemory, check
+from hart_runtime.runtime.memory.cuda import CudaMemory
 from hart_runtime.runtime.memory.executor import Binding
-from hart_runtime.runtime.tensorrt.manifest import EngineManifest, build_command, engine_file, find_engines
+from hart_runtime.runtime.memory.gpu import check
+from hart_runtime.runtime.tensorrt.log import last_error, make_logger
+from hart_runtime.runtime.tensorrt.manifest import build_command, engine_file, find_engines
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import choose
+from hart_runtime.runtime.tensorrt.runtime_cache import RuntimeCache
 
 log = logging.getLogger(__name__)
 
 
-class EngineExecutor(CudaMemory):
-    """An :class:`hart_runtime.runtime.memory.executor.Executor` on the first GPU.
+@dataclass(eq=False)
+class _Call:
+    """A planned call: the context that is its own, and what was captured from it."""
 
-    Every planned call is run plainly twice, captured as a CUDA graph with the second run and
-    replayed from then on. TensorRT-RTX captures on its own.
+    context: Any
+    runs: int = 0
+    captured: Any = None
+    """A CUDA graph. It is a picture of its context, which never changes again."""
+
+
+@dataclass(eq=False)
+class _Alive:
+    """What TensorRT made, given up in an order that it can take: graphs, contexts, engines, the runtime."""
+
+    api: Any
+    runtime: list[Any] = field(default_factory=list)
+    engines: dict[str, Any] = field(default_factory=dict)
+    contexts: dict[tuple[str, int], Any] = field(default_factory=dict)
+    """By graph and profile, for runs that are not planned."""
+    calls: dict[int, _Call] = field(default_factory=dict)
+
+    def drop(self, number: int) -> None:
+        """Give up one call, if it is there."""
+        call = self.calls.pop(number, None)
+        if call is not None and call.captured is not None:
+            self.api.cudaGraphExecDestroy(call.captured)
+
+    def close(self) -> None:
+        for number in list(self.calls):
+            self.drop(number)
+        self.contexts.clear()
+        self.engines.clear()
+        self.runtime.clear()
+
+
+class EngineExecutor(CudaMemory):
+    """An :class:`hart_runtime.runtime.memory.executor.Executor` on a GPU.
+
+    Every planned call has a context of its own, and is run plainly twice, captured as a CUDA graph after
+    the second run and replayed from then on. TensorRT-RTX captures on its own.
     """
 
     device = "cuda"
 
-    def __init__(self, bundle: Bundle, package: Package) -> None:
-        super().__init__()
+    def __init__(self, bundle: Bundle, package: Package, index: int = 0, tf32: bool = False) -> None:
+        super().__init__(index)
         folder, self.manifest = find_engines(bundle, package, self.capability)
+        if tf32 and not self.manifest.options.tf32:
+            raise InputError(
+                f"{parameter('tf32', True)}: {folder} was built without it; build the engines again with: "
+                f"{build_command(bundle.folder, package.name)} {parameter('tf32', True)}"
+            )
         self._package = package
         self.name = package.name
-        self._logger = package.api.Logger(package.api.Logger.ERROR)
-        runtime = package.api.Runtime(self._logger)
-        self._runtime = runtime
-        self._engines = {name: self._load(runtime, folder, name) for name in bundle.manifest.graphs}
+        self._log = make_logger(package.api)
+        self._alive = _Alive(self._cuda, [package.api.Runtime(self._log)])
+        self.closing.append(self._alive.close)
+        for name in bundle.manifest.graphs:
+            self._alive.engines[name] = self._load(folder, name)
+        for warning in dict.fromkeys(self._log.warnings):
+            log.warning("%s: %s", folder, warning)
         self._scratch_size = max(
             engine.get_device_memory_size_for_profile_v2(i)
-            for engine in self._engines.values()
+            for engine in self._alive.engines.values()
             for i in range(engine.num_optimization_profiles)
         )
         self._scratch = self.allocate(self._scratch_size)
-        self._contexts: dict[tuple[str, int], Any] = {}
-        self._cache = _RuntimeCache(package, self.manifest, self._engines) if package.ahead_of_time else None
-        self._runs: dict[int, int] = {}
-        self._captured: dict[int, Any] = {}
-        self._capture = self._cache is None
+        self._cache: RuntimeCache | None = None
+        if package.ahead_of_time:
+            self._cache = RuntimeCache(package, self.manifest, self._alive.engines)
+            self.closing.insert(0, self._cache.close)
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
-        if call in self._captured:
-            check(self._cuda.cudaGraphLaunch(self._captured[call], self._stream))
+        self._here()
+        if call is None:
+            self._run(graph, self._beside(graph, bindings, host))
             return
-        context = self._bound(graph, bindings, host)
-        if not context.execute_async_v3(int(self._stream)):
-            raise RunError(f"graph {graph}: {self._package.name} could not run its engine")
-        if call is not None and self._capture:
-            self._runs[call] = self._runs.get(call, 0) + 1
-            if self._runs[call] == 2:  # all that a first run defers is done by now
-                captured = self._try_capture(graph, context)
-                if captured is not None:
-                    self._captured[call] = captured
+        planned = self._alive.calls.get(call)
+        if planned is None:
+            slots = {name: (call, name) for name in host}
+            planned = _Call(self._bound(graph, bindings, host, slots, None))
+            self._alive.calls[call] = planned
+        if planned.captured is not None:
+            check(self._cuda.cudaGraphLaunch(planned.captured, self._stream))
+            return
+        self._run(graph, planned.context)
+        planned.runs += 1
+        if planned.runs == 2 and self._cache is None:  # all that a first run defers is done by now
+            planned.captured = self._try_capture(graph, planned.context)
 
     def on_host(self, graph: str) -> frozenset[str]:
         return frozenset(self.manifest.engines[graph].on_host)
@@ -75,69 +123,114 @@ class EngineExecutor(CudaMemory):
     def forget(self, calls: range) -> None:
         self._wait()
         for call in calls:
-            self._runs.pop(call, None)
-            if captured := self._captured.pop(call, None):
-                check(self._cuda.cudaGraphExecDestroy(captured))
+            self._alive.drop(call)
+        self._forget_staged(calls)
 
-    def _load(self, runtime: Any, folder: Path, name: str) -> Any:
+    def _load(self, folder: Path, name: str) -> Any:
+        """Deserialize an engine from its file, which is mapped and not read as a whole."""
         path = folder / engine_file(name)
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            view = memoryview(plan)
+            try:
+                engine = self._alive.runtime[0].deserialize_cuda_engine(view)
+            finally:
+                view.release()
         if engine is None:
             mend = build_command(folder.parent, self._package.name, force=True)
             raise InputError(
-                f"{path}: {self._package.name} {self._package.version} cannot load this engine; "
-                f"build it again with: {mend}"
+                f"{path}: {self._package.name} {self._package.version} cannot load this engine "
+                f"({last_error(self._log)}); build it again with: {mend}"
             )
         return engine
 
-    def _bound(self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]]) -> Any:
-        """A context of the right profile with every shape and address set."""
+    def _run(self, graph: str, context: Any) -> None:
+        if not context.execute_async_v3(int(self._stream)):
+            raise RunError(f"graph {graph}: {self.name} could not run its engine ({last_error(self._log)})")
+
+    def _beside(self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]]) -> Any:
+        """A context for a run that is not planned: one a profile, which nothing captured keeps."""
+        if host:
+            self._wait()  # the last run may still read what lay there
+        slots = {name: (graph, name) for name in host}
+        profile = self._profile(graph, bindings)
+        context = self._alive.contexts.get((graph, profile))
+        context = self._bound(graph, bindings, host, slots, context)
+        self._alive.contexts[graph, profile] = context
+        return context
+
+    def _bound(
+        self,
+        graph: str,
+        bindings: Mapping[str, Binding],
+        host: Mapping[str, NDArray[Any]],
+        slots: Mapping[str, tuple[Any, ...]],
+        context: Any,
+    ) -> Any:
+        """A context, a new one if there is none, with every shape and address set."""
+        if context is None:
+            context = self._context(graph, self._profile(graph, bindings))
+        spec = self.manifest.engines[graph]
+        for tensor in spec.inputs:
+            if tensor.name in bindings:
+                shape = bindings[tensor.name].shape
+                self._accepted(graph, context.set_input_shape(tensor.name, shape), tensor.name)
+        for name, binding in bindings.items():
+            self._accepted(graph, context.set_tensor_address(name, binding.address), name)
+        for name, array in host.items():
+            address = self._staged(slots[name], array)
+            self._accepted(graph, context.set_tensor_address(name, address), name)
+        return context
+
+    def _profile(self, graph: str, bindings: Mapping[str, Binding]) -> int:
+        """Number of the profile that holds the shapes of a run."""
         spec = self.manifest.engines[graph]
         shapes = {t.name: bindings[t.name].shape for t in spec.inputs if t.name in bindings}
         try:
-            profile = choose(spec.profiles, shapes)
+            return choose(spec.profiles, shapes)
         except ValueError as error:
             raise InputError(
                 f"graph {graph}: no profile of its engine fits ({error}); build engines for this batch "
                 f"with: hart-build `batch=1..N`"
             ) from None
-        context = self._context(graph, profile)
-        for name, shape in shapes.items():
-            context.set_input_shape(name, shape)
-        for name, binding in bindings.items():
-            context.set_tensor_address(name, binding.address)
-        for name, array in host.items():
-            context.set_tensor_address(name, self._staged((graph, profile, name), array))
-        return context
 
     def _context(self, graph: str, profile: int) -> Any:
-        if (graph, profile) not in self._contexts:
-            engine, trt = self._engines[graph], self._package.api
-            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            if self._cache is not None:
-                config = self._cache.configure(engine)
-                config.set_execution_context_allocation_strategy(strategy)
-                context = engine.create_execution_context(config)
-            else:
-                context = engine.create_execution_context(strategy)
-            if context is None:
-                raise RunError(f"graph {graph}: {self._package.name} could not create its context")
-            context.set_device_memory(self._scratch, self._scratch_size)
-            context.set_optimization_profile_async(profile, int(self._stream))
-            self._contexts[graph, profile] = context
-        return self._contexts[graph, profile]
+        engine, trt = self._alive.engines[graph], self._package.api
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._cache is not None:
+            config = self._cache.configure(engine)
+            config.set_execution_context_allocation_strategy(strategy)
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(strategy)
+        if context is None:
+            raise RunError(
+                f"graph {graph}: {self.name} could not create its context ({last_error(self._log)})"
+            )
+        context.set_device_memory(self._scratch, self._scratch_size)
+        chosen = context.set_optimization_profile_async(profile, int(self._stream))
+        self._accepted(graph, chosen, f"profile {profile}")
+        return context
+
+    def _accepted(self, graph: str, answer: bool, what: str) -> None:
+        if not answer:
+            raise RunError(f"graph {graph}: {self.name} refuses {what} ({last_error(self._log)})")
 
     def _try_capture(self, graph: str, context: Any) -> Any:
         """A CUDA graph of one execution, or None where it cannot be captured."""
         api = self._cuda
-        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        recorded = None
+        recorded: Any = None
+        ended: tuple[Any, ...] = ()
         try:
+            mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             check(api.cudaStreamBeginCapture(self._stream, mode))
-            done = context.execute_async_v3(int(self._stream))
-            recorded = check(api.cudaStreamEndCapture(self._stream))
+            try:
+                done = context.execute_async_v3(int(self._stream))
+            finally:  # whatever happened: the stream can do nothing else until then
+                ended = api.cudaStreamEndCapture(self._stream)
+                recorded = ended[1] if int(ended[0]) == 0 else None
+            check(ended)
             if not done:
-                raise RunError("the engine cannot be captured")
+                raise RunError(f"the engine cannot be captured ({last_error(self._log)})")
             return check(api.cudaGraphInstantiate(recorded, 0))
         except RunError as error:
             log.warning("graph %s runs without a CUDA graph: %s", graph, error)
@@ -151,38 +244,3 @@ class EngineExecutor(CudaMemory):
         super()._wait()
         if self._cache is not None:
             self._cache.save()
-
-
-class _RuntimeCache:
-    """What TensorRT-RTX compiles for this GPU at first use, kept in the user's cache folder."""
-
-    def __init__(self, package: Package, manifest: EngineManifest, engines: Iterable[str]) -> None:
-        self._trt = package.api
-        hashes = "".join(manifest.engines[name].file.identity for name in engines)
-        identity = hashlib.sha256(hashes.encode()).hexdigest()[:16]
-        self._file = user_cache_path("hart-runtime") / f"{package.name}-{package.version}-{identity}.cache"
-        self._cache: Any = None
-        self._grown = False
-
-    def configure(self, engine: Any) -> Any:
-        """Runtime configuration of a context: shared cache, captured graphs."""
-        config = engine.create_runtime_config()
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if self._cache is None:
-            self._cache = config.create_runtime_cache()
-            if self._file.is_file():
-                self._cache.deserialize(self._file.read_bytes())
-        config.set_runtime_cache(self._cache)
-        self._grown = True
-        return config
-
-    def save(self) -> None:
-        """Write the cache if contexts were added; a folder that cannot be written costs only time."""
-        if not self._grown:
-            return
-        self._grown = False
-        with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(".partial")
-            partial.write_bytes(bytes(self._cache.serialize()))
-            partial.replace(self._file)

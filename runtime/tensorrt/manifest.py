@@ -19,7 +19,7 @@ from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_file_spec
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
-from hart_runtime.runtime.tensorrt.package import Package, operating_system
+from hart_runtime.runtime.tensorrt.package import Package, graph_read, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile
 
 ENGINE_SCHEMA = 2
@@ -71,9 +71,9 @@ def folder_name(
     return "-".join([package.name, package.version, target, system or operating_system(), precision])
 
 
-def sources(manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
+def sources(manifest: Manifest, package: Package, graph: GraphSpec) -> dict[str, str]:
     """What an engine depends on, by hash."""
-    return {name: manifest.files[name].identity for name in (graph.file, WEIGHTS)}
+    return {name: manifest.files[name].identity for name in (graph_read(package, graph), WEIGHTS)}
 
 
 def write_engine_manifest(manifest: EngineManifest, folder: Path) -> None:
@@ -174,7 +174,8 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
     stale = [
         name
         for name, graph in graphs.items()
-        if name in manifest.engines and manifest.engines[name].sources != sources(bundle.manifest, graph)
+        if name in manifest.engines
+        and manifest.engines[name].sources != sources(bundle.manifest, package, graph)
     ]
     if stale:
         reasons.append(f"{', '.join(stale)} built from other graphs than the bundle has now")

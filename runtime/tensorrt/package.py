@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import install
 from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.contract import STANDARD, WRITTEN_OUT
+from hart_runtime.runtime.spec import GraphSpec
+
+FORM_VERSIONS = {
+    form: tuple(int(part) for part in form.rpartition("-")[2].split(".")) for form in (WRITTEN_OUT, STANDARD)
+}
+OLDEST = FORM_VERSIONS[WRITTEN_OUT]
+"""The first version of TensorRT that there is a form for."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,12 @@ class Package:
     version: str
     api: Any
     """The Python module."""
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version."""
+        major, minor = [*re.findall(r"\d+", self.version), "0", "0"][:2]
+        return int(major), int(minor)
 
     @property
     def ahead_of_time(self) -> bool:
@@ -50,7 +65,26 @@ def import_package(backend: str) -> Package:
     version = getattr(api, "__version__", None)
     if version is None or not hasattr(api, "Builder"):  # an installer that left nothing behind
         raise InputError(f"{given}: {module} holds no TensorRT; install it with: {install(backend)}")
-    return Package(backend, str(version), api)
+    package = Package(backend, str(version), api)
+    if not package.ahead_of_time and package.release < OLDEST:
+        raise InputError(
+            f"{given}: expected TensorRT {OLDEST[0]}.{OLDEST[1]} or newer, found {version}; "
+            f"install it with: {install(backend)}"
+        )
+    return package
+
+
+def graph_read(package: Package, graph: GraphSpec) -> str:
+    """The file of a bundle that holds a graph in the form that a package reads.
+
+    TensorRT-RTX reads what ONNX Runtime does; TensorRT has forms by version, and shares the graphs
+    that need none.
+    """
+    if package.ahead_of_time:
+        return graph.file
+    if package.release < FORM_VERSIONS[STANDARD]:
+        return graph.forms.get(WRITTEN_OUT, graph.file)
+    return graph.forms.get(STANDARD, graph.file)
 
 
 def available_packages() -> list[Package]:

@@ -1,0 +1,55 @@
+"""Devices and libraries that are stricter than the real ones, for tests without a GPU.
+
+What is put in the place of a library here behaves like it as far as this project (or a careless
+change of it) could tell, on memory of the host. It is as late, as early and as unforgiving as the
+real one may be, and raises :class:`tests.strict.rules.BrokenRule` where the real one would give
+wrong bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.strict.cuda import CudaRuntime
+from tests.strict.device import Card, StrictCuda
+from tests.strict.tensorrt import StrictTensorRT
+
+
+def install_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+    cards: tuple[Card, ...] | None = None,
+    driver: int = 13000,
+    runtime: int = 13000,
+    **card: Any,
+) -> StrictCuda:
+    """Put a CUDA of strict devices in the place of cuda-python.
+
+    Args:
+        cards: the GPUs there are; None for one, as the other keywords say (see :class:`Card`).
+    """
+    cuda = StrictCuda((Card(**card),) if cards is None else cards, driver, runtime)
+    package, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
+    package.__path__, bindings.__path__ = [], []
+    package.bindings = bindings  # type: ignore[attr-defined]
+    bindings.runtime = CudaRuntime(cuda)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda", package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", bindings.runtime)
+    return cuda
+
+
+def install_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, cuda: StrictCuda, version: str = "10.16.1.11"
+) -> StrictTensorRT:
+    """Put a strict TensorRT in the place of ``tensorrt``, or of ``tensorrt_rtx``.
+
+    Args:
+        version: one of :func:`tests.strict.api.versions`.
+    """
+    trt = StrictTensorRT(cuda, version)
+    monkeypatch.setitem(sys.modules, trt.api.__name__, trt.api)
+    return trt
