@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUTPUT ?= out.png
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test test-release test-gpu test-gpu-standin bench rehearsal clean
+.PHONY: demo test test-release test-gpu test-gpu-standin gpu bench rehearsal clean
 
 demo: .venv/export.done
 	@"$(BIN)/hart-export"
@@ -25,6 +25,11 @@ test-release: .venv/dev.done
 # installs nothing: the environment of a GPU has [cuda,dev], never beside [cpu].
 test-gpu:
 	"$(BIN)/python" -m pytest -v -rs tests/test_conformance.py
+
+# Everything that is to be known of this machine's GPU, in parts of ten minutes at most, with a summary in
+# benchmarks/results/. What was carried here: make gpu OPTIONS='--engine BUNDLE --checkpoint FOLDER'. Installs nothing.
+gpu:
+	@"$(BIN)/python" -m hart_runtime.bench.day.cli $(OPTIONS)
 
 # ONNX Runtime's own CUDA provider on libraries without a device: where nodes run, what is captured, copied and
 # waited for, how much memory. Ten minutes; its environment is made once and needs the package index and gcc.
