@@ -87,13 +87,14 @@ def parts(given: Given, size: Size, folder: Path, torch: bool = True) -> list[Pa
         compare = [*_command("compare"), *bundle_options, "--backend", name, *count, *ruler]
         compare += ["--output", str(folder / report)]
         day.append(Part(report, compare, (machine.COMPARE, *needed, name), makes=report))
-    turns = [(f"bench-{name}", name, [EAGER] if torch else [], ()) for name in CONFORMANCE]
-    turns.append(("bench-compiled", ONNXRUNTIME, [EAGER, COMPILED], (machine.TORCH,)))
-    for result, name, references, more in turns:
+    benches = {f"bench-{name}": (name, EAGER if torch else "") for name in CONFORMANCE}
+    benches["bench-compiled"] = ONNXRUNTIME, f"{EAGER},{COMPILED}"
+    for result, (name, against) in benches.items():
         bench = [*_command("bench"), *bundle_options, "--backend", name, "--output", str(folder / result)]
         bench += ["--iterations", str(size.iterations), "--warmup", str(size.warmup)]
-        bench += ["--against", ",".join(references), *source] if references else []
-        day.append(Part(result, bench, (machine.BENCH, name, *more), makes=result))
+        bench += ["--against", against, *source] if against else []
+        compiled = (machine.TORCH,) if COMPILED in against else ()
+        day.append(Part(result, bench, (machine.BENCH, name, *compiled), makes=result))
     day.append(Part("host", [sys.executable, "-m", "hart_runtime.bench.host"]))
     return day
 
