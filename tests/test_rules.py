@@ -1,87 +1,22 @@
-"""The rules of a GPU and its libraries, each broken once on the stand-ins, as a careless executor would."""
+"""The rules of CUDA, each broken once on the stand-in, as a careless executor would."""
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import importlib.util
 import inspect
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.strict import install_cuda
+from tests.strict.callers import DOWN, GLOBAL, LOCAL, UP, Host, Status, breaks
 from tests.strict.cuda import CudaRuntime
-from tests.strict.cuda_names import cudaError_t as Status
-from tests.strict.cuda_names import cudaMemcpyKind, cudaStreamCaptureMode
 from tests.strict.device import StrictCuda
-from tests.strict.memory import array_at
-from tests.strict.rules import BrokenRule
-
-UP, DOWN = cudaMemcpyKind.cudaMemcpyHostToDevice, cudaMemcpyKind.cudaMemcpyDeviceToHost
-GLOBAL = cudaStreamCaptureMode.cudaStreamCaptureModeGlobal
-LOCAL = cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-
-
-@contextlib.contextmanager
-def breaks(cuda: StrictCuda, number: int) -> Iterator[None]:
-    """What is inside breaks a rule, and the stand-in says which."""
-    with pytest.raises(BrokenRule, match=f"^rule {number}: ") as caught:
-        yield
-    assert caught.value.number == number
-    cuda.broken.clear()
-
-
-class Host:
-    """One stream and a few kilobytes, asked for as an executor does."""
-
-    def __init__(self, cuda: StrictCuda) -> None:
-        from cuda.bindings import runtime
-
-        self.cuda, self.api = cuda, runtime
-        self.stream = self.ok(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
-        self.a, self.b = (self.ok(runtime.cudaMalloc(1024)) for _ in range(2))
-        self.pinned = self.ok(runtime.cudaMallocHost(1024))
-        self.floats(self.pinned)[:] = 7
-
-    @staticmethod
-    def ok(answer: tuple[Any, ...]) -> Any:
-        assert answer[0] == Status.cudaSuccess, answer
-        return answer[1] if len(answer) > 1 else None
-
-    @staticmethod
-    def floats(address: int) -> NDArray[Any]:
-        return array_at(address, (256,), np.dtype(np.float32))
-
-    def upload(self, to: int | None = None, stream: Any = None) -> None:
-        on = self.stream if stream is None else stream
-        self.ok(self.api.cudaMemcpyAsync(self.a if to is None else to, self.pinned, 1024, UP, on))
-
-    def between(self, stream: Any = None) -> None:
-        on = self.stream if stream is None else stream
-        kind = cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self.ok(self.api.cudaMemcpyAsync(self.b, self.a, 1024, kind, on))
-
-    def wait(self) -> None:
-        self.ok(self.api.cudaStreamSynchronize(self.stream))
-
-    def begin(self, mode: Any = LOCAL) -> None:
-        self.ok(self.api.cudaStreamBeginCapture(self.stream, mode))
-
-    def captured(self) -> Any:
-        """A copy from a to b that can be launched."""
-        self.begin()
-        self.between()
-        graph = self.ok(self.api.cudaStreamEndCapture(self.stream))
-        launchable = self.ok(self.api.cudaGraphInstantiate(graph, 0))
-        self.ok(self.api.cudaGraphDestroy(graph))
-        return launchable
 
 
 @pytest.fixture
@@ -95,8 +30,9 @@ def host(cuda: StrictCuda) -> Host:
 
 
 def test_every_rule_has_its_test() -> None:
-    found = {int(n) for n in re.findall(r"^def test_rule_(\d\d)\(", Path(__file__).read_text(), re.MULTILINE)}
-    assert found == {*range(1, 41)}
+    files = Path(__file__).parent.glob("test_rules*.py")
+    found = re.findall(r"^def test_rule_(\d\d)\(", "".join(f.read_text() for f in files), re.MULTILINE)
+    assert sorted(map(int, found)) == [*range(1, 41)]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cuda") is None, reason="cuda-python is not installed")
@@ -129,6 +65,10 @@ def test_rule_01(host: Host) -> None:
     assert (host.floats(host.b) == 7).all()
     assert host.cuda.counts.uploads == 1
     assert host.cuda.counts.waits == {"cudaStreamSynchronize": 1}
+    host.upload()
+    with breaks(host.cuda, 1):
+        while host.api.cudaStreamQuery(host.stream)[0] == Status.cudaErrorNotReady:
+            pass
 
 
 @pytest.mark.parametrize("mode", [GLOBAL, LOCAL])

@@ -8,6 +8,7 @@ wrong bytes.
 
 from __future__ import annotations
 
+import functools
 import sys
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from tests.strict.cuda import CudaRuntime
 from tests.strict.device import Card, StrictCuda
+from tests.strict.onnx_gpu import StrictOnnx
 from tests.strict.tensorrt import StrictTensorRT
 
 
@@ -53,3 +55,15 @@ def install_tensorrt(
     trt = StrictTensorRT(cuda, version)
     monkeypatch.setitem(sys.modules, trt.api.__name__, trt.api)
     return trt
+
+
+def install_onnx_gpu(monkeypatch: pytest.MonkeyPatch, cuda: StrictCuda) -> StrictOnnx:
+    """Put an ONNX Runtime with a strict CUDA provider in the place of ``onnxruntime``."""
+    from hart_runtime.runtime.backends import sessions
+
+    onnx = StrictOnnx(cuda)
+    monkeypatch.setitem(sys.modules, "onnxruntime", onnx.api)
+    for name, function in [*vars(sessions).items()]:
+        if hasattr(function, "cache_clear"):  # what was found or registered once is another library's
+            monkeypatch.setattr(sessions, name, functools.cache(function.__wrapped__))
+    return onnx

@@ -50,7 +50,7 @@ class IExecutionContext:
 
     def _setup(self, engine: Any, strategy: Any, config: Any) -> None:
         self._engine_ref, self._plan, self._logger = weakref.ref(engine), engine._plan, engine._logger
-        self._session, self._strategy = engine._session, strategy
+        self._session, self._strategy, self._device = engine._session, strategy, engine._device
         graphs = None if config is None else config._graphs
         self._captures = graphs is not None and graphs.name == "WHOLE_GRAPH_CAPTURE"
         self._state = State()
@@ -150,6 +150,8 @@ class IExecutionContext:
             try:
                 cuda.enter(call)
                 stream = cuda.stream(call, stream_handle)
+                if stream.device != self._device:
+                    raise BrokenRule(6, call, "on a stream of another device than its engine's")
                 missing = self._missing()
                 if missing:
                     return self._fail(missing)

@@ -119,7 +119,7 @@ class CudaRuntime(MemoryCalls):
             on.capture.invalid = True
             raise Refused(cudaError_t.cudaErrorStreamCaptureUnsupported)
         if on.queue:
-            raise Refused(cudaError_t.cudaErrorNotReady)
+            self._cuda.not_ready("cudaStreamQuery")
 
     @gives()
     def cudaStreamWaitEvent(self, stream: Any, event: Any, flags: int) -> None:
@@ -226,7 +226,7 @@ class CudaRuntime(MemoryCalls):
             asked.capture.invalid = True
             raise Refused(cudaError_t.cudaErrorCapturedEvent)
         if not asked.finished:
-            raise Refused(cudaError_t.cudaErrorNotReady)
+            self._cuda.not_ready("cudaEventQuery")
 
     @gives(1)
     def cudaEventElapsedTime(self, start: Any, end: Any) -> float:

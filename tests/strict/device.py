@@ -15,6 +15,8 @@ from tests.strict.rules import BrokenRule
 
 MOST_AFTER_THE_END = 1000
 """Calls to a lost device after which somebody is taken to loop."""
+MOST_QUESTIONS = 10_000
+"""How often somebody may ask whether work is done that nobody waits for."""
 
 
 class Refused(Exception):  # noqa: N818  (an answer)
@@ -131,6 +133,8 @@ class StrictCuda:
         self.pinned: dict[int, Allocation] = {}
         self.reserved: Counter[int] = Counter()
         """Bytes by device that libraries hold for weights and arenas; nothing lies there."""
+        self.kept: Counter[int] = Counter()
+        """The same of what a library never gives back, such as an arena for all sessions."""
         self.streams: dict[int, Stream] = {}
         self.events: dict[int, Event] = {}
         self.graphs: dict[int, list[Work]] = {}
@@ -140,7 +144,7 @@ class StrictCuda:
         self.broken: list[BrokenRule] = []
         self.quiet = False
         self.here = threading.local()
-        self._after_the_end = 0
+        self._after_the_end = self._questions = 0
         self._failures: dict[str, tuple[int, cudaError_t, bool]] = {}
 
     # What tests set
@@ -157,6 +161,10 @@ class StrictCuda:
             yield
         finally:
             self.quiet = False
+
+    def count_anew(self) -> None:
+        """Forget what was counted, as between two pictures."""
+        self.counts = Counts(peak=max(map(self.used, range(len(self.cards))), default=0))
 
     def alive(self) -> dict[str, int]:
         """What was made and not given back, by kind."""
@@ -215,6 +223,17 @@ class StrictCuda:
         if not self.cards:
             raise Refused(cudaError_t.cudaErrorNoDevice)
 
+    def not_ready(self, call: str) -> None:
+        """Answer that work is not done.
+
+        Raises:
+            Refused: always, but for who asks for ever.
+        """
+        self._questions += 1
+        if self._questions > MOST_QUESTIONS:
+            raise BrokenRule(1, call, "work is done here when somebody waits for it, not when they ask")
+        raise Refused(cudaError_t.cudaErrorNotReady)
+
     def device(self) -> int:
         """Of the thread that asks."""
         return getattr(self.here, "device", 0)
@@ -222,23 +241,25 @@ class StrictCuda:
     def used(self, device: int) -> int:
         """Bytes."""
         held = sum(a.nbytes for a in self.memory.values() if a.device == device)
-        return held + self.reserved[device]
+        return held + self.reserved[device] + self.kept[device]
 
     def take(self, nbytes: int) -> int:
-        """Address of new memory of the device."""
-        self._room(nbytes)
+        """Address of new memory of the thread's device."""
+        self._room(nbytes, self.device())
         made = allocate(nbytes, self.device())
         self.memory[made.address] = made
-        self._peak()
+        self._peak(made.device)
         return made.address
 
-    def reserve(self, owner: object, nbytes: int) -> None:
-        """Count memory that a library keeps as long as an object lives."""
-        self._room(nbytes)
-        device = self.device()
-        self.reserved[device] += nbytes
-        self._peak()
-        weakref.finalize(owner, self.reserved.subtract, {device: nbytes}).atexit = False
+    def reserve(self, owner: object, nbytes: int, device: int) -> None:
+        """Count memory that a library keeps as long as an object lives; without one for good."""
+        self._room(nbytes, device)
+        if owner is None:
+            self.kept[device] += nbytes
+        else:
+            self.reserved[device] += nbytes
+            weakref.finalize(owner, self.reserved.subtract, {device: nbytes}).atexit = False
+        self._peak(device)
 
     def forbidden(self, call: str) -> None:
         """What may not happen while a stream is capturing, and spoils the capture.
@@ -311,6 +332,7 @@ class StrictCuda:
 
     def run(self, stream: Stream, number: int) -> None:
         """Let a stream come as far as a work."""
+        self._questions = 0
         while stream.done < number and stream.queue:
             at, work, run = stream.queue.popleft()
             for span in work.spans:
@@ -346,9 +368,9 @@ class StrictCuda:
             if any(a.overlaps(b) for a, b in shared):
                 raise BrokenRule(11, work.call, f"uses memory of {pending.call} on a stream without an order")
 
-    def _room(self, nbytes: int) -> None:
-        if self.used(self.device()) + nbytes > self.cards[self.device()].memory:
+    def _room(self, nbytes: int, device: int) -> None:
+        if self.used(device) + nbytes > self.cards[device].memory:
             raise Refused(cudaError_t.cudaErrorMemoryAllocation)
 
-    def _peak(self) -> None:
-        self.counts.peak = max(self.counts.peak, self.used(self.device()))
+    def _peak(self, device: int) -> None:
+        self.counts.peak = max(self.counts.peak, self.used(device))

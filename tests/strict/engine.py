@@ -83,7 +83,7 @@ class Runtime:
             try:
                 self._trt.cuda.enter("deserialize_cuda_engine")
                 engine = self._trt.make("ICudaEngine", plan, self._logger)
-                self._trt.cuda.reserve(engine, plan.weights)
+                self._trt.cuda.reserve(engine, plan.weights, engine._device)
             except Refused as refused:
                 self._trt.log(self._logger, "ERROR", f"Cuda Runtime ({refused.status.name})")
                 return None
@@ -118,7 +118,7 @@ class ICudaEngine:
     _trt: StrictTensorRT
 
     def _setup(self, plan: Plan, logger: Any) -> None:
-        self._plan, self._logger = plan, logger
+        self._plan, self._logger, self._device = plan, logger, self._trt.cuda.device()
         self._session = arithmetic.session(onnx.load_model_from_string(plan.model), plan.tf32)
         self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         gone = weakref.finalize(self, _outlived, self._trt, self._contexts, "an engine", "a context of it")
@@ -196,6 +196,9 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
         return [self._trt.api.Dims(shape) for shape in self._plan.profiles[profile_index][name]]
 
+    def get_tensor_profile_values(self, name: str, profile_index: int) -> list[list[int]]:
+        return [[*values] for values in self._plan.values[profile_index].get(name, ())]
+
     def create_execution_context(self, strategy: Any = None) -> Any:
         """Takes a strategy, or (where there are such) a runtime configuration."""
         with self._trt.strictly():
@@ -210,7 +213,7 @@ class ICudaEngine:
                 self._trt.cuda.forbidden("create_execution_context")
                 context = self._trt.make("IExecutionContext", self, wanted, config)
                 if wanted is not strategies.USER_MANAGED:
-                    self._trt.cuda.reserve(context, max(self._plan.scratch))
+                    self._trt.cuda.reserve(context, max(self._plan.scratch), self._device)
             except Refused as refused:
                 self._trt.log(self._logger, "ERROR", f"Cuda Runtime ({refused.status.name})")
                 return None
