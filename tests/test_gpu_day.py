@@ -14,7 +14,16 @@ import pytest
 
 from hart_runtime.bench import COMPILED
 from hart_runtime.bench.day.cli import SIZES, Given, parts
-from hart_runtime.bench.day.part import FAILED, MOST_SECONDS, NOT_RUN, PASSED, Outcome, Part, run_part
+from hart_runtime.bench.day.part import (
+    FAILED,
+    MOST_SECONDS,
+    NOT_RUN,
+    PASSED,
+    Outcome,
+    Part,
+    result_of,
+    run_part,
+)
 from hart_runtime.bench.day.summary import bottleneck, write_summary
 from hart_runtime.runtime.backends.names import MODULES, ONNXRUNTIME
 from tests.imports import ROOT
@@ -73,6 +82,14 @@ def test_what_passed_is_not_run_again(tmp_path: Path) -> None:
         assert first.verdict == PASSED
         assert first.said == "counted"
     assert (tmp_path / "count").read_text() == "x"
+
+
+def test_no_part_writes_where_another_keeps_its_result(tmp_path: Path) -> None:
+    day = parts(Given(), SIZES["whole"], tmp_path)
+    kept = [result_of(part, tmp_path) for part in day]
+    made = [word for part in day for word in part.command if word.startswith(str(tmp_path))]
+    assert len(set(kept)) == len(day)
+    assert not {*map(str, kept)} & {*made}
 
 
 def test_what_failed_is_told_and_tried_again(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Outcome:
 
 def result_of(part: Part, folder: Path) -> Path:
     """What is there once a part has passed."""
-    return folder / f"{part.name}.json"
+    return folder / f"{part.name}.passed.json"
 
 
 def run_part(part: Part, folder: Path, lacks: Mapping[str, str], where: Path) -> Outcome:
