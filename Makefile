@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUTPUT ?= out.png
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test test-release test-gpu bench rehearsal clean
+.PHONY: demo test test-release test-gpu test-gpu-standin gpu bench rehearsal clean
 
 demo: .venv/export.done
 	@"$(BIN)/hart-export"
@@ -26,14 +26,25 @@ test-release: .venv/dev.done
 test-gpu:
 	"$(BIN)/python" -m pytest -v -rs tests/test_conformance.py
 
+# Everything that is to be known of this machine's GPU, in parts of ten minutes at most, with a summary in
+# benchmarks/results/. What was carried here: make gpu OPTIONS='--engine BUNDLE --checkpoint FOLDER'. Installs nothing.
+gpu:
+	@"$(BIN)/python" -m hart_runtime.bench.day.cli $(OPTIONS)
+
+# ONNX Runtime's own CUDA provider on libraries without a device: where nodes run, what is captured, copied and
+# waited for, how much memory. Ten minutes; its environment is made once and needs the package index and gcc.
+test-gpu-standin: .venv/dev.done .venv-gpu/dev.done
+	"$(BIN)/python" -m pytest -v -m gpu_standin
+
 bench: bundles/demo-fp32/manifest.json bundles/mid-256px/manifest.json
 	"$(BIN)/hart-bench" --engine bundles/demo-fp32 --batch 1,4,8 --against torch-eager
 	"$(BIN)/hart-bench" --engine bundles/mid-256px --batch 1,4 --iterations 5 --warmup 1 --against torch-eager \
 	--checkpoint checkpoints/mid-256px
 
 # The published model's sizes with random weights: about an hour, 24 GB of memory, 40 GB of disk.
-rehearsal: .venv/dev.done
+rehearsal: .venv/dev.done .venv-gpu/dev.done
 	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder bundles/rehearsal
+	HART_STANDIN_BUNDLES="$(CURDIR)/bundles/rehearsal/fp16" "$(BIN)/python" -m pytest -v -m gpu_standin -k rehearsal
 
 bundles/demo-fp32/manifest.json: .venv/bench.done
 	"$(BIN)/hart-export" --backend onnxruntime --precision fp32 --output bundles/demo-fp32 --force
@@ -46,7 +57,7 @@ checkpoints/mid-256px/sampling.json: .venv/bench.done
 	"$(BIN)/python" -m hart_runtime.hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
 
 clean:
-	rm -rf engines/demo bundles checkpoints .venv
+	rm -rf engines/demo bundles checkpoints .venv .venv-gpu
 
 .venv/pip.done:
 	"$(PYTHON)" -m venv .venv
@@ -62,4 +73,9 @@ clean:
 
 .venv/dev.done: .venv/pip.done pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
+	@touch $@
+
+.venv-gpu/dev.done: pyproject.toml tests/gpu_standin/requirements.txt
+	"$(PYTHON)" -m venv .venv-gpu
+	".venv-gpu/bin/python" -m pip install --requirement tests/gpu_standin/requirements.txt --editable .
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,8 @@ from tests.host_executor import HostExecutor
 from tests.test_bundle import poisoned
 
 PROMPTS = ["a red circle on a white background", "a small blue star on a gray background", "a green ring"]
+MUST_OPEN = os.environ.get("HART_MUST_OPEN")
+"""The one backend to test, which has to open here."""
 FACTOR = 10.0
 """Exported graphs reorder sums, so they get ten times the reference model's tolerance."""
 
@@ -85,10 +88,12 @@ def unusable(name: str, folder: Path) -> str | None:
     return None
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[MUST_OPEN] if MUST_OPEN else BACKENDS)
 def backend(request: pytest.FixtureRequest, demo_fp32: Path) -> Callable[[Bundle], Backend]:
     """A way to open bundles; skipped, with its reason, where this machine cannot."""
     if not request.param.endswith("cpu") and (reason := unusable(request.param, demo_fp32)):
+        if MUST_OPEN:
+            pytest.fail(reason)
         pytest.skip(f"{request.param}: {reason}")
     return BACKENDS[request.param]
 
