@@ -13,7 +13,7 @@ from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
-from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.bundle import Bundle, open_bundle
 from tests.strict import install_cuda, install_onnx_gpu
 from tests.strict.cuda_names import cudaError_t
 from tests.strict.device import Card
@@ -80,6 +80,20 @@ def test_nothing_waits_between_the_first_scale_and_the_picture(onnx: StrictOnnx,
                 break
     steps.close()  # type: ignore[attr-defined]
     assert backend.device == "cuda"
+
+
+def test_the_text_encoder_is_given_back_before_the_rest_is_opened(
+    onnx: StrictOnnx, demo_bundle: Path
+) -> None:
+    held: list[dict[str, int]] = []
+
+    def open_part(part: Bundle) -> Backend:
+        held.append(onnx.cuda.alive())
+        return open_backend(part, "cuda")
+
+    pipeline = Pipeline.for_prompts(open_bundle(demo_bundle), [PROMPT], 1, open_part)
+    assert [{**alive, "reserved bytes": 0} for alive in held] == [{"reserved bytes": 0}] * 2
+    assert pipeline(PROMPT)[0].size == (64, 64)
 
 
 def test_one_arena_holds_the_scratch_of_all_graphs(onnx: StrictOnnx, demo_bundle: Path) -> None:
