@@ -220,17 +220,17 @@ class NextScaleGraph(nn.Module):
         scale: Tensor,
         up: Tensor,
         down: Tensor,
-        axis: Tensor,
+        positions: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         h = up @ h.permute(0, 3, 1, 2) @ up.T
         f_hat = f_hat + self.quant_resi(h, scale)
         cells = (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
         x = (self.word_embed(cells).float() + self.lvl_embed(scale + 1)).repeat(2, 1, 1)
-        side = axis.shape[0]
-        rows, columns = axis[:, None].expand(side, side), axis[None].expand(side, side)
-        positions = torch.stack([rows, columns], dim=-1).flatten(0, 1)
-        angles = image_angles(positions + offset[:, :, None], self.head_dim)
+        side = positions.shape[0]
+        rows, columns = positions[:, None].expand(side, side), positions[None].expand(side, side)
+        places = torch.stack([rows, columns], dim=-1).flatten(0, 1)
+        angles = image_angles(places + offset[:, :, None], self.head_dim)
         return f_hat, x, angles
 
 

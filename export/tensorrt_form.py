@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -40,8 +41,9 @@ def with_standard_attention(model: ir.Model) -> ir.Model:
     """A copy for TensorRT from 10.15 on: ONNX's own attention operator in the place of ONNX Runtime's."""
     copy = model.clone()
     for node in [node for node in copy.graph if node.op_type == "MultiHeadAttention"]:
-        heads, scale = node.attributes["num_heads"].as_int(), node.attributes["scale"].as_float()
-        attributes = {"q_num_heads": heads, "kv_num_heads": heads, "scale": scale}
+        attributes = _attention_of(node)._asdict()
+        heads = attributes.pop("num_heads")
+        attributes |= {"q_num_heads": heads, "kv_num_heads": heads}
         replace_node(copy, node, ir.node("Attention", node.inputs, attributes, name=node.name))
     copy.opset_imports.pop("com.microsoft", None)
     return copy
@@ -52,6 +54,17 @@ FORMS: dict[str, Callable[[ir.Model], ir.Model]] = {
     STANDARD: with_standard_attention,
 }
 """What makes each form of :meth:`hart_runtime.runtime.contract.Contract.forms`."""
+
+
+class _Attention(NamedTuple):
+    """What ONNX Runtime's operator is given."""
+
+    num_heads: int
+    scale: float
+
+
+def _attention_of(node: ir.Node) -> _Attention:
+    return _Attention(**{name: attribute.value for name, attribute in node.attributes.items()})
 
 
 class _Writer:
@@ -65,7 +78,7 @@ class _Writer:
         """softmax(q k^T * scale) v, the scale on the queries: in half the plain product may overflow."""
         q, k, v = node.inputs
         assert q is not None
-        heads, scale = node.attributes["num_heads"].as_int(), node.attributes["scale"].as_float()
+        heads, scale = _attention_of(node)
         kind = q.dtype or node.outputs[0].dtype
         assert kind is not None
         split = self.constant(f"heads_{heads}", np.array([0, 0, heads, -1], np.int64))

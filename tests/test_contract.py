@@ -18,7 +18,7 @@ from hart_runtime.compare.recorded import recorded_names
 from hart_runtime.export.graphs import FREE
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.bundle import open_bundle
-from hart_runtime.runtime.contract import Row, specs_of
+from hart_runtime.runtime.contract import DEQUANTIZED, STANDARD, WRITTEN_OUT, Row, specs_of
 from hart_runtime.runtime.families.hart import GRAPHS, NAME
 from hart_runtime.runtime.families.names import LATENT, SMOOTH, TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST
@@ -53,7 +53,8 @@ def test_what_is_traced_is_the_contract(export_once: ExportOnce, checkpoint: Pat
     if checkpoint != DEMO_CHECKPOINT:
         del specs[TEXT_ENCODER]
     assert manifest.graphs == specs
-    assert any(graph.forms for graph in specs.values()) == (precision == "int8")
+    forms = {form for graph in specs.values() for form in graph.forms}
+    assert forms == ({DEQUANTIZED} if precision == "int8" else {WRITTEN_OUT, STANDARD})
 
 
 def renamed(values: dict[str, Any]) -> None:
@@ -90,7 +91,7 @@ def moved(values: dict[str, Any]) -> None:
 
 
 def reformed(values: dict[str, Any]) -> None:
-    values["graphs"]["sample"]["forms"] = {"dequantized": "sample.onnx"}
+    values["graphs"]["decoder"]["forms"] = {"dequantized": "decoder.onnx"}
 
 
 CHANGES: dict[Callable[[dict[str, Any]], None], str] = {
@@ -102,7 +103,7 @@ CHANGES: dict[Callable[[dict[str, Any]], None], str] = {
     unknown: "graphs upscale unknown",
     swapped: "graph residual_step: inputs expected residual float32",
     moved: "graph smooth: files expected ['smooth.onnx'], found ['sample.onnx']",
-    reformed: "graph sample: files expected ['sample.onnx'], found ['sample.onnx', 'sample.onnx']",
+    reformed: "graph decoder: files expected ['decoder.onnx'], found ['decoder.onnx', 'decoder.onnx']",
 }
 
 

@@ -83,7 +83,12 @@ def with_engines(bundle: Bundle, folder: Path, trt: StrictTensorRT, **options: A
     package = import_package(package_of(trt))
     largest = min(4, bundle.manifest.max_batch)
     moved = replace(bundle, folder=copy)
-    build_engines(moved, package, BuildOptions(**({"batches": (1, largest)} | options)), present_gpu())
+    build_engines(
+        moved,
+        package,
+        BuildOptions(**({"batches": (1, largest), "top_k": (50, 600)} | options)),
+        present_gpu(),
+    )
     return moved
 
 

@@ -204,7 +204,7 @@ _GRAPHS = (
             Row("scale", (1,), INT),
             Row("up", ("last", "side")),
             Row("down", ("next_side", "last")),
-            Row("axis", ("next_side",)),
+            Row("positions", ("next_side",)),
             Row("offset", (_BOTH, 1), recorded="offset"),
         ),
         (
@@ -398,7 +398,7 @@ def _next_scale(now: ScaleStep, following: ScaleStep, model: ModelSpec, batch: i
         "scale": np.array([now.index], np.int64),
         "up": upsample_matrix(now.patch_num, size),
         "down": downsample_matrix(size, following.patch_num),
-        "axis": cell_axis(following.patch_num, size),
+        "positions": cell_axis(following.patch_num, size),
     }
     if not now.index:
         constants["f_hat"] = np.zeros((batch, channels, size, size), np.float32)
