@@ -22,9 +22,7 @@ class TimingCache:
     """Measurements of one package on one GPU, read once and written after every engine."""
 
     def __init__(self, package: Package, gpu: Gpu | None, folder: Path) -> None:
-        """Args:
-        folder: of the bundle.
-        """
+        """``folder``: of the bundle."""
         # What is built ahead of time, or for a GPU that is not known, measures nothing that could be kept.
         keeps = gpu is not None and not package.ahead_of_time
         name = timing_file(package, gpu) if gpu is not None else ""
