@@ -144,7 +144,7 @@ def _reference(
     inputs = torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)
 
     def draw() -> list[Image.Image]:
-        noise = SeededNoise(range(len(mask)), pipeline.threads)
+        noise = SeededNoise(range(len(mask)))
         with torch.autocast("cuda", torch.float16, enabled=device != "cpu"):
             pixels = generate(model, *inputs, noise, manifest.sampling, manifest.model.patch_nums)
         return to_images(pixels.float().cpu().numpy())

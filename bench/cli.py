@@ -35,7 +35,9 @@ RESULTS = Path("benchmarks/results")
     "--batch", default="1", show_default=True, help="Batch sizes: 1,4,8. Stages are timed at the first."
 )
 @click.option("--iterations", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--warmup", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--warmup", type=click.IntRange(1), default=3, show_default=True, help="GPUs replay from the third on."
+)
 @threads_option
 @click.option("--against", default="", help=f"References to run in turns: {','.join(REFERENCES)}.")
 @click.option("--checkpoint", type=PATH, help="What the bundle was exported from, for --against.")

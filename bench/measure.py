@@ -39,7 +39,7 @@ class Task:
     batches: tuple[int, ...] = (1,)
     """Latency is measured for all, stages for the first."""
     iterations: int = 10
-    warmup: int = 2
+    warmup: int = 3
     threads: int | None = None
     against: tuple[str, ...] = ()
     checkpoint: Path | None = None

@@ -20,7 +20,7 @@ from hart_runtime.runtime.backends.names import MODULES, parse_device
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, describe_files
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.memory.gpu import compute_capability
+from hart_runtime.runtime.memory.gpu import present_gpu
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import build_engines
@@ -65,7 +65,7 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
         files = describe_files(Path(folder), [WEIGHTS, *(graph.file for graph in graphs.values())])
         pair = Bundle(Path(folder), replace(bundle.manifest, graphs=graphs, files=files), "")
         if backend in MODULES:
-            build_engines(pair, import_package(backend), BuildOptions(), compute_capability(index))
+            build_engines(pair, import_package(backend), BuildOptions(), present_gpu(index))
         opened = open_backend(pair, device, threads, backend)
         timed = TimedBackend(opened)
         # Random numbers: a GPU that multiplies ones needs less power, and is faster than it should be.

@@ -26,7 +26,10 @@ PARAMETER = r"`(\w+)(?:=('[^`]*'|\"[^`]*\"|[^`'\"]+))?`"
 """A parameter in a message, see :class:`hart_runtime.common.errors.InputError`."""
 EVERYWHERE = {"bundle": "--engine"} | {
     name: f"--{name.replace('_', '-')}"
-    for name in ("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder")
+    for name in (
+        *("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder"),
+        *LIMITS,
+    )
 }
 """Options of other commands than the one that runs, which a message may advise."""
 
@@ -106,8 +109,19 @@ def sampling_options(whose: str) -> Callable[[F], F]:
     return declare
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a polite kill cleans up as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors into one line on stderr: exit code 2 for bad input, 1 for a failed run."""
+    """Turn errors into one line on stderr: exit code 2 for bad input, 1 for a failed run.
+
+    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -116,8 +130,7 @@ def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
         handler.setFormatter(_Sentence())
         root = logging.getLogger()
         root.addHandler(handler)
-        # A polite kill cleans up as Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             function(*args, **kwargs)
         except InputError as error:
@@ -126,6 +139,9 @@ def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
         except RunError as error:
             click.echo(f"error: {in_options(str(error))}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt as stopped:
+            click.echo("stopped", err=True)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
         except OSError as error:  # no permission, no space: the system's own words will do
             click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
             sys.exit(2)

@@ -15,7 +15,7 @@ from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
 from hart_runtime.common.precisions import FP16
 from hart_runtime.compare import TORCH_FP16
-from hart_runtime.runtime.backends.names import AUTO
+from hart_runtime.runtime.backends.names import AUTO, MODULES
 from hart_runtime.runtime.backends.registry import BACKENDS
 from hart_runtime.runtime.options import bundle_option, device_option
 
@@ -163,10 +163,14 @@ def _reference(
             )
     else:
         from hart_runtime.compare.record import capture_prompts, torch_device
+        from hart_runtime.runtime.tensorrt.manifest import largest_batch
 
         assert source is not None
         watch("reference in float32")
-        ruler = capture_prompts(source, bundle, prompts, torch_device(device))
+        # Recorded batches are run as they are, so they may not be larger than what engines hold.
+        engines = {AUTO, *MODULES} & set(backends)
+        at_once = largest_batch(bundle) if engines else bundle.manifest.max_batch
+        ruler = capture_prompts(source, bundle, prompts, torch_device(device), at_once)
     reduced = bundle.manifest.precision == FP16 or TORCH_FP16 in backends or save_to is not None
     if reduced and ruler.half_errors is None:
         if source is None:

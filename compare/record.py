@@ -22,7 +22,7 @@ from hart_runtime.compare.reference import Reference, system_prompt_identity
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.generate import Record, generate
 from hart_runtime.hart.model import Hart
-from hart_runtime.hart.sampling import smooth_codes
+from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
 from hart_runtime.runtime.manifest import Manifest
@@ -56,8 +56,10 @@ def torch_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def capture_prompts(source: Source, bundle: Bundle, prompts: Sequence[str], device: str) -> Reference:
-    """Draw prompts with the reference in float32 (seeds 0, 1, ...) and record everything."""
+def capture_prompts(
+    source: Source, bundle: Bundle, prompts: Sequence[str], device: str, at_once: int
+) -> Reference:
+    """Draw prompts with the reference in float32 (seeds 0, 1, ...), ``at_once``, and record everything."""
     model, text = source.load(torch.float32, device)
     if text is None:
         raise InputError(
@@ -68,8 +70,8 @@ def capture_prompts(source: Source, bundle: Bundle, prompts: Sequence[str], devi
     tokenizer = Tokenizer.from_file(str(bundle.path(TEXT_TOKENIZER)))
     ids, mask = PromptTokenizer(tokenizer, manifest.model.context_token)(prompts)
     batches: list[Tensors] = []
-    for start in range(0, len(prompts), manifest.max_batch):
-        rows = slice(start, start + manifest.max_batch)
+    for start in range(0, len(prompts), at_once):
+        rows = slice(start, start + at_once)
         with torch.inference_mode():
             features = text(torch.from_numpy(ids[rows]).to(device), torch.from_numpy(mask[rows]).to(device))
         seeds = range(start, min(rows.stop, len(prompts)))
@@ -128,10 +130,11 @@ def capture(
     codebook = model.tokenizer.quantize.embedding.weight
     for step in scale_steps(patch_nums, settings, len(codebook)):
         name = f"scale{step.index}"
-        exponential = noise.exponential(step.index, step.num_tokens, len(codebook))
-        tensors[f"{name}.gumbel_exp"] = exponential
+        pool, start = map(torch.from_numpy, noise.exponential(step.index, step.num_tokens, len(codebook)))
+        exponential = windows(pool, start, len(codebook))
+        tensors[f"{name}.gumbel_exp"] = exponential.numpy()
         logits = torch.from_numpy(tensors[f"{name}.logits_kept"])
-        mixed = smooth_codes(logits, torch.from_numpy(exponential), codebook.cpu(), step)
+        mixed = smooth_codes(logits, exponential, codebook.cpu(), step)
         tensors[f"{name}.h_smooth"] = mixed.numpy()
     return tensors
 

@@ -20,7 +20,7 @@ from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array
 from hart_runtime.runtime import stages
-from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values, Watched, joined
+from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Values, Watched, joined
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
 from hart_runtime.runtime.families.names import SMOOTH
 from hart_runtime.runtime.loop import draw, drawn
@@ -164,6 +164,7 @@ class Recording:
     """A backend that looks every output up, and notes the calls."""
 
     name = device = "recording"
+    limits: Limits | None = None
 
     def __init__(self, tensors: Tensors, manifest: Manifest, program: Program) -> None:
         self.tensors, self.manifest, self.program = tensors, manifest, program

@@ -17,7 +17,7 @@ from hart_runtime.compare import TORCH_FP16
 from hart_runtime.compare.record import Source
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.hart.transformer import scaled_dot_product
-from hart_runtime.runtime.backends.backend import Lease, Outputs, Unplanned, Value, Values
+from hart_runtime.runtime.backends.backend import Lease, Limits, Outputs, Unplanned, Value, Values
 from hart_runtime.runtime.program import Program, Run
 
 
@@ -25,6 +25,7 @@ class TorchHalfBackend:
     """The exported graphs' modules run by PyTorch with matrix products in float16."""
 
     name = TORCH_FP16
+    limits: Limits | None = None
 
     def __init__(self, source: Source, patch_nums: tuple[int, ...], device: str) -> None:
         model, text = source.load(torch.float16, device)

@@ -20,7 +20,7 @@ from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
 from hart_runtime.runtime.manifest import Manifest, manifest_of
-from hart_runtime.runtime.memory.plan import make_plan
+from hart_runtime.runtime.memory.forecast import Needed, needed, sentence
 from hart_runtime.runtime.work import count
 
 BATCHES = (1, 2, 4, 8)
@@ -61,7 +61,9 @@ class Forecast:
     """Bytes of weight files to read."""
     blocks: int
     memory: dict[tuple[str, int], Memory]
-    """By precision and batch size."""
+    """By precision and batch size, on the CPU."""
+    device: dict[tuple[str, int], Needed]
+    """The same on a GPU, of precisions that one runs."""
     operations: float
     """Of one picture, a multiply-add counted as two."""
 
@@ -91,7 +93,7 @@ def forecast(request: Request) -> Forecast:
         check_hart(checkpoint)
     if text_network and text_network.has_weights:
         check_text_encoder(text_network)
-    graphs, weights, memory = {}, {}, {}
+    graphs, weights, memory, device = {}, {}, {}, {}
     inside: dict[tuple[torch.dtype, int], int] = {}  # int8 graphs pass float32 on, too
     for precision in PRECISIONS:
         dtype = torch_dtype(precision)
@@ -103,9 +105,15 @@ def forecast(request: Request) -> Forecast:
         for batch in sorted({b for b in BATCHES if b < max_batch} | {max_batch}):
             if (dtype, batch) not in inside:
                 inside[dtype, batch] = max(scratch_of(model, text, manifest, batch).values())
-            memory[precision, batch] = _memory(
-                manifest, batch, weights[precision].nbytes, inside[dtype, batch]
+            found = needed(manifest, batch, weights[precision].nbytes)
+            memory[precision, batch] = Memory(
+                weights=weights[precision].nbytes,
+                cache=found.cache,
+                between=found.arena + found.constants - found.cache,
+                inside=inside[dtype, batch],
             )
+            if PRECISIONS[precision].engines:
+                device[precision, batch] = found
     layers = len(text.layers) if text else 0
     return Forecast(
         checked=checked,
@@ -114,6 +122,7 @@ def forecast(request: Request) -> Forecast:
         read=weights[FP32].nbytes,
         blocks=model.transformer.config.depth + layers,
         memory=memory,
+        device=device,
         operations=sum(work.operations for work in count(manifest, 1).values()),
     )
 
@@ -122,12 +131,6 @@ def _manifest(request: Request, precision: str) -> Manifest:
     checkpoint = request.checkpoint
     planned = manifest_of(request.family, request.model, precision, request.max_batch, checkpoint.sampling)
     return replace(planned, checkpoint=checkpoint.describe())
-
-
-def _memory(manifest: Manifest, batch: int, weights: int, inside: int) -> Memory:
-    plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
-    cache = plan.cache_nbytes
-    return Memory(weights, cache, plan.nbytes + plan.constant_nbytes - cache, inside)
 
 
 def what_does_not_fit(found: Forecast, precision: str, output: Path) -> list[str]:
@@ -188,6 +191,11 @@ def show(found: Forecast, precision: str, output: Path) -> None:
         f"one picture: {found.operations / 1e12:.3g} TFLOP",
         f"time of the export: about {found.seconds(precision):.0f} s on one core ({rates})",
         f"memory of the export: about {_gb(found.export_memory(precision))}",
+    ]
+    lines += [
+        f"on a GPU in {kind}, {sentence(batch, memory)}"
+        for (kind, batch), memory in found.device.items()
+        if kind == precision
     ]
     problems = what_does_not_fit(found, precision, output)
     lines += [f"does not fit: {problem}" for problem in problems] or ["everything fits this machine"]

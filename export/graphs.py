@@ -45,8 +45,9 @@ FREE: dict[str, object] = {
     "past": Dim("past", min=0, max=1 << 20),
     "side": Dim("side", min=1, max=1 << 10),
     "next_side": Dim("next_side", min=1, max=1 << 10),
+    "pool": Dim("pool", min=1, max=1 << 30),
 }
-EXAMPLE = {"batch": 2, "rows": 4, "length": 5, "past": 3, "side": 2, "next_side": 3}
+EXAMPLE = {"batch": 2, "rows": 4, "length": 5, "past": 3, "side": 2, "next_side": 3, "pool": 1 << 20}
 """What the free dimensions are while a graph is traced."""
 
 Shape = dict[int, object]

@@ -187,8 +187,14 @@ class SmoothGraph(nn.Module):
         super().__init__()
         self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
 
-    def forward(self, logits: Tensor, exponential: Tensor, logit_gain: Tensor, temperature: Tensor) -> Tensor:
-        weights = ((logit_gain * logits - exponential.log()) / temperature).softmax(-1)
+    def forward(
+        self, logits: Tensor, exponential: Tensor, start: Tensor, logit_gain: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Each cell's noise begins at its start in the pool, that of code v is v places further on."""
+        places = (start[..., None] + torch.arange(self.codebook.shape[0])).flatten(1)
+        pool = -exponential.log()  # before it is gathered, since then there is more of it
+        gumbel = pool.gather(1, places).view_as(logits)
+        weights = ((logit_gain * logits + gumbel) / temperature).softmax(-1)
         return weights @ self.codebook
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.quantizer import shrink
 from hart_runtime.hart.rope import context_angles, image_angles
-from hart_runtime.hart.sampling import draw_codes, guide_logits, smooth_codes, truncate
+from hart_runtime.hart.sampling import draw_codes, guide_logits, smooth_codes, truncate, windows
 
 Record = Callable[[str, Tensor], None]
 """Called with the name and value of every tensor of the trajectory."""
@@ -57,7 +58,7 @@ def generate(
     steps = scale_steps(patch_nums, settings, len(quantizer.embedding.weight))
     batch, size, head_dim = len(features), patch_nums[-1], llm.config.head_dim
 
-    def supplied(array: NDArray[np.float32]) -> Tensor:
+    def supplied(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(features.device)
 
     record("ctx.features", features)
@@ -98,7 +99,8 @@ def generate(
         record(f"{name}.codes", codes)
         h = codes
         if settings.smooth:
-            exponential = supplied(noise.exponential(step.index, step.num_tokens, logits.shape[-1]))
+            pool, start = noise.exponential(step.index, step.num_tokens, logits.shape[-1])
+            exponential = windows(supplied(pool), supplied(start), logits.shape[-1])
             record(f"{name}.gumbel_exp", exponential)
             h = smooth_codes(logits, exponential, quantizer.embedding.weight, step)
         h = h.transpose(1, 2).unflatten(-1, (step.patch_num, step.patch_num))

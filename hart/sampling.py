@@ -38,6 +38,12 @@ def draw_codes(logits: Tensor, uniform: Tensor) -> Tensor:
     return (cumulative <= target).sum(-1).clamp_max(logits.shape[-1] - 1)
 
 
+def windows(pool: Tensor, start: Tensor, vocab_size: int) -> Tensor:
+    """What every token sees of a pool, from its own start on. (B, P), (B, n) -> (B, n, V)"""
+    pictures = torch.arange(len(pool), device=pool.device)[:, None]
+    return pool.unfold(1, vocab_size, 1)[pictures, start]
+
+
 def smooth_codes(logits: Tensor, exponential: Tensor, codebook: Tensor, step: ScaleStep) -> Tensor:
     """Gumbel-softmax mixture of codes over the truncated logits. (B, n, V) -> (B, n, Cv)"""
     gumbel = -exponential.log()

@@ -90,7 +90,7 @@ def main(
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.call import checked_settings
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
-    from hart_runtime.runtime.png import Origin, check_writable, read_origin, save_png
+    from hart_runtime.runtime.png import Origin, PngWriter, check_writable, read_origin
     from hart_runtime.runtime.stages import LOAD
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
@@ -132,22 +132,22 @@ def main(
         pipeline = Pipeline.for_prompts(
             opened, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
         )
-    saved: list[tuple[Path, Origin]] = []
+    drawn: list[Origin] = []
+    files = PngWriter()
     try:
-        for result in _with_progress(pipeline, texts, options, len(paths)):
-            for image, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
-                drawn = Origin(prompt, number, result.settings, manifest.name, opened.identity)
-                save_png(image, paths[len(saved)], drawn)
-                saved.append((paths[len(saved)], drawn))
-            add_seconds(seconds, result.seconds)
+        with files:
+            for result in _with_progress(pipeline, texts, options, len(paths)):
+                for image, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
+                    drawn.append(Origin(prompt, number, result.settings, manifest.name, opened.identity))
+                    files.save(image, paths[len(drawn) - 1], drawn[-1])
+                add_seconds(seconds, result.seconds)
     finally:
-        if 0 < len(saved) < len(paths):
-            kept = (
-                f"{len(saved)} of {len(paths)} pictures are drawn and kept, the last of them {saved[-1][0]}"
-            )
-            click.echo(kept, err=True)
+        if 0 < len(files.written) < len(paths):
+            done = f"{len(files.written)} of {len(paths)}"
+            click.echo(f"{done} pictures are drawn and kept, the last of them {files.written[-1]}", err=True)
     if as_json:
-        click.echo(json.dumps(_summary(pipeline, saved, seconds), indent=1))
+        summary = _summary(pipeline, [*zip(paths, drawn, strict=True)], seconds)
+        click.echo(json.dumps(summary, indent=1))
     else:
         _table(seconds, time.perf_counter() - start)
         if pipeline.backend.device == "cuda":

@@ -7,14 +7,14 @@ are derived from those lists, and a bundle is compared with them when it is open
 Dimensions are expressions over two kinds of names. Sizes of the model (``tokens``, ``dim``, ...) are
 numbers in a manifest; free ones stay: ``batch`` pictures, ``rows`` of the transformer (both guidance
 halves, or one), ``length`` new tokens after ``past`` ones, maps of ``side`` x ``side`` cells and of
-``next_side`` after them.
+``next_side`` after them, which draw from a ``pool`` of random numbers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from hart_runtime.common.precisions import INT8, PRECISIONS
@@ -93,15 +93,23 @@ class Contract:
     """Runs with smaller batches than pictures are drawn in."""
     predicted: str | None = None
     """Of denoising steps, where their network's guided output is recorded: they amplify its rounding."""
+    replayed: Mapping[str, str] = field(default_factory=dict)
+    """Free dimensions that have another size where a recording is replayed, with the formula of it."""
     operations: str = "0"
     bytes: str = "0"
     """Formulas of what a run has to do and to move, over the dimensions, the family's other sizes, and
     the bytes of a ``weight`` of a product and of one that stays as it was traced (``unchanged``)."""
+    scratch: str = "0"
+    """Formula of the bytes that a run holds inside at the most, about, with fused attention; "0" for graphs
+    that hold little."""
+    scores: str = "0"
+    """Formula of the bytes of a block's attention scores, all pairs of tokens of all heads, which a fused
+    kernel never writes to memory; "0" for graphs without attention that could be fused."""
 
     @property
     def needs(self) -> set[str]:
         """Names that its formulas are made of."""
-        return {*re.findall(r"[a-z_]+", f"{self.operations} {self.bytes}")}
+        return {*re.findall(r"[a-z_]+", f"{self.operations} {self.bytes} {self.scratch} {self.scores}")}
 
     def forms(self, precision: str) -> tuple[str, ...]:
         """Further forms of the graph that a bundle holds."""

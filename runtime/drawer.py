@@ -19,7 +19,7 @@ class Drawer:
     """Draws with a bundle on a backend; from several threads one drawing after another."""
 
     def __init__(self, manifest: Manifest, backend: Backend, threads: int | None = None) -> None:
-        """``threads``: that the host draws random numbers with; None for all cores."""
+        """``threads``: that the host draws random numbers with, at most."""
         self.manifest, self.backend, self.threads = manifest, backend, threads
         self._programs: dict[tuple[SamplingSettings, int], Program] = {}
 
@@ -38,8 +38,12 @@ class Drawer:
         self, given: Values, seeds: Sequence[int], settings: SamplingSettings, paced: bool = True
     ) -> Iterator[Snapshot]:
         """The same, step by step."""
-        noise = SeededNoise(seeds, self.threads)
-        return draw(self.backend, self._program(settings, len(seeds)), given, noise, paced)
+        program = self._program(settings, len(seeds))
+        return draw(self.backend, program, given, SeededNoise(seeds), paced, self.threads)
+
+    def check(self, settings: SamplingSettings, batch: int) -> None:
+        """Refuse what the backend was not built for; raises InputError."""
+        self._program(settings, batch)
 
     def reserve(self, batch: int) -> None:
         """Take the memory for the largest batch there will be, so that it need not grow and move later."""
@@ -48,7 +52,11 @@ class Drawer:
 
     def _program(self, settings: SamplingSettings, batch: int) -> Program:
         """Kept, so that its constants are seen to be the same."""
-        program = self._programs.pop((settings, batch), None) or self.manifest.program(settings, batch)
+        program = self._programs.pop((settings, batch), None)
+        if program is None:
+            program = self.manifest.program(settings, batch)
+            if self.backend.limits is not None:
+                self.backend.limits.check(program)
         while len(self._programs) >= MOST_PROGRAMS:
             self._programs.pop(next(iter(self._programs)), None)
         self._programs[settings, batch] = program

@@ -6,22 +6,26 @@ The host only schedules and supplies random numbers. For HART the reference mode
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.noise import Noise
-from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Tensor, Value, Values
-from hart_runtime.runtime.program import Program, Run, Step, state_name
+from hart_runtime.runtime.ahead import Ahead
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Value, Values
+from hart_runtime.runtime.program import Arrays, Program, Run, Step, state_name
 
 Array = NDArray[np.float32]
 State = dict[str, Value]
 """What later graphs take, by name."""
+NOTHING: Arrays = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,12 @@ class Drawing:
 
 
 def draw(
-    backend: Backend, program: Program, given: Values, noise: Noise, paced: bool = False
+    backend: Backend,
+    program: Program,
+    given: Values,
+    noise: Noise,
+    paced: bool = False,
+    threads: int | None = None,
 ) -> Iterator[Snapshot]:
     """Draw a batch of pictures, step by step; the last snapshot holds them.
 
@@ -61,13 +70,14 @@ def draw(
             (B, T, D) and their ``mask`` (B, T).
         paced: let the device be one step ahead of what is told, and no more: for who shows progress or
             may stop. Without, the host waits for nothing but the pictures.
+        threads: that draw random numbers meanwhile, at most.
 
     Raises:
         InputError: this thread is drawing on the backend already.
         RunError: a latent or a pixel is not finite, or a picture came out in one flat colour.
     """
-    with backend.begin(program) as lease:
-        drawing = _Drawing(backend, lease, program, given, noise)
+    with backend.begin(program) as lease, contextlib.closing(Ahead(program, noise, threads)) as ahead:
+        drawing = _Drawing(backend, lease, program, given, ahead)
         marks: list[object] = []
         try:
             for step in program.steps[:-1]:
@@ -93,27 +103,24 @@ def drawn(snapshots: Iterable[Snapshot], watch: Callable[[Snapshot], None] = lam
 class _Drawing:
     """Where a drawing is, and its tensors."""
 
-    def __init__(self, backend: Backend, lease: Lease, program: Program, given: Values, noise: Noise) -> None:
+    def __init__(self, backend: Backend, lease: Lease, program: Program, given: Values, ahead: Ahead) -> None:
         self.backend, self.lease = backend, lease
-        self.program, self.noise = program, noise
+        self.program, self.ahead = program, ahead
         self.state: State = dict(given)
         self.wanted = iter(program.wanted)
         self.steps = 0
-        self.to_check: list[tuple[str, Tensor]] = []
         self.clock = _Clock()
 
     def advance(self, step: Step) -> None:
         """All graphs of a step."""
         for run in step.runs:
             wanted = next(self.wanted)
-            outputs = self.lease.run(run, fed(run, self.program, self.state, self.noise), wanted)
+            inputs = fed(run, self.program, self.state, self.ahead.take(run))
+            outputs = self.lease.run(run, inputs, wanted)
             keep(outputs, run, self.state)
             for name in self.state.keys() - wanted:
                 del self.state[name]  # and with it its memory, where nothing is planned
             self.clock.lap(run.stage)
-        if step.checked:
-            name = step.stage if step.total == 1 else f"{step.stage} {step.index}"
-            self.to_check.append((name, self.state[step.checked]))
         self.steps += 1
 
     def snapshot(self, step: Step) -> Snapshot:
@@ -128,10 +135,10 @@ class _Drawing:
     def finish(self, step: Step) -> Snapshot:
         """The last step, and the pictures."""
         self.advance(step)
-        latents = self.state.pop(self.program.latent)
+        latents = self.state[self.program.latent]
         images = self._decoded(latents, lambda run, inputs: self.lease.run(run, inputs, frozenset()))
         self.clock.lap(self.program.decode.stage)
-        _refuse_broken(self.backend, self.to_check, images)
+        self._refuse_broken(self.backend.to_host(latents), images)
         return Snapshot(step.stage, step.index, step.total, lambda: images, self.clock.seconds)
 
     def _preview(self, step: Step, number: int) -> Array:
@@ -142,7 +149,7 @@ class _Drawing:
             )
         state = dict(self.state)
         for run in step.preview:
-            outputs = self.backend.run(run, fed(run, self.program, state, self.noise))
+            outputs = self.backend.run(run, fed(run, self.program, state))
             keep(outputs, run, state)
         return self._decoded(state[self.program.latent], self.backend.run)
 
@@ -153,16 +160,32 @@ class _Drawing:
             run(program.decode, {program.latent: latent})[program.image]
             for latent in self.backend.split(latents)
         ]
-        return np.concatenate([self.backend.to_host(image) for image in images])
+        first, *more = [self.backend.to_host(image) for image in images]
+        return np.concatenate([first, *more]) if more else first
+
+    def _refuse_broken(self, latents: Array, images: Array) -> None:
+        """Looked at after the last graph, so that no stage waits for the host.
+
+        Every step adds to the latent, so a NaN of any of them is still there; a decoder may hide it.
+        """
+        if not np.isfinite(latents).all():
+            steps = " or ".join(dict.fromkeys(step.stage for step in self.program.steps[:-1]))
+            raise RunError(f"{steps}: the latent holds NaN or infinity, there is no picture")
+        for number, image in enumerate(images):
+            low, high = image.min(), image.max()  # of NaN if there is one
+            if not np.isfinite([low, high]).all():
+                raise RunError(f"decoder: picture {number} holds NaN or infinity")
+            if low == high:
+                raise RunError(f"decoder: picture {number} is one flat colour ({low:.3f})")
 
 
-def fed(run: Run, program: Program, state: State, noise: Noise) -> dict[str, Value]:
+def fed(run: Run, program: Program, state: State, random: Arrays = NOTHING) -> dict[str, Value]:
     """What a graph is given: what the host makes for this run, else what graphs before it returned.
 
     Raises:
         RunError: the program and the contract contradict each other.
     """
-    host = {**run.constants, **run.random(noise)}
+    host = {**run.constants, **random}
     taken = [spec.name for spec in program.graphs[run.graph].inputs]
     if extra := sorted(set(host) - set(taken)):
         raise RunError(f"graph {run.graph}: the loop feeds {', '.join(extra)}, which it does not take")
@@ -193,15 +216,3 @@ class _Clock:
 
     def restart(self) -> None:
         self.last = time.perf_counter()
-
-
-def _refuse_broken(backend: Backend, to_check: list[tuple[str, Tensor]], images: Array) -> None:
-    """Latents are only looked at after the last graph, so that no stage waits for the host."""
-    for stage, tensor in to_check:
-        if not np.isfinite(backend.to_host(tensor)).all():
-            raise RunError(f"{stage}: the latent holds NaN or infinity, there is no picture")
-    if not np.isfinite(images).all():
-        raise RunError("decoder: the picture holds NaN or infinity")
-    for number, image in enumerate(images):
-        if image.min() == image.max():
-            raise RunError(f"decoder: picture {number} is one flat colour ({image.min():.3f})")

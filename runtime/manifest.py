@@ -96,6 +96,16 @@ class Manifest:
         return FAMILIES[self.family].dims(self.model, batch)
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Everything that formulas of the contract are made of, but the free dimensions."""
+        return {
+            **self.model.sizes,
+            **FAMILIES[self.family].sizes(self.model, self.checkpoint),
+            "weight": self.kind.weight_bytes,
+            "unchanged": self.kind.traced_bytes,  # graphs without products in int8, and the cache
+        }
+
+    @property
     def cache_length(self) -> int:
         """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
         return self.scale_dims(1)[-1].get("past", 0)
@@ -214,6 +224,11 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
     ):
         if value not in known:
             raise InputError(f"{file}: {name}: expected {' or '.join(known)}, found {shown(value)}")
+    if manifest.noise != NOISE_VERSION:
+        raise InputError(
+            f"{file}: noise: expected {NOISE_VERSION}, found {manifest.noise}, "
+            f"random numbers of another version, with which a seed stands for another picture"
+        )
     if not 1 <= manifest.max_batch <= MOST_MAX_BATCH:
         raise InputError(f"{file}: max_batch: expected 1 to {MOST_MAX_BATCH}, found {manifest.max_batch}")
     check_model(manifest.model, f"{file}: model")

@@ -15,7 +15,7 @@ from PIL import Image
 from hart_runtime.common.errors import InputError, RunError, known_names, plain, shown
 from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings
 from hart_runtime.runtime import stages
-from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.backends.backend import Backend, Limits
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.call import (
@@ -72,7 +72,7 @@ class Pipeline:
         """A pipeline on a backend that is open already.
 
         Args:
-            threads: that the host draws random numbers with; None for all cores.
+            threads: that the host draws random numbers with, at most.
             encoded: every prompt there will be, for a backend without the text encoder.
         """
         self.bundle, self.backend, self.threads = bundle, backend, threads
@@ -149,7 +149,7 @@ class Pipeline:
         encoder = TextEncoder(text, open_part(text))
         lap(stages.LOAD)
         encoder.tell_cut_off(texts)
-        encoded = encoder.known(texts, batch)
+        encoded = encoder.known(texts, batch_size(rest.manifest, batch, None, encoder.backend.limits))
         lap(stages.TEXT_ENCODER)
         del encoder  # and with it everything that was opened for it
         pipeline = cls(bundle, open_part(rest), threads, encoded)
@@ -190,8 +190,8 @@ class Pipeline:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
 
         Args:
-            batch: images drawn at once (default and most: the bundle's maximum). Pictures do
-                not depend on it.
+            batch: images drawn at once (default and most: the bundle's maximum, or what its engines
+                hold). Pictures do not depend on it.
             callback: called after each scale of each batch.
             previews: decode the picture at each scale for the callback.
             watch: called after each scale and denoising step, for progress bars.
@@ -207,7 +207,8 @@ class Pipeline:
         if isinstance(self.text, TextEncoder):
             self.text.tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
-        size = batch_size(self.bundle.manifest, len(jobs), batch)
+        size = batch_size(self.bundle.manifest, len(jobs), batch, self.backend.limits)
+        self.drawer.check(settings, size)
         told = self._teller(callback, previews, watch)
         return self._batches(jobs, size, settings, told)
 
@@ -221,7 +222,9 @@ class Pipeline:
         """Draw prompts with their seeds, ``size`` at once."""
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
-            words, seeds = [text for text, _ in part], [s for _, s in part]
+            alone = least_at_once(self.backend.limits) - len(part)
+            filled = [*part, *part[-1:] * alone]  # a few pictures too many are drawn, and nobody gets them
+            words, seeds = [text for text, _ in filled], [s for _, s in filled]
             began = time.perf_counter()
             given = self._encoder()(words)
             taken = time.perf_counter() - began
@@ -231,7 +234,14 @@ class Pipeline:
             except RunError as error:
                 numbers = f"{start + 1} to {start + len(part)} of {len(jobs)}"
                 raise RunError(f"{error}; it was drawing pictures {numbers}") from None
-            yield replace(drawn, seconds=seconds | drawn.seconds)
+            count = len(part)
+            yield replace(
+                drawn,
+                images=drawn.images[:count],
+                prompts=words[:count],
+                seeds=seeds[:count],
+                seconds=seconds | drawn.seconds,
+            )
 
     def from_features(
         self,
@@ -311,9 +321,15 @@ class Pipeline:
         return self.text
 
 
-def batch_size(manifest: Manifest, pictures: int, asked: int | None) -> int:
-    """How many pictures are drawn at once."""
-    return asked or min(pictures, manifest.max_batch)
+def batch_size(manifest: Manifest, pictures: int, asked: int | None, limits: Limits | None = None) -> int:
+    """How many pictures are drawn at once: as many as there are, as far as the backend holds them."""
+    most = limits.batches[-1] if limits else manifest.max_batch
+    return asked or max(min(pictures, most), least_at_once(limits))
+
+
+def least_at_once(limits: Limits | None) -> int:
+    """The fewest pictures that a backend draws at once."""
+    return limits.batches[0] if limits else 1
 
 
 def to_images(pixels: Array) -> list[Image.Image]:

@@ -52,8 +52,6 @@ class Step:
     index: int
     total: int
     runs: tuple[Run, ...]
-    checked: str | None
-    """What has to be finite after it."""
     preview: tuple[Run, ...]
     """Makes a latent for the decoder of what there is after this step; nothing to do for most."""
 
@@ -92,7 +90,6 @@ def make_program(
     wanted: list[frozenset[str]] = []
     needs = {latent.name}
     for step in reversed(steps):
-        needs |= {step.checked} if step.checked else set()
         if not step.preview:
             needs |= {latent.name}
         for run in step.preview:

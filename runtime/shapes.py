@@ -15,7 +15,15 @@ from hart_runtime.runtime.spec import TensorSpec
 Dims = dict[str, int]
 Shape = tuple[int, ...]
 
-DISTINCT = {"batch": 10007, "rows": 10009, "length": 10037, "past": 10039, "side": 10061, "next_side": 10067}
+DISTINCT = {
+    "batch": 10007,
+    "rows": 10009,
+    "length": 10037,
+    "past": 10039,
+    "side": 10061,
+    "next_side": 10067,
+    "pool": 10069,
+}
 """Values of the free dimensions, no two expressions of which are equal by chance."""
 
 OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {

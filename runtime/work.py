@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hart_runtime.runtime.contract import Contract, Scales
-from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import Dims, evaluate
 from hart_runtime.runtime.text import ENCODE
@@ -37,13 +36,7 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
 
     The text encoder is left out when the manifest does not say how large it is.
     """
-    kind = manifest.kind
-    sizes = {
-        **manifest.model.sizes,
-        **FAMILIES[manifest.family].sizes(manifest.model, manifest.checkpoint),
-        "weight": kind.weight_bytes,
-        "unchanged": kind.traced_bytes,  # graphs without products in int8, and the cache
-    }
+    sizes = manifest.sizes
     scales = manifest.scale_dims(batch)
     program = manifest.program(manifest.sampling, batch)
     work: dict[str, Work] = {}

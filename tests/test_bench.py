@@ -26,7 +26,7 @@ from hart_runtime.bench.host import main as host_main
 from hart_runtime.bench.machine import Company, describe_jetson
 from hart_runtime.bench.timing import TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
-from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Unplanned, Values
+from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Unplanned, Values
 from hart_runtime.runtime.program import Program, Run
 from hart_runtime.runtime.text import ENCODE
 from tests.conftest import ExportOnce
@@ -49,7 +49,7 @@ class Clocked:
 
     def __init__(self, backend: Backend) -> None:
         self.backend, self.now = backend, 0.0
-        self.name, self.device = backend.name, backend.device
+        self.name, self.device, self.limits = backend.name, backend.device, backend.limits
 
         self.append, self.mark, self.wait = backend.append, backend.mark, backend.wait
 
@@ -90,7 +90,16 @@ def test_the_host_alone_is_measured_at_any_size(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "torch", None)
     done = CliRunner().invoke(host_main, ["--shape", "mid-256px", "--batch", "2", "--iterations", "3"])
     assert done.exit_code == 0, done.output
-    assert re.search(r"mid-256px: [\d.]+ ms of host time for 2 picture.*256 x 256 px", done.output)
+    for line in (
+        r"mid-256px: 2 picture\(s\) of 256 x 256 px, medians of 3",
+        r"the host's own work: [\d.]+ ms \(from [\d.]+ to [\d.]+\)",
+        r"a device at its floor is busy for: [\d.]+ ms",
+        r"  from the first scale to the picture it waits for the host: [\d.]+ ms",
+        r"  the next picture waits for the file of this one: [\d.]+ ms",
+        r"copied to the device: 0\.9 MB a picture",
+        r"copied back at the end, with a wait: 3 times a batch",
+    ):
+        assert re.search(line, done.output), (line, done.output)
 
 
 @dataclass
@@ -105,6 +114,7 @@ class Stream:
     """ONNX Runtime behind a queue: a run returns at once, and only to_host waits."""
 
     name = device = "stream"
+    limits: Limits | None = None
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.queue = pipeline, ThreadPoolExecutor(1)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hart_runtime.export.cli import main as export_main
 from hart_runtime.runtime.cli import main as run_main
@@ -129,13 +130,23 @@ def test_from_image_refuses_what_it_cannot_repeat(demo_bundle: Path, tmp_path: P
     manifest = json.loads((other / MANIFEST).read_text())
     (other / MANIFEST).write_text(json.dumps({**manifest, "name": "other"}))
     refused(run("--engine", other, "--from-image", good), "was drawn with bundle")
+    (other / MANIFEST).write_text(json.dumps({**manifest, "noise": 1}))
+    refused(run("--engine", other, PROMPT), "noise: expected 2, found 1", "export the bundle again")
+    record = json.loads(Image.open(good).info["hart"])
+    for words, change in (("version 3", {"noise_version": 3}), ("version 1", {})):
+        del record["noise_version"]
+        info = PngInfo()
+        info.add_itxt("hart", json.dumps({**record, **change}))
+        record["noise_version"] = 1
+        Image.new("RGB", (4, 4)).save(strange, pnginfo=info)
+        refused(run("--engine", demo_bundle, "--from-image", strange), words, "the hart-runtime that drew it")
 
 
 def test_a_failed_run_ends_with_one(demo_bundle: Path, tmp_path: Path) -> None:
     folder = poisoned(demo_bundle, tmp_path, float("nan"))
     done = run("--engine", folder, PROMPT, "--output", tmp_path / "x.png")
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: scale 1: the latent holds NaN")
+    assert done.stderr.startswith("error: scale or residual: the latent holds NaN")
     assert not (tmp_path / "x.png").exists()
 
 
@@ -155,7 +166,7 @@ def test_what_is_drawn_is_kept(demo_bundle: Path, tmp_path: Path) -> None:
             time.sleep(0.01)
         process.terminate()  # as Ctrl-C, which a shell may have had ignored
         _, stderr = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 143
     found = re.search(r"(\d+) of 500 pictures are drawn and kept, the last of them (.+)", stderr.decode())
     assert found, stderr
     drawn, last = int(found[1]), Path(found[2])

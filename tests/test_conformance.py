@@ -19,11 +19,12 @@ from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.loop import draw, drawn
-from hart_runtime.runtime.memory.gpu import compute_capability
+from hart_runtime.runtime.memory.gpu import present_gpu
 from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.tensorrt.build import build_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
+from hart_runtime.runtime.tensorrt.profiles import LARGEST_TOP_K
 from tests.conftest import ExportOnce
 from tests.golden_runs import Run, compare, runs
 from tests.host_executor import HostExecutor
@@ -57,10 +58,11 @@ def on_engines(name: str) -> Callable[[Bundle], Backend]:
     def open_engines(bundle: Bundle) -> Backend:
         batches = (1, min(3, bundle.manifest.max_batch))
         package = import_package(name)
-        capability = compute_capability()
-        if capability is None:
+        gpu = present_gpu()
+        if gpu is None:
             raise InputError("found no CUDA GPU (or no driver for it)")
-        build_engines(bundle, package, BuildOptions(batches=batches), capability)
+        top_k = (1, min(bundle.manifest.model.vocab_size, LARGEST_TOP_K))
+        build_engines(bundle, package, BuildOptions(batches=batches, top_k=top_k), gpu)
         return open_backend(bundle, backend=name)
 
     return open_engines

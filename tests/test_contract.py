@@ -166,12 +166,12 @@ def test_rows_are_well_formed() -> None:
 
 ELSEWHERE = {
     "bench.gpu": 1,
-    "bench.host": 4,
+    "bench.host": 2,
     "bench.peak": 7,
     "bench.plots": 1,
     "common.checkpoint": 1,
     "common.console": 1,
-    "common.noise": 3,
+    "common.noise": 2,
     "compare.html": 3,
     "compare.large_scales": 17,
     "compare.layers": 2,

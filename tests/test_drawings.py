@@ -18,6 +18,7 @@ from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.planned import MOST_PLANS, PlannedBackend
 from tests.host_executor import HostExecutor
 
@@ -32,7 +33,7 @@ class Counted(HostExecutor):
         self.uploads: list[str] = []
         self.forgotten: list[range] = []
         self.held: dict[int, int] = {}
-        self.waits = 0
+        self.waits = self.downloads = 0
 
     def allocate(self, nbytes: int) -> int:
         address = super().allocate(nbytes)
@@ -46,6 +47,10 @@ class Counted(HostExecutor):
     def upload(self, address: int, array: NDArray[Any], slot: object) -> None:
         self.uploads.append(slot[1] if isinstance(slot, tuple) else "outside")
         super().upload(address, array, slot)
+
+    def download(self, binding: Binding) -> NDArray[Any]:
+        self.downloads += 1
+        return super().download(binding)
 
     def forget(self, calls: range) -> None:
         self.forgotten.append(calls)
@@ -225,6 +230,9 @@ def test_nothing_waits_unless_somebody_watches(counted: tuple[Pipeline, Counted]
     pipeline, executor = counted
     pipeline(PROMPTS[0])
     assert executor.waits == 0
+    executor.downloads = 0
+    pipeline(PROMPTS[0])
+    assert executor.downloads == 2, "the latent and the picture, both at the end"
     told: list[tuple[int, Snapshot]] = []
     pipeline(PROMPTS[0], watch=lambda snapshot: told.append((executor.waits, snapshot)))
     assert [waits for waits, _ in told[:-1]] == list(range(len(told) - 1))

@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from hart_runtime.hart.random_checkpoint import SHAPES
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.memory.forecast import DRIVER, needed
 from hart_runtime.runtime.memory.plan import make_plan
 
 FULL = SHAPES / "hart-0.7b-1024px.json"
@@ -76,6 +78,33 @@ def test_the_full_size_from_configurations_alone(full: Path) -> None:
     assert 1e9 < found.memory["fp32", 1].inside < 3e9  # the decoder, in strips
 
 
+def test_what_a_gpu_needs(full: Path) -> None:
+    """Addresses by the plan, and about the scratch that the modules have on PyTorch's meta device."""
+    found = forecast(Request(find_checkpoint(full), FP32, max_batch=4))
+    assert {kind for kind, _ in found.device} == {"fp32", "fp16"}, "int8 is for CPUs"
+    for (kind, batch), memory in found.device.items():
+        there = found.memory[kind, batch]
+        assert memory.arena + memory.constants == there.cache + there.between
+        assert memory.scratch == pytest.approx(there.inside, rel=0.2)
+        assert memory.weights + memory.text == there.weights
+        assert memory.total > memory.weights + memory.arena + memory.scratch
+    assert found.device["fp16", 1].total < 7e9, "a card of 8 GB draws"
+
+
+def test_the_text_encoder_is_closed_first(demo_bundle: Path) -> None:
+    """Its weights are told of by themselves: what lies on the device is never both."""
+    manifest = open_bundle(demo_bundle).manifest
+    stored = manifest.files[WEIGHTS].size
+    memory = needed(manifest, 2)
+    text = forecast(Request(find_checkpoint(DEMO_CHECKPOINT), FP32)).graphs["fp16"]["text_encoder"].nbytes
+    assert memory.text == pytest.approx(text, rel=0.05)
+    assert memory.weights == stored - memory.text
+    known = needed(manifest, 2, scratch=10**9)
+    assert (known.scratch, known.measured, memory.measured) == (10**9, True, False)
+    large = replace(memory, text=10**12)
+    assert large.total == DRIVER + 10**12
+
+
 def run(*arguments: object) -> str:
     done = CliRunner().invoke(main, [*map(str, arguments), "--dry-run"])
     assert done.exit_code == 0, done.output
@@ -86,6 +115,8 @@ def test_what_is_printed(full: Path, tmp_path: Path) -> None:
     text = run(full, "--output", tmp_path / "bundle", "--precision", "fp32")
     assert "from configurations alone" in text
     assert "679,624,704" in text
+    on_a_gpu = [line for line in text.splitlines() if line.startswith("on a GPU in fp32, batch ")]
+    assert [line.split()[6] for line in on_a_gpu] == ["1", "2", "4", "8"]
     assert text.isascii()
     assert "\x1b" not in text
     assert not (tmp_path / "bundle").exists()

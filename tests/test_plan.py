@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import NEW
-from hart_runtime.runtime.families.names import TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.families.names import SMOOTH, TRANSFORMER, UNCONDITIONAL
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.memory.plan import ALIGNMENT, Plan, make_plan
 from hart_runtime.runtime.program import cache_of
@@ -149,6 +149,23 @@ def test_profiles_cover_every_call(
             assert chosen.name in {f"scale{scale}", "any"}
     names = [len(found) for found in profiles.values()]
     assert (max(names) == len(manifest.model.patch_nums)) if per_scale else set(names) == {1}
+
+
+@settings(max_examples=20, deadline=None)
+@given(manifests(), BATCHES, st.booleans())
+def test_profiles_cover_recordings(manifest: Manifest, batch: int, per_scale: bool) -> None:
+    """Which have a number for every code of every token, where a seed has a pool."""
+    profiles = make_profiles(manifest, SMOOTH, (1, batch), per_scale)
+    dims = manifest.scale_dims(batch)
+    for each in dims:
+        recorded = {**each, "pool": each["side"] ** 2 * manifest.model.vocab_size}
+        chosen = {
+            choose(profiles, {t.name: shape_of(t, d) for t in manifest.graphs[SMOOTH].inputs})
+            for d in (each, recorded)
+        }
+        assert len(chosen) == 1
+    seeded = {p.shapes[t.name].opt for p in profiles for t in manifest.graphs[SMOOTH].inputs}
+    assert (1, dims[-1]["pool"]) in seeded, "tuned for what is drawn"
 
 
 @settings(max_examples=20, deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.noise import BLOCK, SeededNoise
 from hart_runtime.common.schedule import (
     downsample_matrix,
     phi_index,
@@ -80,30 +78,3 @@ def test_guidance_of_exactly_one_means_none_for_the_residual() -> None:
 def test_impossible_denoising_steps_are_refused(steps: str) -> None:
     with pytest.raises(InputError):
         diffusion_schedule(steps)
-
-
-def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
-    alone, together = SeededNoise([5]), SeededNoise([4, 5, 6])
-    assert np.array_equal(alone.uniform(2, 9)[0], together.uniform(2, 9)[1])
-    assert np.array_equal(alone.residual_step(3, 4, 32)[0], together.residual_step(3, 4, 32)[1])
-    assert np.array_equal(alone.exponential(0, 1, 50)[0], together.exponential(0, 1, 50)[1])
-
-
-def test_noise_does_not_depend_on_threads() -> None:
-    alone, together = (SeededNoise([5, 6], threads).exponential(1, 3 * BLOCK - 1, 50) for threads in (1, 3))
-    assert np.array_equal(alone, together)
-    rows = alone.reshape(-1, 50)
-    assert len(np.unique(rows, axis=0)) == len(rows), "no two tokens have the same"
-
-
-def test_noise_streams_differ_and_have_the_right_distribution() -> None:
-    noise = SeededNoise([0])
-    assert not np.array_equal(noise.uniform(0, 100), noise.uniform(1, 100))
-    assert noise.uniform(0, 20000).mean() == pytest.approx(0.5, abs=0.01)
-    exponential = noise.exponential(0, 100, 2000)
-    for x in (1e-3, 0.1, 1.0, 5.0):
-        assert (exponential < x).mean() == pytest.approx(1 - np.exp(-x), rel=0.1)
-    assert 0 < exponential.min() < exponential.max() < np.inf
-    normal = noise.residual_start(500, 32)
-    assert normal.mean() == pytest.approx(0.0, abs=0.02)
-    assert normal.std() == pytest.approx(1.0, abs=0.02)

@@ -142,7 +142,7 @@ def test_a_whole_picture_by_hand() -> None:
 def test_smooth_sampling_reads_the_noise_and_mixes_the_codebook() -> None:
     plain, smooth = (count(manifest("fp32", smooth=s), 2)["scale 2 sampling"] for s in (False, True))
     assert smooth.operations - plain.operations == 2 * (2 * 9) * 64 * 8
-    assert smooth.bytes - plain.bytes == 4 * (2 * 9) * 64
+    assert smooth.bytes - plain.bytes == 4 * 2 * (64 + 64 * 9) + 8 * (2 * 9)  # a pool, and where to begin
 
 
 def test_half_precision_halves_weights_and_cache_but_not_operations() -> None:

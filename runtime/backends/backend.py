@@ -24,6 +24,21 @@ Values = Mapping[str, Value]
 Outputs = dict[str, Tensor]
 
 
+class Limits(Protocol):
+    """What a backend was built for, where it does not draw everything that its bundle could."""
+
+    @property
+    def batches(self) -> range:
+        """Numbers of pictures that it draws at once."""
+
+    def check(self, program: Program) -> None:
+        """Refuse a drawing that was not built for.
+
+        Raises:
+            InputError: with what there is, and the command that builds more.
+        """
+
+
 class Lease(Protocol):
     """One drawing's hold on a backend: nobody else draws there until it ends."""
 
@@ -41,6 +56,8 @@ class Backend(Protocol):
     name: str
     """As in :data:`hart_runtime.runtime.backends.registry.BACKENDS`."""
     device: str
+    limits: Limits | None = None
+    """None for a backend that draws whatever its bundle can."""
 
     def begin(self, program: Program) -> AbstractContextManager[Lease]:
         """Take the backend for one drawing; waits for another thread's.
@@ -72,7 +89,7 @@ class Unplanned:
     """A backend whose drawings run graph by graph in whatever memory there is, whatever they are fed."""
 
     def __init__(self, backend: Backend) -> None:
-        self.name, self.device = backend.name, backend.device
+        self.name, self.device, self.limits = backend.name, backend.device, backend.limits
         self.run, self.append, self.split = backend.run, backend.append, backend.split
         self.to_host, self.mark, self.wait = backend.to_host, backend.mark, backend.wait
 
@@ -102,7 +119,7 @@ class Watched:
 
     def __init__(self, backend: Backend, around: Around) -> None:
         self.backend, self.around = backend, around
-        self.name, self.device = backend.name, backend.device
+        self.name, self.device, self.limits = backend.name, backend.device, backend.limits
         self.append, self.split = backend.append, backend.split
         self.to_host, self.mark, self.wait = backend.to_host, backend.mark, backend.wait
 

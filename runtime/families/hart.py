@@ -23,7 +23,7 @@ from hart_runtime.common.config import (
     config_from_dict,
 )
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.noise import Array, Noise
+from hart_runtime.common.noise import Noise, pool_size
 from hart_runtime.common.schedule import (
     ScaleStep,
     cell_axis,
@@ -89,6 +89,8 @@ _GRAPHS = (
         opset=NORM,
         operations="batch * (2 * tokens * text_weights + 4 * tokens**2 * text_width)",
         bytes="(text_weights + batch * tokens * context_dim) * unchanged + 4 * batch * tokens * context_dim",
+        scratch="batch * tokens * context_dim * (12 + 10 * unchanged)",
+        scores="batch * text_heads * tokens**2 * unchanged",
         one_by_one=True,  # equal prompts are encoded once
     ),
     Contract(
@@ -130,6 +132,8 @@ _GRAPHS = (
         " + 4 * length * (past + length) * dim)",  # q k^T and the weighted sum of v
         bytes="depth * (token_weights + modulation) * weight"
         " + 2 * depth * dim * unchanged * rows * (past + length) + 8 * rows * length * dim",
+        scratch="rows * length * dim * (12 + 10 * unchanged)",
+        scores="rows * heads * length * (past + length) * unchanged",
         scales=Scales.ALL,
         attention=True,
         int8=True,
@@ -171,6 +175,7 @@ _GRAPHS = (
         # Logits are nobody else's: they stay inside.
         operations="2 * batch * side**2 * dim * vocab",
         bytes="dim * vocab * weight + 8 * batch * side**2 * dim + 4 * vocab * channels",
+        scratch="batch * side**2 * (16 * vocab + 8 * dim)",
         int8=True,
     ),
     Contract(
@@ -178,14 +183,17 @@ _GRAPHS = (
         stages.SAMPLING,
         (
             Row("logits", (*_MAP, "vocab"), recorded="scale{index}.logits_kept"),
-            Row("exponential", (*_MAP, "vocab"), recorded="scale{index}.gumbel_exp"),
+            Row("exponential", ("batch", "pool"), recorded="scale{index}.gumbel_exp"),
+            Row("start", _MAP, INT),
             Row("logit_gain", ()),
             Row("temperature", ()),
         ),
         (Row("h", (*_MAP, "channels"), recorded="scale{index}.h_smooth"),),
         scales=Scales.ALL,
+        replayed={"pool": "side**2 * vocab"},  # a number for every code of every token
         operations="2 * batch * side**2 * vocab * channels",
-        bytes="4 * batch * side**2 * vocab",  # Gumbel noise
+        bytes="4 * batch * pool + 8 * batch * side**2",
+        scratch="12 * batch * side**2 * vocab",
     ),
     Contract(
         NEXT_SCALE,
@@ -240,6 +248,7 @@ _GRAPHS = (
         predicted="final.diff.step{index}.model_out",
         operations="4 * batch * cells * residual_weights",
         bytes="residual_weights * weight + 8 * batch * cells * width + 12 * batch * cells * channels",
+        scratch="64 * batch * cells * width",
     ),
     Contract(
         LATENT,
@@ -262,6 +271,7 @@ _GRAPHS = (
         one_by_one=True,  # its full-resolution activations are the largest of all
         operations="batch * decoder_operations",
         bytes="decoder_weights * unchanged + 12 * batch * pixels**2",
+        scratch="4 * batch * decoder_width * pixels**2 * unchanged",
     ),
 )
 GRAPHS = {graph.name: graph for graph in _GRAPHS}
@@ -311,6 +321,7 @@ def scale_dims(model: ModelSpec, batch: int) -> list[Dims]:
         length = model.context_token if k == 0 else side * side
         halves = 1 if k == 0 else 2
         dims = {"batch": batch, "rows": halves * batch, "past": past, "length": length, "side": side}
+        dims["pool"] = pool_size(side * side, model.vocab_size)
         if k + 1 < len(model.patch_nums):
             dims["next_side"] = model.patch_nums[k + 1]
         rows.append(dims)
@@ -330,13 +341,13 @@ def steps(model: ModelSpec, settings: SamplingSettings, batch: int) -> tuple[Ste
         runs = (*_hidden(now, model, batch), *_codes(now, model, settings))
         if following is not None:
             runs = (*runs, _next_scale(now, following, model, batch))
-            found.append(Step(stages.SCALE, now.index, len(scales), runs, "f_hat", ()))
+            found.append(Step(stages.SCALE, now.index, len(scales), runs, ()))
         else:
-            found.append(Step(stages.SCALE, now.index, len(scales), runs, "h", (without,)))
+            found.append(Step(stages.SCALE, now.index, len(scales), runs, (without,)))
     if settings.residual:
         found += _residual(scales, settings.steps, rest, without)
     whole = _run(LATENT, len(scales)) if settings.residual else without
-    return (*found, Step(stages.DECODER, 0, 1, (whole,), None, ()))
+    return (*found, Step(stages.DECODER, 0, 1, (whole,), ()))
 
 
 def _run(
@@ -373,15 +384,12 @@ def _codes(now: ScaleStep, model: ModelSpec, settings: SamplingSettings) -> list
         "logit_gain": np.array(now.logit_gain, np.float32),
         "temperature": np.array(now.temperature, np.float32),
     }
-    smooth = _run(
-        SMOOTH,
-        now.index,
-        temperatures,
-        lambda noise: {
-            "exponential": _as_map(noise.exponential(now.index, now.num_tokens, model.vocab_size), now)
-        },
-    )
-    return [sample, smooth]
+
+    def pool(noise: Noise) -> Arrays:
+        exponential, start = noise.exponential(now.index, now.num_tokens, model.vocab_size)
+        return {"exponential": exponential, "start": _as_map(start, now)}
+
+    return [sample, _run(SMOOTH, now.index, temperatures, pool)]
 
 
 def _next_scale(now: ScaleStep, following: ScaleStep, model: ModelSpec, batch: int) -> Run:
@@ -417,13 +425,13 @@ def _residual(
         }
         run = _run(RESIDUAL_STEP, number, constants, functools.partial(random, number))
         runs = (run,) if number else (_run(RESIDUAL_CONDITION, len(scales)), run)
-        found.append(Step(stages.RESIDUAL, number, len(schedule), runs, "residual", (without,)))
+        found.append(Step(stages.RESIDUAL, number, len(schedule), runs, (without,)))
     return found
 
 
-def _as_map(values: Array, now: ScaleStep) -> Array:
-    """(B, n * n, ...) -> (B, n, n, ...)"""
-    return values.reshape(len(values), now.patch_num, now.patch_num, *values.shape[2:])
+def _as_map(values: NDArray[Any], now: ScaleStep) -> NDArray[Any]:
+    """(B, n * n) -> (B, n, n)"""
+    return values.reshape(len(values), now.patch_num, now.patch_num)
 
 
 HART = Family(NAME, GRAPHS, scale_dims, steps, sizes, Run(DECODER, stages.DECODER))

@@ -9,14 +9,15 @@ DECODER_BLOCKS = 3
 
 
 def transformer_sizes(llm: TransformerConfig, channels: int) -> dict[str, int]:
-    """Matrix elements of a block that run once a token (``token_weights``) and once a row (``modulation``),
-    and of the diffusion MLP that a denoising step uses (``residual_weights``).
+    """Heads, matrix elements of a block that run once a token (``token_weights``) and once a row
+    (``modulation``), and of the diffusion MLP that a denoising step uses (``residual_weights``).
     """
     dim, hidden, width = llm.embed_dim, llm.mlp_hidden, llm.diff_width
     mlp = (3 if llm.mlp_type == "llama" else 2) * dim * hidden
     block = 5 * width * width  # two layers and three modulations
     residual = channels * width + llm.diff_depth * block + 2 * width * width + 2 * channels * width
     return {
+        "heads": llm.num_heads,
         "token_weights": 4 * dim * dim + mlp,
         "modulation": 0 if llm.disable_aln else 6 * dim * dim,
         "residual_weights": residual,
@@ -24,18 +25,30 @@ def transformer_sizes(llm: TransformerConfig, channels: int) -> dict[str, int]:
 
 
 def text_encoder_sizes(text: TextEncoderConfig) -> dict[str, int]:
-    """Matrix elements of all layers without the embedding table, and width of all their attention."""
+    """Heads, matrix elements of all layers and of the embedding table, width of all layers' attention."""
     dim = text.hidden_size
     keys = text.num_key_value_heads * text.head_dim
     layer = 2 * dim * dim + 2 * dim * keys + 3 * dim * text.intermediate_size
-    return {"text_weights": text.num_hidden_layers * layer, "text_width": text.num_hidden_layers * dim}
+    return {
+        "text_weights": text.num_hidden_layers * layer,
+        "text_heads": text.num_attention_heads,
+        "text_table": text.vocab_size * dim,
+        "text_width": text.num_hidden_layers * dim,
+    }
 
 
 def tokenizer_sizes(image: TokenizerConfig, side: int) -> dict[str, int]:
-    """Of decoding one latent of ``side`` x ``side`` cells, and of the convolution after each scale."""
+    """Of decoding one latent of ``side`` x ``side`` cells, of the convolution after each scale, and channels
+    of the decoder where its maps are largest.
+    """
     operations, weights = decoder_counts(image, side)
     phi = 9 * image.z_channels if image.num_phi else 0
-    return {"decoder_operations": operations, "decoder_weights": weights, "phi": phi}
+    return {
+        "decoder_operations": operations,
+        "decoder_weights": weights,
+        "decoder_width": image.ch * image.ch_mult[0],
+        "phi": phi,
+    }
 
 
 def decoder_counts(image: TokenizerConfig, side: int) -> tuple[int, int]:

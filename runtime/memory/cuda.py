@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import RunError, parameter
+from hart_runtime.runtime.backends.backend import Limits
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.executor import Binding, Executor
 from hart_runtime.runtime.memory.gpu import check, cuda, find_gpu
@@ -48,6 +49,8 @@ class CudaMemory:
     subclasses add to :attr:`closing`.
     """
 
+    limits: Limits | None = None
+
     def __init__(self, index: int = 0) -> None:
         """``index`` of the GPU among those that CUDA sees.
 
@@ -56,7 +59,6 @@ class CudaMemory:
         """
         self.gpu = find_gpu(index)
         self.index = index
-        self.capability = self.gpu.capability
         self._cuda = cuda()
         self._here()
         self._stream = check(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))

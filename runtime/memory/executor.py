@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.runtime.backends.backend import Limits
 from hart_runtime.runtime.shapes import Shape
 
 
@@ -26,6 +27,8 @@ class Executor(Protocol):
 
     name: str
     device: str
+    limits: Limits | None
+    """See :class:`hart_runtime.runtime.backends.backend.Backend`."""
 
     def allocate(self, nbytes: int) -> int:
         """Address of new device memory."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.runtime.backends.backend import Limits
 from hart_runtime.runtime.memory.executor import Binding
 
 
@@ -17,6 +18,7 @@ class HostMemory:
     """The memory half of an executor (see :class:`hart_runtime.runtime.memory.executor.Executor`)."""
 
     device = "cpu"
+    limits: Limits | None = None
 
     def __init__(self) -> None:
         self._memory: dict[int, mmap.mmap] = {}

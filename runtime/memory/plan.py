@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.common.noise import Array, Places, pool_size
 from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values
 from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.loop import draw, drawn
@@ -267,16 +268,17 @@ class _Silence:
     def __init__(self, batch: int) -> None:
         self.batch = batch
 
-    def uniform(self, scale: int, count: int) -> NDArray[np.float32]:
+    def uniform(self, scale: int, count: int) -> Array:
         return np.zeros((self.batch, count), np.float32)
 
-    def exponential(self, scale: int, count: int, vocab_size: int) -> NDArray[np.float32]:
-        return np.zeros((self.batch, count, vocab_size), np.float32)
+    def exponential(self, scale: int, count: int, vocab_size: int) -> tuple[Array, Places]:
+        pool = np.zeros((self.batch, pool_size(count, vocab_size)), np.float32)
+        return pool, np.zeros((self.batch, count), np.int64)
 
-    def residual_start(self, count: int, channels: int) -> NDArray[np.float32]:
+    def residual_start(self, count: int, channels: int) -> Array:
         return np.zeros((self.batch, count, channels), np.float32)
 
-    def residual_step(self, step: int, count: int, channels: int) -> NDArray[np.float32]:
+    def residual_step(self, step: int, count: int, channels: int) -> Array:
         return np.zeros((self.batch, count, channels), np.float32)
 
 

@@ -41,6 +41,8 @@ class Laid:
     """Address."""
     uploaded: dict[tuple[int, str], NDArray[Any]] = field(default_factory=dict)
     """What lies there, by call and input."""
+    bound: dict[int, dict[str, Binding]] = field(default_factory=dict)
+    """Where each call's tensors lie, as far as calls were made; until the arena moves."""
 
 
 class PlannedBackend(Backend):
@@ -49,7 +51,7 @@ class PlannedBackend(Backend):
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
         self.manifest = bundle.manifest
         self.executor = executor
-        self.name, self.device = executor.name, executor.device
+        self.name, self.device, self.limits = executor.name, executor.device, executor.limits
         self._graphs = bundle.manifest.graphs
         self._plans: dict[object, Laid] = {}
         self._planned = 0
@@ -134,6 +136,7 @@ class PlannedBackend(Backend):
         if plan.nbytes > self._size:
             for laid in self._plans.values():
                 self.executor.forget(laid.calls)
+                laid.bound.clear()
             if self._size:
                 self.executor.free(self._arena)
             self._size = 0
@@ -188,19 +191,19 @@ class _Lease:
             for offset, nbytes in plan.idle.get(number, ()):
                 executor.discard(backend._arena + offset, nbytes)
             stays = executor.on_host(run.graph)
-            bindings, host, held = {}, {}, []
+            bindings, host, held = self._bound(number, stays), {}, []
             for tensor in self._backend._graphs[run.graph].inputs:
                 name, value, view = tensor.name, inputs[tensor.name], call.inputs[tensor.name]
+                if value is view:
+                    continue  # it lies where the plan has it
                 if name in stays:
                     host[name] = _typed(value, tensor)
-                elif view is None:
+                elif view is None or (isinstance(value, np.ndarray) and value.shape != view.shape):
                     held.append(backend._bound(value, tensor))
                     bindings[name] = _binding(held[-1])
                 else:
-                    bindings[name] = self._at(view)
                     self._supply(call, number, tensor, value, bindings[name])
-            bindings |= {name: self._at(view) for name, view in call.outputs.items()}
-            # With tensors from outside, addresses are not the same the next time.
+            # Tensors from outside, and recorded numbers where fewer are planned, lie elsewhere the next time.
             executor.execute(run.graph, bindings, host, None if held else self._laid.calls[number])
         return dict(call.results)
 
@@ -216,6 +219,14 @@ class _Lease:
             laid.uploaded[key] = value
         elif isinstance(value, View) and value != call.inputs[tensor.name]:
             raise RunError(f"graph {call.graph}: {tensor.name} is another tensor than in the plan")
+
+    def _bound(self, number: int, stays: frozenset[str]) -> dict[str, Binding]:
+        """Everything that a call has in planned memory."""
+        if number not in self._laid.bound:
+            call = self._laid.plan.calls[number]
+            views = {k: v for k, v in {**call.inputs, **call.outputs}.items() if v and k not in stays}
+            self._laid.bound[number] = {name: self._at(view) for name, view in views.items()}
+        return dict(self._laid.bound[number])
 
     def _at(self, view: View) -> Binding:
         base = self._laid.constants if view.slot.constant else self._backend._arena

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.external_data import refuse_outside
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec
+from hart_runtime.runtime.tensorrt.inspection import Inspection, inspect_engine
 from hart_runtime.runtime.tensorrt.package import Package
-from hart_runtime.runtime.tensorrt.profiles import Profile, Range
+from hart_runtime.runtime.tensorrt.profiles import Profile
+from hart_runtime.runtime.tensorrt.timing_cache import TimingCache
 
 Phase = Callable[[str, int, int], None]
 """Told of a phase of the builder, how far it is and how far it goes."""
@@ -31,30 +33,42 @@ class BuildOptions:
     """One profile per scale, or one for all."""
     compute_capabilities: tuple[str, ...] = ()
     """Such as ("8.6", "8.9"), for packages that build ahead of time; empty for their default."""
-    tf32: bool = False
-    """Round the factors of float32 products to 10 bits."""
     workspace: float | None = None
     """Most scratch memory the builder may plan with, in GB."""
+    top_k: tuple[int, int] | None = None
+    """Fewest and most codes kept per token, beside those that the bundle's settings ask for."""
+    tf32: bool = False
+    """Whether float32 products may round what they multiply to 10 bits."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and what is known of it."""
+
+    serialized: bytes
+    on_host: tuple[str, ...]
+    """Inputs that it reads on the host."""
+    inspection: Inspection | None
+    """None where there is no GPU to load it."""
 
 
 def build_engine(
     package: Package,
     path: Path,
     graph: GraphSpec,
-    decided: Mapping[str, Range],
-    profiles: list[Profile],
+    profiles: Sequence[Profile],
     options: BuildOptions,
+    cache: TimingCache | None = None,
+    inspected: bool = False,
     step: Phase = lambda *_: None,
-    stopped: Sequence[bool] = (),
-) -> tuple[bytes, list[str]]:
+    stopped: Sequence[int] = (),
+) -> Built:
     """Parse a graph and build its engine.
 
     Args:
-        decided: values of the inputs that shapes depend on.
+        cache: what was measured before, which takes what is measured now.
+        inspected: whether to load the engine and look at it, on a GPU that it is for.
         stopped: what :func:`signals_wait` yields; the build ends at its next step once it holds something.
-
-    Returns:
-        The serialized engine, and the inputs that it reads on the host.
 
     Raises:
         RunError: the parser refuses the graph or drops one of its inputs, or the build fails.
@@ -66,32 +80,42 @@ def build_engine(
     network = _parse(package, builder, path, graph, log)
     config = builder.create_builder_config()
     config.progress_monitor = _monitor(trt, step, stopped)
-    if not options.tf32:  # on by default: what a bundle types as float32 would not be that
-        config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector tells kernels only then
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)  # it is on by default
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 1e9))
     _set_compute_capabilities(package, config, options.compute_capabilities)
+    if cache is not None:
+        cache.load(config)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    on_host = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
     for profile in profiles:
         target = builder.create_optimization_profile()
         for tensor in inputs:
             if tensor.is_shape_tensor:
-                if tensor.name not in decided:
+                if tensor.name not in profile.values:
                     raise RunError(f"{path}: {package.name} wants the value of {tensor.name} on the host")
-                values = decided[tensor.name]
+                values = profile.values[tensor.name]
                 target.set_shape_input(tensor.name, values.min, values.opt, values.max)
             elif -1 in tuple(tensor.shape):
                 shape = profile.shapes[tensor.name]
                 target.set_shape(tensor.name, shape.min, shape.opt, shape.max)
-        config.add_optimization_profile(target)
+        if config.add_optimization_profile(target) < 0:
+            raise RunError(f"{path}: {package.name} {package.version} refuses the profile {profile.name}")
     serialized = None if stopped else builder.build_serialized_network(network, config)
     if stopped:
         raise KeyboardInterrupt
     if serialized is None:
         reason = log.errors[-1] if log.errors else "it gives no reason"
         raise RunError(f"{path}: {package.name} {package.version} cannot build an engine ({reason})")
-    return bytes(serialized), on_host
+    if cache is not None:
+        cache.save(config)
+    engine = bytes(serialized)
+    return Built(
+        engine,
+        tuple(tensor.name for tensor in inputs if tensor.is_shape_tensor),
+        inspect_engine(package, engine, log) if inspected else None,
+    )
 
 
 def _parse(package: Package, builder: Any, path: Path, graph: GraphSpec, log: Any) -> Any:
@@ -140,24 +164,26 @@ def _set_compute_capabilities(package: Package, config: Any, wanted: tuple[str, 
 
 
 @contextlib.contextmanager
-def signals_wait() -> Iterator[Sequence[bool]]:
-    """Hold SIGINT and SIGTERM back while a package works, and end with KeyboardInterrupt after them.
+def signals_wait() -> Iterator[list[int]]:
+    """Hold SIGINT and SIGTERM back while a package works, and let the first of them act after it.
 
     Python raises a signal wherever it runs next, in a callback such as the logger too, and the
-    package drops what a callback raises. What is yielded holds something once a signal came.
+    package drops what a callback raises. What is yielded holds the signals that came.
     """
-    stopped: list[bool] = []
+    stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, lambda *_: stopped.append(True))
+        signal.signal(number, lambda came, _: stopped.append(came))
     try:
         yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if stopped and callable(handler := before[signal.Signals(stopped[0])]):
+            handler(stopped[0], None)
     if stopped:
         raise KeyboardInterrupt
 
@@ -180,7 +206,7 @@ def _logger(trt: Any) -> Any:
     return Log()
 
 
-def _monitor(trt: Any, step: Phase, stopped: Sequence[bool]) -> Any:
+def _monitor(trt: Any, step: Phase, stopped: Sequence[int]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         """Passes the builder's own progress on."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import FiniteRange, command
+from hart_runtime.common.console import FiniteRange, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
 from hart_runtime.runtime.backends.names import AUTO, MODULES
@@ -16,8 +17,12 @@ from hart_runtime.runtime.options import bundle_option
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.bundle import Bundle
+    from hart_runtime.runtime.memory.gpu import Gpu
     from hart_runtime.runtime.tensorrt.builder import BuildOptions
+    from hart_runtime.runtime.tensorrt.manifest import EngineManifest, EngineSpec
     from hart_runtime.runtime.tensorrt.package import Package
+
+log = logging.getLogger(__name__)
 
 
 @command(words={"batches": "--batch", "compute_capabilities": "--compute-capability"})
@@ -42,7 +47,14 @@ if TYPE_CHECKING:
     help="TensorRT-RTX: GPUs to build for, such as 8.6,8.9,12.0. [default: this GPU, or Ampere and newer]",
 )
 @click.option("--workspace", type=FiniteRange(min=0.001), help="Most scratch memory, in GB.")
+@click.option(
+    "--top-k", help="Codes kept per token that may be asked for: 100, or 1..1000. [default: the bundle's]"
+)
+@click.option(
+    "--tf32", is_flag=True, help="Let float32 products round what they multiply: faster, not as exact."
+)
 @click.option("--force", is_flag=True, help="Build what is current, too.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be built and why.")
 def main(
     bundle: Path,
     backend: str,
@@ -50,7 +62,10 @@ def main(
     scales: str,
     compute_capability: str | None,
     workspace: float | None,
+    top_k: str | None,
+    tf32: bool,
     force: bool,
+    dry_run: bool,
 ) -> None:
     """Build the engines of the bundle in BUNDLE, those that are not there or not current.
 
@@ -58,15 +73,17 @@ def main(
     whose programs you would run.
     """
     from hart_runtime.runtime.bundle import open_bundle
-    from hart_runtime.runtime.tensorrt.build import parse_batches
+    from hart_runtime.runtime.tensorrt.build import parse_range
     from hart_runtime.runtime.tensorrt.builder import BuildOptions
-    from hart_runtime.runtime.tensorrt.package import how_to_install
+    from hart_runtime.runtime.tensorrt.package import absent_package, how_to_install
 
     options = BuildOptions(
-        batches=parse_batches(batch),
+        batches=parse_range("`batches`", batch),
         per_scale=scales == "static",
         compute_capabilities=parse_capabilities(compute_capability),
         workspace=workspace,
+        top_k=None if top_k is None else parse_range("`top_k`", top_k),
+        tf32=tf32,
     )
     opened = open_bundle(bundle)
     manifest = opened.manifest
@@ -75,6 +92,9 @@ def main(
             f"{opened.folder}: is an {manifest.precision} bundle, which only the CPU runs; "
             f"export the checkpoint with {parameter('precision', FP16)} for engines"
         )
+    if dry_run:
+        foretell(opened, _package_or_none(backend) or absent_package(backend), options, force)
+        return
     package = choose_package(backend)
     if package is None:
         raise InputError(f"neither TensorRT (with a GPU) nor TensorRT-RTX is here; {how_to_install()}")
@@ -92,21 +112,61 @@ def choose_package(backend: str) -> Package | None:
     return next((p for p in available_packages() if gpu or p.ahead_of_time), None)
 
 
+def _package_or_none(backend: str) -> Package | None:
+    """As :func:`choose_package`, for who can do without it."""
+    try:
+        return choose_package(backend)
+    except InputError as error:
+        log.warning("%s", error)
+        return None
+
+
+def foretell(bundle: Bundle, package: Package, options: BuildOptions, force: bool = False) -> None:
+    """Say which engines would be built, from which files, and why, and what a picture will need."""
+    from hart_runtime.runtime.memory.gpu import present_gpu
+    from hart_runtime.runtime.tensorrt.build import plan_engines
+    from hart_runtime.runtime.tensorrt.package import graph_read
+
+    gpu = present_gpu()
+    folder, jobs = plan_engines(bundle, package, options, gpu, force)
+    place = bundle.folder if package.api is None else folder
+    click.echo(f"{place}, with {package.name} {package.version} on {gpu or 'no GPU'}:")
+    for job in jobs:
+        file = graph_read(package, bundle.manifest.graphs[job.name])
+        what = in_options(f"build: {job.reason}") if job.reason else "current"
+        click.echo(f"  {job.name:<20}{len(job.profiles):3} profiles  from {file:<28} {what}")
+    _tell_memory(bundle, options, None)
+
+
 def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool = False) -> None:
     """Build and tell: progress on stderr, then a line per engine on stdout."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from hart_runtime.runtime.memory.gpu import present_gpu
 
-    from hart_runtime.runtime.memory.gpu import compute_capability as present
-    from hart_runtime.runtime.tensorrt.build import build_engines
-    from hart_runtime.runtime.tensorrt.builder import Phase
-
-    capability = present()
-    if capability is None and not package.ahead_of_time:
+    gpu = present_gpu()
+    if gpu is None and not package.ahead_of_time:
         raise InputError(
             f"{parameter('backend', package.name)}: it builds on the GPU it builds for, and found none"
         )
     start = time.perf_counter()
+    folder, manifest, built = _with_progress(bundle, package, options, gpu, force)
+    for name in built:
+        click.echo(_line(name, manifest.engines[name]))
+    _warn_of_attention(bundle, manifest)
+    size = sum(spec.file.size for spec in manifest.engines.values())
+    done = f"{len(built)} engines built" if built else "every engine is current"
+    click.echo(f"{folder}: {done}, {size / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s")
+    _tell_memory(bundle, options, manifest)
+
+
+def _with_progress(
+    bundle: Bundle, package: Package, options: BuildOptions, gpu: Gpu | None, force: bool
+) -> tuple[Path, EngineManifest, list[str]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from hart_runtime.runtime.tensorrt.build import build_engines
+    from hart_runtime.runtime.tensorrt.builder import Phase
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -121,15 +181,42 @@ def report(bundle: Bundle, package: Package, options: BuildOptions, force: bool 
 
             return step
 
-        folder, manifest, built = build_engines(bundle, package, options, capability, force, watch)
-    for name in built:
-        spec = manifest.engines[name]
-        click.echo(
-            f"  {name:<20}{len(spec.profiles):3} profiles{spec.file.size / 1e6:9.1f} MB{spec.seconds:8.1f} s"
-        )
-    size = sum(spec.file.size for spec in manifest.engines.values())
-    done = f"{len(built)} engines built" if built else "every engine is current"
-    click.echo(f"{folder}: {done}, {size / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s")
+        return build_engines(bundle, package, options, gpu, force, watch)
+
+
+def _line(name: str, engine: EngineSpec) -> str:
+    """What was built: profiles, size, time, and what the engine says of itself where it could be asked."""
+    size = f"{engine.file.size / 1e6:9.1f} MB{engine.seconds:8.1f} s"
+    line = f"  {name:<20}{len(engine.profiles):3} profiles{size}"
+    if engine.scratch is not None:
+        line += f"{max(engine.scratch) / 1e6:9.1f} MB scratch"
+    return f"{line}  attention {engine.attention}" if engine.attention else line
+
+
+def _warn_of_attention(bundle: Bundle, engines: EngineManifest) -> None:
+    from hart_runtime.runtime.memory.forecast import scores_of
+    from hart_runtime.runtime.tensorrt.inspection import FUSED
+
+    most = engines.options.batches[1]
+    for name, engine in engines.engines.items():
+        if engine.attention not in {None, FUSED}:
+            log.warning(
+                "%s: its attention is %s; where it is not fused, %.3g GB of scores are written and read at "
+                "the last scale",
+                name,
+                engine.attention,
+                scores_of(bundle.manifest, name, most) / 1e9,
+            )
+
+
+def _tell_memory(bundle: Bundle, options: BuildOptions, engines: EngineManifest | None) -> None:
+    """What drawing the smallest and the largest batch needs; the engines' own scratch where it is known."""
+    from hart_runtime.runtime.memory.forecast import needed, sentence
+
+    asked = [spec.scratch for spec in engines.engines.values()] if engines else []
+    scratch = max((max(sizes) for sizes in asked if sizes), default=None) if all(asked) else None
+    for batch in sorted(set(options.batches)):
+        click.echo(sentence(batch, needed(bundle.manifest, batch, scratch=scratch)))
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.cuda import CudaMemory
 from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.gpu import check
+from hart_runtime.runtime.tensorrt.limits import EngineLimits
 from hart_runtime.runtime.tensorrt.log import last_error, make_logger
 from hart_runtime.runtime.tensorrt.manifest import build_command, engine_file, find_engines
 from hart_runtime.runtime.tensorrt.package import Package
@@ -71,12 +72,13 @@ class EngineExecutor(CudaMemory):
 
     def __init__(self, bundle: Bundle, package: Package, index: int = 0, tf32: bool = False) -> None:
         super().__init__(index)
-        folder, self.manifest = find_engines(bundle, package, self.capability)
+        folder, self.manifest = find_engines(bundle, package, self.gpu)
         if tf32 and not self.manifest.options.tf32:
             raise InputError(
                 f"{parameter('tf32', True)}: {folder} was built without it; build the engines again with: "
                 f"{build_command(bundle.folder, package.name)} {parameter('tf32', True)}"
             )
+        self.limits = EngineLimits(folder, self.manifest, bundle.manifest)
         self._package = package
         self.name = package.name
         self._log = make_logger(package.api)
@@ -152,7 +154,7 @@ class EngineExecutor(CudaMemory):
         if host:
             self._wait()  # the last run may still read what lay there
         slots = {name: (graph, name) for name in host}
-        profile = self._profile(graph, bindings)
+        profile = self._profile(graph, bindings, host)
         context = self._alive.contexts.get((graph, profile))
         context = self._bound(graph, bindings, host, slots, context)
         self._alive.contexts[graph, profile] = context
@@ -168,7 +170,7 @@ class EngineExecutor(CudaMemory):
     ) -> Any:
         """A context, a new one if there is none, with every shape and address set."""
         if context is None:
-            context = self._context(graph, self._profile(graph, bindings))
+            context = self._context(graph, self._profile(graph, bindings, host))
         spec = self.manifest.engines[graph]
         for tensor in spec.inputs:
             if tensor.name in bindings:
@@ -181,12 +183,13 @@ class EngineExecutor(CudaMemory):
             self._accepted(graph, context.set_tensor_address(name, address), name)
         return context
 
-    def _profile(self, graph: str, bindings: Mapping[str, Binding]) -> int:
+    def _profile(self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]]) -> int:
         """Number of the profile that holds the shapes of a run."""
         spec = self.manifest.engines[graph]
         shapes = {t.name: bindings[t.name].shape for t in spec.inputs if t.name in bindings}
+        values = {name: tuple(array.ravel().tolist()) for name, array in host.items()}
         try:
-            return choose(spec.profiles, shapes)
+            return choose(spec.profiles, shapes, values)
         except ValueError as error:
             raise InputError(
                 f"graph {graph}: no profile of its engine fits ({error}); build engines for this batch "

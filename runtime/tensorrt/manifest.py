@@ -6,6 +6,7 @@ manifest itself is only as trustworthy as whoever sent the folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +18,13 @@ from hart_runtime.common.records import read_record
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_file_spec
+from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, graph_read, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile
 
-ENGINE_SCHEMA = 2
+ENGINE_SCHEMA = 3
 ENGINE_MANIFEST = "engines.json"
 
 
@@ -40,6 +42,11 @@ class EngineSpec:
     """Inputs that the engine reads on the host."""
     seconds: float
     """What the build took."""
+    scratch: tuple[int, ...] | None = None
+    """Bytes that each profile needs while it runs; None where the engine could not be loaded to ask it."""
+    attention: str | None = None
+    """Whether its attention is fused, of graphs that have any, in words of
+    :mod:`hart_runtime.runtime.tensorrt.inspection`; None where it could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class EngineManifest:
     version: str
     compute_capabilities: tuple[str, ...]
     """Empty where the package's own default was taken."""
+    gpu: Gpu | None
+    """The model that alone runs them; None where every GPU of these capabilities does."""
     system: str
     precision: str
     options: BuildOptions
@@ -71,7 +80,7 @@ def folder_name(
     return "-".join([package.name, package.version, target, system or operating_system(), precision])
 
 
-def sources(manifest: Manifest, package: Package, graph: GraphSpec) -> dict[str, str]:
+def sources(package: Package, manifest: Manifest, graph: GraphSpec) -> dict[str, str]:
     """What an engine depends on, by hash."""
     return {name: manifest.files[name].identity for name in (graph_read(package, graph), WEIGHTS)}
 
@@ -112,25 +121,22 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     return manifest
 
 
-def find_engines(bundle: Bundle, package: Package, capability: str) -> tuple[Path, EngineManifest]:
+def find_engines(bundle: Bundle, package: Package, gpu: Gpu) -> tuple[Path, EngineManifest]:
     """The engines of a bundle that run with this package on this GPU.
 
     Nothing is deserialized here; everything that can be compared is compared first.
-
-    Args:
-        capability: compute capability of the GPU, such as "8.9".
 
     Raises:
         InputError: there are none, or they are for something else; the message names both sides
             and the command that mends it.
     """
-    wanted = f"{package.name} {package.version}, compute capability {capability}, {operating_system()}"
+    wanted = f"{package.name} {package.version}, compute capability {gpu.capability}, {operating_system()}"
     found = []
     for file in sorted(bundle.folder.glob(f"{package.name}-[0-9]*/{ENGINE_MANIFEST}")):
         manifest = read_engine_manifest(file.parent)
         if manifest.package != package.name:
             continue
-        reasons = mismatches(manifest, bundle, package, capability)
+        reasons = mismatches(manifest, bundle, package, gpu)
         if not reasons:
             _verify_files(file.parent, manifest, bundle)
             return file.parent, manifest
@@ -152,20 +158,37 @@ def options_of(bundle: Bundle, package: Package) -> list[BuildOptions]:
     return found
 
 
+def largest_batch(bundle: Bundle) -> int:
+    """Pictures at once that all engines of a bundle hold, whatever package they are for."""
+    most = bundle.manifest.max_batch
+    for file in bundle.folder.glob(f"*/{ENGINE_MANIFEST}"):
+        with contextlib.suppress(InputError):  # what cannot be read is not run either
+            most = min(most, read_engine_manifest(file.parent).options.batches[1])
+    return most
+
+
 def build_command(bundle: Path, package: str, force: bool = False) -> str:
     """The command that builds a bundle's engines, in the words of messages."""
     forced = " `force=True`" if force else ""
     return f"hart-build {parameter('bundle', bundle)} {parameter('backend', package)}{forced}"
 
 
-def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capability: str) -> list[str]:
+def spelled(values: tuple[int, int]) -> str:
+    """A number or a range, as options take them: 4, or 1..4."""
+    low, high = values
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: Gpu) -> list[str]:
     """What keeps these engines from running here; empty if nothing does."""
     reasons = []
     if manifest.version != package.version:
         reasons.append(f"built with {package.name} {manifest.version}, installed is {package.version}")
-    if manifest.compute_capabilities and capability not in manifest.compute_capabilities:
+    if manifest.compute_capabilities and gpu.capability not in manifest.compute_capabilities:
         built = ", ".join(manifest.compute_capabilities)
-        reasons.append(f"built for compute capability {built}, this GPU has {capability}")
+        reasons.append(f"built for compute capability {built}, this GPU has {gpu.capability}")
+    elif manifest.gpu is not None and not manifest.gpu.is_like(gpu):
+        reasons.append(f"built on {manifest.gpu}, this is {gpu}")
     if manifest.system != operating_system():
         reasons.append(f"built on {manifest.system}, this is {operating_system()}")
     graphs = bundle.manifest.graphs
@@ -175,7 +198,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, capab
         name
         for name, graph in graphs.items()
         if name in manifest.engines
-        and manifest.engines[name].sources != sources(bundle.manifest, package, graph)
+        and manifest.engines[name].sources != sources(package, bundle.manifest, graph)
     ]
     if stale:
         reasons.append(f"{', '.join(stale)} built from other graphs than the bundle has now")

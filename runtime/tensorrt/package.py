@@ -87,6 +87,11 @@ def graph_read(package: Package, graph: GraphSpec) -> str:
     return graph.forms.get(STANDARD, graph.file)
 
 
+def absent_package(backend: str) -> Package:
+    """One that cannot be imported here, for who only asks what it would do; "auto" stands for TensorRT."""
+    return Package(backend if backend in MODULES else next(iter(MODULES)), "(not installed)", None)
+
+
 def available_packages() -> list[Package]:
     """Those that can be imported here, TensorRT first."""
     found = []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.runtime.contract import Scales
 from hart_runtime.runtime.manifest import Manifest
-from hart_runtime.runtime.shapes import Dims, Shape, shape_of
-from hart_runtime.runtime.spec import GraphSpec
+from hart_runtime.runtime.shapes import Dims, Shape, evaluate, shape_of
 
 LARGEST_TOP_K = 3840
 """TensorRT's TopK goes no further."""
@@ -37,6 +35,8 @@ class Profile:
     name: str
     shapes: dict[str, Range]
     """By input; every input has one."""
+    values: dict[str, Range] = field(default_factory=dict)
+    """Of the inputs that shapes depend on."""
 
 
 def scale_rows(manifest: Manifest, name: str, batch: int) -> list[tuple[str, Dims]]:
@@ -48,54 +48,96 @@ def scale_rows(manifest: Manifest, name: str, batch: int) -> list[tuple[str, Dim
     return rows if when is Scales.ALL else rows[:-1]
 
 
-def make_profiles(manifest: Manifest, name: str, batches: tuple[int, int], per_scale: bool) -> list[Profile]:
+def make_profiles(
+    manifest: Manifest,
+    name: str,
+    batches: tuple[int, int],
+    per_scale: bool,
+    top_k: tuple[int, int] | None = None,
+) -> list[Profile]:
     """Profiles of a graph that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
+
+    Where the builder finds one row at the first scale and more at others, it orders some products
+    differently for it and keeps a second copy of their weights: a quarter of a transformer's, most of the
+    sampler's. So a dimension that is one there and more later gets room for two.
 
     Args:
         batches: smallest and largest; from 1 on for graphs that run one by one.
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
+        top_k: smallest and largest number of codes kept, beside those that the bundle's settings ask for.
     """
-    graph = manifest.graphs[name]
     if manifest.contract(name).one_by_one:
         batches = (1, batches[1])
     smallest, largest = (scale_rows(manifest, name, batch) for batch in batches)
     rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
+    values = _values(manifest, name, len(rows), top_k)
     if not per_scale:
-        return [_profile("all", graph, [dims for _, pair in rows for dims in pair], smallest[-1][1])]
-    return [_profile(label, graph, pair, pair[0]) for label, pair in rows]
+        shapes = _shapes(manifest, name, [dims for _, pair in rows for dims in pair], smallest[-1][1])
+        return [Profile("all", shapes, {key: _spanned(ranges) for key, ranges in values.items()})]
+    last = largest[-1][1]
+    profiles = []
+    for number, (label, (low, high)) in enumerate(rows):
+        room = {key: 2 if n == 1 < last.get(key, 1) else n for key, n in high.items()}
+        fixed = {key: ranges[number] for key, ranges in values.items()}
+        profiles.append(Profile(label, _shapes(manifest, name, [low, high, room], low), fixed))
+    return profiles
 
 
-def choose(profiles: Iterable[Profile], shapes: dict[str, Shape]) -> int:
-    """Number of the first profile that holds all these input shapes.
+def choose(
+    profiles: Iterable[Profile], shapes: Mapping[str, Shape], values: Mapping[str, Shape] | None = None
+) -> int:
+    """Number of the first profile that holds all these input shapes, and values of inputs on the host.
 
     Raises:
         ValueError: none does; the message names what does not fit.
     """
     reasons = []
     for number, profile in enumerate(profiles):
-        outside = [name for name, shape in shapes.items() if not profile.shapes[name].holds(shape)]
+        found = [(key, profile.shapes[key], shape) for key, shape in shapes.items()]
+        found += [(key, profile.values[key], v) for key, v in (values or {}).items() if key in profile.values]
+        outside = [
+            f"{key} {held.min} to {held.max}, found {it}" for key, held, it in found if not held.holds(it)
+        ]
         if not outside:
             return number
-        name = outside[0]
-        allowed = profile.shapes[name]
-        reasons.append(f"{profile.name}: {name} {allowed.min} to {allowed.max}, found {shapes[name]}")
+        reasons.append(f"{profile.name}: {outside[0]}")
     raise ValueError("; ".join(reasons) or "the engine has no profile")
 
 
-def decided_ranges(manifest: Manifest, name: str) -> dict[str, Range]:
-    """Values of the inputs of a graph that shapes depend on: numbers of codes that are kept."""
-    largest = min(manifest.model.vocab_size, LARGEST_TOP_K)
-    values = Range((1,), (min(PUBLISHED_TOP_K, largest),), (largest,))
-    return dict.fromkeys(manifest.contract(name).deciding(), values)
+def _values(
+    manifest: Manifest, name: str, scales: int, top_k: tuple[int, int] | None
+) -> dict[str, list[Range]]:
+    """By input that shapes depend on, the range of its values at each scale: numbers of codes kept.
+
+    What the bundle's settings fix is built for as it is; a range is only for who asks for it.
+    """
+    found: dict[str, list[Range]] = {key: [] for key in sorted(manifest.contract(name).deciding())}
+    program = manifest.program(manifest.sampling, 1) if found else None
+    runs = [run for run in program.runs() if run.graph == name] if program else []
+    for key, ranges in found.items():
+        for run in runs[:scales]:
+            fixed = tuple(min(int(n), LARGEST_TOP_K) for n in run.constants[key])
+            asked = [Range((n,), fixed, (n,)) for n in top_k or ()]
+            ranges.append(_spanned([Range(fixed, fixed, fixed), *asked]))
+    return found
 
 
-def _profile(label: str, graph: GraphSpec, rows: list[Dims], best: Dims) -> Profile:
-    """A profile that covers all of these dimensions and is tuned for the best."""
+def _spanned(ranges: Sequence[Range]) -> Range:
+    """From the smallest to the largest of several, tuned for the last scale's or what is fixed."""
+    low = tuple(min(sizes) for sizes in zip(*(r.min for r in ranges), strict=True))
+    high = tuple(max(sizes) for sizes in zip(*(r.max for r in ranges), strict=True))
+    return Range(low, ranges[-1].opt, high)
+
+
+def _shapes(manifest: Manifest, name: str, rows: list[Dims], best: Dims) -> dict[str, Range]:
+    """Of every input, covering all of these dimensions, those of recordings too, and tuned for the best."""
+    sizes, replayed = manifest.model.sizes, manifest.contract(name).replayed
+    recorded = [dims | {d: evaluate(size, sizes | dims) for d, size in replayed.items()} for dims in rows]
     shapes = {}
-    for spec in graph.inputs:
-        found = [shape_of(spec, dims) for dims in rows]
+    for spec in manifest.graphs[name].inputs:
+        found = [shape_of(spec, dims) for dims in (*rows, *recorded)]
         low = tuple(min(sizes) for sizes in zip(*found, strict=True))
         high = tuple(max(sizes) for sizes in zip(*found, strict=True))
         shapes[spec.name] = Range(low, shape_of(spec, best), high)
-    return Profile(label, shapes)
+    return shapes

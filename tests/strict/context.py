@@ -348,6 +348,8 @@ def _captured(trt: StrictTensorRT) -> list[object]:
 
 def _died(trt: StrictTensorRT, state: State) -> None:
     state.dead = True
+    if trt.cuda.sticky is not None:
+        return  # nothing can be given back to a lost device
     if state in _captured(trt):
         trt.cuda.note(BrokenRule(27, "the end", "a context died before a graph that was captured from it"))
     if trt.cuda.in_flight(state):

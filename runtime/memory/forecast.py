@@ -1,0 +1,91 @@
+"""What drawing needs on the device, known before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hart_runtime.runtime.contract import Scales
+from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.manifest import Manifest
+from hart_runtime.runtime.memory.plan import make_plan
+from hart_runtime.runtime.shapes import evaluate
+
+DRIVER = 500_000_000
+"""Bytes that CUDA and the libraries take for themselves, about: kernels, tables, the context."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes on the device while a batch of pictures is drawn."""
+
+    weights: int
+    """Without those of the text encoder, which is closed before the rest is opened."""
+    text: int
+    """Weights of the text encoder, for who keeps it open."""
+    arena: int
+    """Everything that passes from graph to graph, the KV cache included."""
+    cache: int
+    """Of these, the KV cache."""
+    constants: int
+    scratch: int
+    """Inside a graph, at the most; graphs run one after another in the same memory."""
+    measured: bool = False
+    """Whether the scratch is what a library asks for, or an estimate."""
+
+    @property
+    def total(self) -> int:
+        """At the most, with the text encoder closed before the rest is opened."""
+        return DRIVER + max(self.weights + self.arena + self.constants + self.scratch, self.text)
+
+
+def needed(manifest: Manifest, batch: int, weights: int | None = None, scratch: int | None = None) -> Needed:
+    """What drawing a batch needs.
+
+    Args:
+        weights: bytes of all weights together, where the manifest does not list the file yet.
+        scratch: the most that a library asks for beside a graph, where it is known.
+    """
+    stored = manifest.files[WEIGHTS].size if weights is None else weights
+    sizes = manifest.sizes
+    text = (sizes.get("text_weights", 0) + sizes.get("text_table", 0)) * sizes["unchanged"]
+    text = min(text, stored) if TEXT_ENCODER in manifest.graphs else 0
+    plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
+    inside = max(scratch_of(manifest, batch).values()) if scratch is None else scratch
+    return Needed(
+        stored - text, text, plan.nbytes, plan.cache_nbytes, plan.constant_nbytes, inside, scratch is not None
+    )
+
+
+def scratch_of(manifest: Manifest, batch: int) -> dict[str, int]:
+    """Estimated bytes inside each graph of a batch, at its largest scale."""
+    return {
+        name: _largest(manifest, name, manifest.contract(name).scratch, batch) for name in manifest.graphs
+    }
+
+
+def scores_of(manifest: Manifest, name: str, batch: int) -> int:
+    """Bytes of a block's attention scores at a graph's largest scale; only a fused kernel writes none."""
+    return _largest(manifest, name, manifest.contract(name).scores, batch)
+
+
+def _largest(manifest: Manifest, name: str, formula: str, batch: int) -> int:
+    """A formula at the scale where it is largest. The decoder draws one picture at a time."""
+    pictures = 1 if name == FAMILIES[manifest.family].decode.graph else batch
+    once = manifest.contract(name).scales is Scales.ONCE
+    rows = [{"batch": pictures}] if once else manifest.scale_dims(pictures)
+    return max(evaluate(formula, {**manifest.sizes, **row}) for row in rows)
+
+
+def sentence(batch: int, memory: Needed) -> str:
+    """What a batch needs, in words."""
+    parts = [
+        ("weights", memory.weights),
+        ("arena", memory.arena),
+        ("constants", memory.constants),
+        ("scratch" if memory.measured else "scratch (an estimate)", memory.scratch),
+        ("CUDA itself", DRIVER),
+    ]
+    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts)
+    return f"batch {batch} needs about {memory.total / 1e9:.2f} GB on the device: {listed}"
