@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -173,19 +174,20 @@ def test_the_summary_says_what_passed_at_what_ratio(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu_standin
-def test_the_whole_day_on_stand_ins(tmp_path: Path) -> None:
-    """In its smallest form, on a card that TensorRT-RTX does not build for."""
+def test_the_whole_day_on_stand_ins(demo_bundle: Path, tmp_path: Path) -> None:
+    """In its smallest form, with a bundle that was carried there, where TensorRT-RTX does not build."""
+    bundle = shutil.copytree(demo_bundle, tmp_path / "bundle")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, (SITE, ROOT / "src", ROOT))),
         "HART_STANDINS": "onnxruntime,tensorrt",
         "HART_STANDIN_CAPABILITY": "9.0",
     }
-    command = [*DAY, "--size", "smallest", "--output", str(tmp_path)]
+    command = [*DAY, "--size", "smallest", "--engine", str(bundle), "--output", str(tmp_path / "day")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-    for part in parts(Given(), SIZES["smallest"], tmp_path):
+    for part in parts(Given(bundle), SIZES["smallest"], tmp_path):
         if part.name == "bench-compiled":
             assert "torch does not compute on this GPU" in lines[part.name]
         elif "tensorrt-rtx" in part.name:
@@ -194,4 +196,4 @@ def test_the_whole_day_on_stand_ins(tmp_path: Path) -> None:
             assert lines[part.name].startswith("passed, "), lines[part.name]
     again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert again.stdout == done.stdout  # from what was kept
-    assert "## Speed" in (tmp_path / "summary.md").read_text()
+    assert "## Speed" in (tmp_path / "day" / "summary.md").read_text()
