@@ -86,7 +86,7 @@ def with_engines(bundle: Bundle, folder: Path, trt: StrictTensorRT, **options: A
     build_engines(
         moved,
         package,
-        BuildOptions(**({"batches": (1, largest), "top_k": (50, 600)} | options)),
+        BuildOptions(**({"batches": (1, largest), "top_k": (1, bundle.manifest.model.vocab_size)} | options)),
         present_gpu(),
     )
     return moved

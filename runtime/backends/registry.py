@@ -170,4 +170,4 @@ def _tell(passed: tuple[Entry, InputError | RunError]) -> None:
 
     entry, error = passed
     if entry.device == CPU or is_there():
-        log.warning("%s are not used: %s", entry.title, error)
+        log.warning("%s are not used: %s", entry.title, str(error))  # which would hold what failed

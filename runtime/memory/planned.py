@@ -70,11 +70,13 @@ class PlannedBackend(Backend):
             )
         with self._turn:
             self._owner = me
-            lease = _Lease(self, self._laid(program))
             try:
-                yield lease
+                lease = _Lease(self, self._laid(program))
+                try:
+                    yield lease
+                finally:
+                    lease.over = True
             finally:
-                lease.over = True
                 self._owner = 0
 
     def run(self, run: Run, inputs: Values) -> Outputs:

@@ -87,21 +87,27 @@ def make_profiles(
 def choose(
     profiles: Iterable[Profile], shapes: Mapping[str, Shape], values: Mapping[str, Shape] | None = None
 ) -> int:
-    """Number of the first profile that holds all these input shapes, and values of inputs on the host.
+    """Number of the profile that holds all these input shapes, and values of inputs on the host.
+
+    Of several the one that is tuned for most of their dimensions.
 
     Raises:
         ValueError: none does; the message names what does not fit.
     """
-    reasons = []
+    reasons, fitting = [], []
     for number, profile in enumerate(profiles):
         found = [(key, profile.shapes[key], shape) for key, shape in shapes.items()]
         found += [(key, profile.values[key], v) for key, v in (values or {}).items() if key in profile.values]
         outside = [
             f"{key} {held.min} to {held.max}, found {it}" for key, held, it in found if not held.holds(it)
         ]
-        if not outside:
-            return number
-        reasons.append(f"{profile.name}: {outside[0]}")
+        if outside:
+            reasons.append(f"{profile.name}: {outside[0]}")
+            continue
+        off = sum(n != best for _, held, it in found for n, best in zip(it, held.opt, strict=True))
+        fitting.append((off, number))
+    if fitting:
+        return min(fitting)[1]
     raise ValueError("; ".join(reasons) or "the engine has no profile")
 
 
