@@ -50,8 +50,9 @@ def draw_in_a_fresh_process(bundle: Path, device: str, threads: int | None, back
     """
     from hart_runtime.bench import gpu
     from hart_runtime.common.errors import RunError
+    from hart_runtime.runtime.backends.names import parse_device
 
-    before = gpu.memory_used()
+    before = gpu.memory_used(parse_device(device)[1])
     options = {"bundle": str(bundle), "device": device, "threads": threads, "backend": backend}
     done = subprocess.run(
         [sys.executable, "-m", "hart_runtime.bench.fresh", json.dumps({**options, "started": time.time()})],
@@ -121,6 +122,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     peak = _resident("VmHWM")
 
     from hart_runtime.bench import gpu
+    from hart_runtime.runtime.backends.names import parse_device
 
     return {
         **seconds,
@@ -128,7 +130,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
         "imports_bytes": imports_bytes,
         "open_bytes": open_bytes,
         "peak_bytes": peak,
-        "gpu_used": gpu.memory_used(),
+        "gpu_used": gpu.memory_used(parse_device(options["device"])[1]),
     }
 
 

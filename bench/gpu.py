@@ -1,12 +1,17 @@
-"""The GPU as NVIDIA's management library sees it; every answer is None on machines without one."""
+"""A GPU as NVIDIA's management library sees it; every answer is None where there is no GPU or no library.
+
+A GPU is given by its number among those that CUDA sees. The library numbers them otherwise (by their place,
+and none is hidden from it), so that it is asked by that place, which CUDA tells.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from hart_runtime.runtime.memory.gpu import pci_bus_id
 
 PREFIX = "nvmlClocksEventReason"
 SLOWED = {
@@ -21,7 +26,7 @@ SLOWED = {
 
 @dataclass(frozen=True)
 class _Gpu:
-    """The GPU that CUDA calls device 0, and the library to ask about it."""
+    """A GPU, and the library to ask about it."""
 
     nvml: Any
     handle: Any
@@ -33,23 +38,29 @@ class _Gpu:
         except self.nvml.NVMLError:
             return None
 
+    def driver(self) -> str | None:
+        try:
+            return str(self.nvml.nvmlSystemGetDriverVersion())
+        except self.nvml.NVMLError:
+            return None
 
-def describe() -> dict[str, Any] | None:
+
+def describe(index: int = 0) -> dict[str, Any] | None:
     """What does not change during a run."""
-    with _open() as gpu:
+    with _open(index) as gpu:
         if gpu is None:
             return None
         return {
             "name": gpu.ask("nvmlDeviceGetName"),
             "compute_capability": gpu.ask("nvmlDeviceGetCudaComputeCapability"),
-            "driver": gpu.nvml.nvmlSystemGetDriverVersion(),
+            "driver": gpu.driver(),
             "memory_bytes": getattr(gpu.ask("nvmlDeviceGetMemoryInfo"), "total", None),
         }
 
 
-def read_state() -> dict[str, Any] | None:
+def read_state(index: int = 0) -> dict[str, Any] | None:
     """Clocks, power limit, temperature, and what holds the clocks down."""
-    with _open() as gpu:
+    with _open(index) as gpu:
         if gpu is None:
             return None
         reasons = gpu.ask("nvmlDeviceGetCurrentClocksEventReasons") or 0
@@ -64,35 +75,44 @@ def read_state() -> dict[str, Any] | None:
         }
 
 
-def memory_used() -> int | None:
+def memory_used(index: int = 0) -> int | None:
     """Bytes in use on the GPU, by anybody."""
-    with _open() as gpu:
+    with _open(index) as gpu:
         return None if gpu is None else getattr(gpu.ask("nvmlDeviceGetMemoryInfo"), "used", None)
 
 
-def count_processes() -> int:
+def count_processes(index: int = 0) -> int:
     """Processes that compute on the GPU now."""
-    with _open() as gpu:
+    with _open(index) as gpu:
         return 0 if gpu is None else len(gpu.ask("nvmlDeviceGetComputeRunningProcesses") or [])
 
 
 @contextlib.contextmanager
-def _open() -> Iterator[_Gpu | None]:
+def _open(index: int) -> Iterator[_Gpu | None]:
     import pynvml
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    place = pci_bus_id(index)
+    if place is None:
         yield None
         return
     try:
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
-        if chosen.isdigit():
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(chosen))
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(chosen)
-        yield _Gpu(pynvml, handle)
-    except pynvml.NVMLError:  # no such device
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # not installed, as on a Jetson
         yield None
+        return
+    try:
+        yield _find(pynvml, place)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _find(nvml: Any, place: str) -> _Gpu | None:
+    """The GPU at a PCI address; one that is part of the processor has none that the library knows."""
+    try:
+        return _Gpu(nvml, nvml.nvmlDeviceGetHandleByPciBusId(place))
+    except nvml.NVMLError:
+        pass
+    try:
+        return _Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(0)) if nvml.nvmlDeviceGetCount() == 1 else None
+    except nvml.NVMLError:
+        return None

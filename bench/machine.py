@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from hart_runtime.bench import gpu
+from hart_runtime.bench import gpu, jetson
 
 LIBRARIES = (
     "hart-runtime",
@@ -34,8 +34,12 @@ NOTICEABLE = 0.05
 Facts = dict[str, Any]
 
 
-def describe_machine() -> Facts:
-    """What does not change during a run: processor, memory, system, libraries, GPU, Jetson board."""
+def describe_machine(index: int = 0) -> Facts:
+    """What does not change during a run: processor, memory, system, libraries, GPU, Jetson board.
+
+    Args:
+        index: of the GPU among those that CUDA sees.
+    """
     facts: Facts = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -44,33 +48,22 @@ def describe_machine() -> Facts:
         "python": platform.python_version(),
         "libraries": _libraries(),
     }
-    if found := gpu.describe():
+    if found := gpu.describe(index):
         facts["gpu"] = found
-    if board := describe_jetson(Path("/")):
+    if board := jetson.describe(Path("/")):
         facts["jetson"] = board
     return facts
 
 
-def read_state() -> Facts:
+def read_state(index: int = 0) -> Facts:
     """What may change during a run: clocks, temperature, power limit, throttling."""
     frequency = psutil.cpu_freq()
     state: Facts = {"cpu_mhz": round(frequency.current) if frequency else None}
-    if found := gpu.read_state():
+    if found := gpu.read_state(index):
         state["gpu"] = found
+    if clocks := jetson.read_clocks(Path("/")):
+        state["jetson"] = clocks
     return state
-
-
-def describe_jetson(root: Path) -> Facts | None:
-    """Model and power mode of a Jetson board, from its own files; None elsewhere."""
-    model = _text(root / "proc/device-tree/model").strip("\0\n ")
-    if "jetson" not in model.lower() and "orin" not in model.lower():
-        return None
-    names = dict(
-        re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", _text(root / "etc/nvpmodel.conf"))
-    )
-    status = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
-    number = status.group(1) if status else None
-    return {"model": model, "power_mode": names.get(number, number) if number else None}
 
 
 @dataclass
@@ -94,15 +87,15 @@ class Company:
 
 
 @contextlib.contextmanager
-def watch_company() -> Iterator[Company]:
+def watch_company(index: int = 0) -> Iterator[Company]:
     """Compare the system's busy time with our own while the block runs."""
     company = Company(cores=psutil.cpu_count() or 1)
-    seen = gpu.count_processes()
+    seen = gpu.count_processes(index)
     busy, own, start = _busy(), _own(), time.perf_counter()
     yield company
     elapsed = time.perf_counter() - start
     company.cores_used = max(0.0, (_busy() - busy) - (_own() - own)) / elapsed
-    company.gpu_processes = max(seen, gpu.count_processes())
+    company.gpu_processes = max(seen, gpu.count_processes(index))
 
 
 def _busy() -> float:

@@ -18,7 +18,7 @@ from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
 from hart_runtime.bench.workload import PROMPT, drawing
 from hart_runtime.common.errors import one_of, whole_in_range
-from hart_runtime.runtime.backends.names import AUTO
+from hart_runtime.runtime.backends.names import AUTO, parse_device
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.pipeline import Pipeline
@@ -62,8 +62,9 @@ def measure(plan: Task, progress: Progress) -> Result:
     checkpoint = find_reference(bundle, plan.checkpoint) if plan.against else None
     backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
     device = backend.device if plan.device == AUTO else plan.device
-    before = read_state()
-    with watch_company() as company:
+    _, index = parse_device(device)
+    before = read_state(index)
+    with watch_company(index) as company:
         first = []
         for _ in range(min(plan.iterations, FRESH_PROCESSES)):
             progress("first picture of a fresh process")
@@ -87,9 +88,9 @@ def measure(plan: Task, progress: Progress) -> Result:
         device=backend.device,
         backend=backend.name,
         threads=plan.threads,
-        machine=describe_machine(),
+        machine=describe_machine(index),
         before=before,
-        after=read_state(),
+        after=read_state(index),
         company=company,
         first_pictures=tuple(first),
         peak=peak,

@@ -52,7 +52,7 @@ def headline(result: Result) -> str:
     """What was measured on what, in one paragraph."""
     bundle, machine = result.bundle, result.machine
     gpu = machine.get("gpu") or {}
-    device = gpu.get("name") if result.device != "cpu" else machine["cpu"]
+    device = gpu.get("name") or result.device if result.device != "cpu" else machine["cpu"]
     threads = f"{result.threads} threads" if result.threads else f"{machine['cores']} cores, all used"
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     sentences = [
@@ -64,7 +64,8 @@ def headline(result: Result) -> str:
         f"{libraries}, Python {machine['python']}.",
     ]
     if board := machine.get("jetson"):
-        sentences.append(f"{board['model']}, power mode {board['power_mode']}.")
+        clock = f", GPU at up to {board['gpu_max_mhz']} MHz" if board.get("gpu_max_mhz") else ""
+        sentences.append(f"{board['model']}, power mode {board['power_mode']}{clock}.")
     return " ".join(sentences + [f"Note: {warning}." for warning in warnings(result)])
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.install import installed
 from hart_runtime.common.precisions import FP16
 from hart_runtime.compare import TORCH_FP16
 from hart_runtime.compare.recorded import graph_calls
@@ -15,8 +16,9 @@ from hart_runtime.compare.replay import Row, Watch, replay
 from hart_runtime.compare.report import Candidate, Limits, Run, arithmetic
 from hart_runtime.compare.trajectory import free_running, teacher_forced
 from hart_runtime.runtime.backends.backend import Backend
-from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.backends.names import CPU, MODULES, ONNXRUNTIME
 from hart_runtime.runtime.backends.registry import open_backend
+from hart_runtime.runtime.backends.sessions import has_cuda
 from hart_runtime.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -67,10 +69,12 @@ def judge(
         not_run=sorted(set(manifest.graphs) - {row.graph for row in rows}),
     )
     graph = layers or (run.first_failure.graph if run.first_failure else None)
-    if graph is None or source is None or kind == TORCH_FP16:
+    if graph is None or source is None or kind == TORCH_FP16 or not installed(ONNXRUNTIME):
         return run
     watch(f"the layers of {graph}")
-    return replace(run, layers=_look_into(graph, rows, bundle, reference, source, backend.device, limits))
+    # It is ONNX Runtime that looks into a graph, which may be here without CUDA beside engines.
+    place = backend.device if has_cuda() else CPU
+    return replace(run, layers=_look_into(graph, rows, bundle, reference, source, place, limits))
 
 
 def _look_into(

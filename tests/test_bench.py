@@ -23,7 +23,7 @@ from hart_runtime import Pipeline
 from hart_runtime.bench.cli import main
 from hart_runtime.bench.compare import is_change
 from hart_runtime.bench.host import main as host_main
-from hart_runtime.bench.machine import Company, describe_jetson
+from hart_runtime.bench.machine import Company
 from hart_runtime.bench.timing import TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
 from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Unplanned, Values
@@ -341,20 +341,6 @@ print(_draw(options)["peak_bytes"] > 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
-
-
-def test_a_jetson_says_what_it_is(tmp_path: Path) -> None:
-    assert describe_jetson(tmp_path) is None
-    (tmp_path / "proc/device-tree").mkdir(parents=True)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "var/lib/nvpmodel").mkdir(parents=True)
-    (tmp_path / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
-    (tmp_path / "etc/nvpmodel.conf").write_text(
-        "< POWER_MODEL ID=0 NAME=MAXN >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MODE_30W >\n"
-    )
-    (tmp_path / "var/lib/nvpmodel/status").write_text("pmode:0002\n")
-    board = {"model": "NVIDIA Jetson AGX Orin Developer Kit", "power_mode": "MODE_30W"}
-    assert describe_jetson(tmp_path) == board
 
 
 def test_company_is_mentioned_when_it_matters() -> None:

@@ -24,7 +24,7 @@ from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
 from tests.strict import install_cuda, install_tensorrt
 from tests.strict.cuda_names import cudaError_t
-from tests.strict.device import Card, StrictCuda
+from tests.strict.device import ORIN, Card, StrictCuda
 from tests.strict.tensorrt import StrictTensorRT
 from tests.test_conformance import (  # noqa: F401  (the suite, on the fixture below)
     demo_fp32,
@@ -36,7 +36,6 @@ from tests.test_conformance import (  # noqa: F401  (the suite, on the fixture b
     test_the_same_run_gives_the_same_bytes,
 )
 
-ORIN = Card("Orin", (8, 7), memory=8 << 30, processors=8, integrated=True)
 H200 = Card("NVIDIA H200", (9, 0), memory=141 << 30, processors=132)
 MACHINES: dict[str, tuple[str, Card]] = {
     "jetson-10.3": ("10.3.0", ORIN),

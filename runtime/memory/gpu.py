@@ -15,6 +15,8 @@ from hart_runtime.runtime.backends.names import CPU, CUDA
 INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 """Statuses of CUDA."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+PCI_ID_LENGTH = 32
+"""Bytes of room for an identifier such as 0000:01:00.0."""
 NEWEST_OF_12 = "'cuda-bindings<13' 'onnxruntime-gpu[cuda,cudnn]<1.27'"
 """What runs with drivers of CUDA 12."""
 
@@ -113,6 +115,24 @@ def compute_capability(index: int = 0) -> str | None:
     """That of a GPU, such as "8.9"; None where it cannot be used."""
     gpu = present_gpu(index)
     return gpu.capability if gpu else None
+
+
+def pci_bus_id(index: int = 0) -> str | None:
+    """Where a GPU is plugged in, such as "0000:01:00.0"; None where it cannot be used.
+
+    Libraries that know nothing of CUDA number GPUs in their own order, and all know them by this.
+    """
+    if present_gpu(index) is None:
+        return None
+    status, found = cuda().cudaDeviceGetPCIBusId(PCI_ID_LENGTH, index)
+    return None if int(status) != 0 else str(found.decode().partition("\0")[0].strip())
+
+
+def shares_memory(index: int = 0) -> bool:
+    """Whether a GPU has no memory of its own, but works in the CPU's, as on a Jetson."""
+    if present_gpu(index) is None:
+        return False
+    return bool(check(cuda().cudaGetDeviceProperties(index)).integrated)
 
 
 def _count(api: Any) -> int:

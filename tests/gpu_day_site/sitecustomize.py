@@ -1,7 +1,8 @@
 """Puts the strict stand-ins in the place of CUDA and its libraries, where this folder is on the path.
 
-Libraries by name in HART_STANDINS (``tensorrt-rtx`` or ``tensorrt``, ``onnxruntime``), the card's compute
-capability in HART_STANDIN_CAPABILITY; ``CUDA_VISIBLE_DEVICES`` hides the card.
+Libraries by name in HART_STANDINS (``tensorrt-rtx`` or ``tensorrt``, ``onnxruntime``), with a version if it
+has to be one, as ``tensorrt=11.4.0.106``; the card's compute capability in HART_STANDIN_CAPABILITY, 8.7
+being a Jetson's. ``CUDA_VISIBLE_DEVICES`` hides the card.
 """
 
 import os
@@ -11,8 +12,10 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from tests.strict import install_cuda, install_onnx_gpu, install_tensorrt
+from tests.strict.api import RTX
+from tests.strict.device import ORIN, Card
 
-_VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt-rtx": "1.7.1.116"}
+_VERSIONS = {"tensorrt": "10.16.1.11", "tensorrt-rtx": RTX}
 
 
 def _install() -> None:
@@ -20,10 +23,14 @@ def _install() -> None:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         install_cuda(patch, cards=())
         return
-    major, minor = os.environ.get("HART_STANDIN_CAPABILITY", "8.9").split(".")
-    cuda = install_cuda(patch, capability=(int(major), int(minor)))
-    for name in set(wanted) & set(_VERSIONS):
-        install_tensorrt(patch, cuda, _VERSIONS[name])
+    capability = os.environ.get("HART_STANDIN_CAPABILITY", "8.9")
+    major, minor = capability.split(".")
+    card = ORIN if capability == "8.7" else Card(capability=(int(major), int(minor)))
+    cuda = install_cuda(patch, (card,))
+    for name in wanted:
+        package, _, version = name.partition("=")
+        if package in _VERSIONS:
+            install_tensorrt(patch, cuda, version or _VERSIONS[package])
     if "onnxruntime" in wanted:
         install_onnx_gpu(patch, cuda)
     for name in ("onnxruntime", "tensorrt", "tensorrt_rtx"):

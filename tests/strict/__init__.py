@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -38,8 +39,8 @@ def install_cuda(
     package.__path__, bindings.__path__ = [], []
     package.bindings = bindings  # type: ignore[attr-defined]
     bindings.runtime = CudaRuntime(cuda)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda", package)
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    _put(monkeypatch, "cuda", package)
+    _put(monkeypatch, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", bindings.runtime)
     return cuda
 
@@ -53,7 +54,7 @@ def install_tensorrt(
         version: one of :func:`tests.strict.api.versions`.
     """
     trt = StrictTensorRT(cuda, version)
-    monkeypatch.setitem(sys.modules, trt.api.__name__, trt.api)
+    _put(monkeypatch, trt.api.__name__, trt.api)
     return trt
 
 
@@ -62,8 +63,14 @@ def install_onnx_gpu(monkeypatch: pytest.MonkeyPatch, cuda: StrictCuda) -> Stric
     from hart_runtime.runtime.backends import sessions
 
     onnx = StrictOnnx(cuda)
-    monkeypatch.setitem(sys.modules, "onnxruntime", onnx.api)
+    _put(monkeypatch, "onnxruntime", onnx.api)
     for name, function in [*vars(sessions).items()]:
         if hasattr(function, "cache_clear"):  # what was found or registered once is another library's
             monkeypatch.setattr(sessions, name, functools.cache(function.__wrapped__))
     return onnx
+
+
+def _put(monkeypatch: pytest.MonkeyPatch, name: str, module: ModuleType) -> None:
+    """In the place of an imported module. Libraries ask for the spec of others, torch's compiler for all."""
+    module.__spec__ = ModuleSpec(name, None)
+    monkeypatch.setitem(sys.modules, name, module)

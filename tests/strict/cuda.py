@@ -65,7 +65,8 @@ class CudaRuntime(MemoryCalls):
 
     @gives(1)
     def cudaDeviceGetPCIBusId(self, length: int, device: int) -> bytes:
-        return f"0000:{self._card(device).bus:02X}:00.0".encode()[: length - 1]
+        text = f"0000:{self._card(device).bus:02X}:00.0\0".encode()[:length]
+        return text.ljust(length)  # all of the buffer, which blanks were in
 
     def cudaDriverGetVersion(self) -> tuple[cudaError_t, int]:
         return cudaError_t.cudaSuccess, self._cuda.driver

@@ -40,6 +40,10 @@ class Card:
     bus: int = 1
 
 
+ORIN = Card("Orin", (8, 7), memory=8 << 30, processors=8, integrated=True)
+"""Of a Jetson with JetPack 6: 8 GB that CPU and GPU share."""
+
+
 @dataclass(eq=False)
 class Work:
     """What was put on a stream."""
