@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError, RunError, parameter
@@ -85,19 +85,49 @@ def pieces_of(size: int) -> int:
 
 def sha256_of_pieces(path: Path) -> tuple[str, ...]:
     """Of every piece of a file, on all cores."""
+    return begin_hashing(path)()
 
-    def digest(number: int) -> str:
-        found, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
-        with path.open("rb", buffering=0) as file:
-            file.seek(number * PIECE)
-            left = PIECE
-            while left and (count := file.readinto(buffer[:left])):
-                found.update(buffer[:count])
-                left -= count
-        return found.hexdigest()
 
-    pieces = pieces_of(path.stat().st_size)
-    if pieces == 1:
-        return (digest(0),)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return tuple(pool.map(digest, range(pieces)))
+def begin_hashing(path: Path) -> Callable[[], tuple[str, ...]]:
+    """Hash every piece of a file in threads, on all cores; what is returned waits for them.
+
+    The threads end with the process, so that nobody waits for hashes that are not needed any more.
+
+    Raises:
+        OSError: it cannot be read; what is returned raises it too.
+    """
+    count = pieces_of(path.stat().st_size)
+    found = [""] * count
+    numbers = iter(range(count))
+
+    def work() -> None:
+        for number in numbers:
+            found[number] = _digest(path, number)
+
+    def begin() -> None:
+        with contextlib.suppress(OSError):  # of which the one who waits is told
+            work()
+
+    threads = [threading.Thread(target=begin, daemon=True) for _ in range(min(count, os.cpu_count() or 1))]
+    for thread in threads:
+        thread.start()
+
+    def wait() -> tuple[str, ...]:
+        for thread in threads:
+            thread.join()
+        for number in range(count):  # what a failed read left, or a fork
+            found[number] = found[number] or _digest(path, number)
+        return tuple(found)
+
+    return wait
+
+
+def _digest(path: Path, number: int) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        file.seek(number * PIECE)
+        left = PIECE
+        while left and (count := file.readinto(buffer[:left])):
+            digest.update(buffer[:count])
+            left -= count
+    return digest.hexdigest()

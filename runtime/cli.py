@@ -104,7 +104,7 @@ def main(
         raise InputError("no prompt: give one as an argument, or `prompts_file`, or `from_image`")
     check_writable(output)
     with _status("verifying the bundle"):
-        opened = open_bundle(bundle)
+        opened = open_bundle(bundle, wait=False)
     manifest = opened.manifest
     with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
         checked_settings(manifest, texts, **options)

@@ -121,6 +121,7 @@ def build_engines(
                     watch(name, number, len(missing)),
                     stopped,
                 )
+            bundle.seal.check()  # it was built from what was hashed
             (partial / engine_file(name)).write_bytes(built.serialized)
             attends, seen = manifest.contract(name).scores != "0", built.inspection
             engines[name] = EngineSpec(
