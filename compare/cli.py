@@ -196,7 +196,7 @@ def _prompts(file: Path | None, count: int | None, reference: Path | None) -> li
         raise InputError(
             "`reference` brings its own prompts, found `prompts_file` or `num_prompts` beside it"
         )
-    from hart_runtime.runtime.cli import read_prompts
+    from hart_runtime.runtime.prompts import read_prompts
 
     prompts = read_prompts(file) if file else list(PROMPTS)
     if count is not None and count > len(prompts):

@@ -127,6 +127,7 @@ def main(
     if check_place(request, target, force):
         click.echo(f"{target}: is there already, from the same checkpoint with the same options")
     else:
+        _tell_of_engines(target)
         _export(request, target, force)
     if wants_engines:
         _build(target, backend)
@@ -144,6 +145,14 @@ def _tell_of_place(request: Request, target: Path, force: bool) -> None:
             click.echo(f"{target}: exists already, would be replaced with --force alone")
     except InputError as error:
         click.echo(f"would be refused: {in_options(str(error))}")
+
+
+def _tell_of_engines(target: Path) -> None:
+    """Those of a bundle that is replaced go with it: they were built from its graphs."""
+    from hart_runtime.runtime.owned import engine_folders
+
+    if engines := engine_folders(target):
+        click.echo(f"note: {target}: its engines are removed with it: {', '.join(engines)}", err=True)
 
 
 def _export(request: Request, target: Path, force: bool) -> None:
