@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import glob
 import hashlib
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from hart_runtime.common.errors import NOTE, InputError, RunError, parameter
+from hart_runtime.common.errors import NO_ROOM, NOTE, InputError, RunError, parameter
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +28,6 @@ PARTIAL, ASIDE = ".partial", ".aside"
 """Ends of hidden names beside an output: what is being written, and what it replaces."""
 LEFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.partial|\.aside)")
 MOST_NAMED = 3
-NO_ROOM = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM])
-"""Errors of a machine, and not of what it was asked for."""
 LONGEST = 60
 """Characters of an output's name that the hidden names repeat."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2

@@ -140,8 +140,10 @@ def worst_rows(rows: list[Row]) -> list[Row]:
 def graph_table(run: Run) -> Table:
     """The worst call of every output."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{run.candidate.name} on {run.candidate.backend} ({run.candidate.arithmetic})")
+    title = f"{run.candidate.name} on {run.candidate.backend} ({run.candidate.arithmetic})"
+    table = Table(title=Text(title))  # names are anybody's words
     for column in ("graph", "output", "worst call", "shape", "error", "allowed", "p99 abs", "cosine", ""):
         table.add_column(
             column, justify="right" if column in ("error", "allowed", "p99 abs", "cosine") else "left"

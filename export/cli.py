@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import PATH, command, in_options
+from hart_runtime.common.console import PATH, WORD, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
@@ -25,7 +25,7 @@ ENGINES, DEMO = Path("engines"), "demo"
 
 
 @command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, type=WORD)
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
@@ -35,17 +35,21 @@ ENGINES, DEMO = Path("engines"), "demo"
 )
 @click.option(
     "--text-encoder",
+    type=WORD,
     metavar="PATH|ID",
     help="Qwen2 text encoder, a folder or a hub id. [default: text_encoder/ inside the checkpoint]",
 )
 @click.option(
     "--system-prompt",
+    type=WORD,
     metavar="FILE|none",
     help="What the model was trained to see before every prompt: a text file, or Python source that sets "
     "llm_system_prompt. [default: the published one, unless the text encoder's config.json declines]",
 )
 @click.option(
-    "--revision", help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION."
+    "--revision",
+    type=WORD,
+    help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION.",
 )
 @click.option("--output", type=PATH, help="Bundle folder. [default: engines/NAME]")
 @click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import PATH, command, sampling_options
+from hart_runtime.common.console import PATH, WORD, command, sampling_options
 from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.common.version import __version__
 from hart_runtime.runtime.backends.names import CPU
@@ -62,6 +62,7 @@ HOW_IT_RUNS = frozenset(
 )
 @click.option(
     "--safety-model",
+    type=WORD,
     metavar="PATH|ID",
     help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
 )
