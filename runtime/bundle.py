@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.files import sha256_of_pieces
+from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 from hart_runtime.runtime.graph_check import bounds_of, check_graph

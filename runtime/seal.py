@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.files import PIECE, begin_hashing
+from hart_runtime.common.hashing import PIECE, begin_hashing
 from hart_runtime.runtime.manifest import FileSpec
 
 
