@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hart_runtime.bench import REFERENCES
-from hart_runtime.common.console import PATH, command, group
+from hart_runtime.common.console import PATH, WORD, command, group
 from hart_runtime.common.errors import InputError, one_of
 from hart_runtime.common.files import refuse_existing, whole_folder
 from hart_runtime.common.install import require
@@ -39,7 +40,7 @@ RESULTS = Path("benchmarks/results")
     "--warmup", type=click.IntRange(1), default=3, show_default=True, help="GPUs replay from the third on."
 )
 @threads_option
-@click.option("--against", default="", help=f"References to run in turns: {','.join(REFERENCES)}.")
+@click.option("--against", type=WORD, help=f"References to run in turns: {','.join(REFERENCES)}.")
 @click.option("--checkpoint", type=PATH, help="What the bundle was exported from, for --against.")
 @click.option("--output", type=PATH, help=f"Result folder. [default: {RESULTS}/BUNDLE-DEVICE-DATE]")
 @click.pass_context
@@ -52,7 +53,7 @@ def main(
     iterations: int,
     warmup: int,
     threads: int | None,
-    against: str,
+    against: str | None,
     checkpoint: Path | None,
     output: Path | None,
 ) -> None:
@@ -73,13 +74,14 @@ def main(
     from hart_runtime.bench.report import print_report, write_markdown
     from hart_runtime.bench.result import write_result
 
-    names = tuple(dict.fromkeys(name for name in against.split(",") if name))
+    names = tuple(dict.fromkeys(name for name in (against or "").split(",") if name))
     for name in names:
         one_of("against", name, REFERENCES)
     plan = Task(bundle, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
     result = _with_progress(plan)
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    target = output or RESULTS / f"{result.bundle['name']}-{result.device}-{stamp}"
+    name = re.sub(r"[^\w.-]+", "_", result.bundle["name"]).lstrip(".")  # somebody else's word
+    target = output or RESULTS / f"{name}-{result.device}-{stamp}"
     with whole_folder(target) as folder:
         write_result(result, folder)
         plots = write_plots(result, folder)
@@ -98,25 +100,33 @@ def compare_results(before: Path, after: Path, everything: bool) -> None:
     require("hart-bench", "bench", "psutil")
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from hart_runtime.bench.compare import compare, different_conditions
+    from hart_runtime.bench.compare import LEAST_SAMPLES, compare, different_conditions
     from hart_runtime.bench.result import read_result
 
     first, second = read_result(before), read_result(after)
     try:
         changes, conditions = compare(first, second), different_conditions(first, second)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(f"{before}, {after}: one of them is damaged ({error!r})") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise InputError(f"{before}, {after}: one of them is damaged ({error!r}); measure again") from None
     for sentence in conditions:
         click.echo(f"note: {sentence}")
-    shown = [change for change in changes if everything or not change.noise]
+    shown = [change for change in changes if everything or not (change.noise or change.few)]
     table = Table("what", *(("A", "B", "change")))
     for change in shown:
-        note = " (noise)" if change.noise else ""
-        table.add_row(change.name, *_values(change), f"{change.relative:+.1%}{note}")
+        note = " (too few samples)" if change.few else " (noise)" if change.noise else ""
+        table.add_row(Text(change.name), *_values(change), f"{change.relative:+.1%}{note}")
     if shown:
         Console().print(table)
-    click.echo(f"{sum(not change.noise for change in changes)} of {len(changes)} quantities changed")
+    judged = [change for change in changes if not change.few]
+    told = f"{sum(not change.noise for change in judged)} of {len(judged)} quantities changed"
+    if few := len(changes) - len(judged):
+        told += (
+            f"; {few} could not be judged, of fewer than {LEAST_SAMPLES} samples: measure with "
+            f"--iterations {LEAST_SAMPLES} or more"
+        )
+    click.echo(told)
 
 
 main.add_command(compare_results)

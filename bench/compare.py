@@ -18,6 +18,9 @@ LEAST_SAMPLES = 4
 CONDITIONS = {
     "bundle": ("bundle", "identity"),
     "precision": ("bundle", "precision"),
+    "picture size": ("bundle", "image_size"),
+    "start": ("bundle", "starts_at"),
+    "batch of the stages": ("breakdown", "batch"),
     "sampling": ("bundle", "sampling"),
     "device": ("device",),
     "backend": ("backend",),
@@ -27,6 +30,8 @@ CONDITIONS = {
     "GPU": ("machine", "gpu"),
     "Jetson": ("machine", "jetson"),
     "libraries": ("machine", "libraries"),
+    "Python": ("machine", "python"),
+    "system": ("machine", "system"),
 }
 
 
@@ -40,7 +45,9 @@ class Change:
     """Medians."""
     after: float
     noise: bool
-    """The samples do not tell the two apart, or there are too few of them."""
+    """The samples do not tell the two apart."""
+    few: bool
+    """There are too few samples to tell."""
 
     @property
     def relative(self) -> float:
@@ -57,6 +64,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
             float(np.median(samples)),
             float(np.median(new[name])),
             noise=not is_change(samples, new[name]),
+            few=min(len(samples), len(new[name])) < LEAST_SAMPLES,
         )
         for name, samples in old.items()
         if name in new

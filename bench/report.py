@@ -8,6 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hart_runtime.bench.result import Result, StageResult
 from hart_runtime.bench.samples import Samples
@@ -79,17 +80,17 @@ def warnings(result: Result) -> list[str]:
 
 def print_report(result: Result, console: Console) -> None:
     """Print every table."""
-    console.print(headline(result), highlight=False)
+    console.print(Text(headline(result)))
     for section in sections(result):
         console.print(f"\n[bold]{section.title}[/bold]")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, column in enumerate(section.columns):
             table.add_column(column, justify="right" if number else "left", no_wrap=True)
         for row in section.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
         if section.note:
-            console.print(section.note, highlight=False)
+            console.print(Text(section.note))
 
 
 def write_markdown(result: Result, file: Path, plots: tuple[str, ...]) -> None:

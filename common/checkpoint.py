@@ -27,7 +27,7 @@ from hart_runtime.common.config import (
 )
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError, told_of
-from hart_runtime.common.files import sha256_of
+from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
 
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"

@@ -6,15 +6,14 @@ import contextlib
 import functools
 import logging
 import re
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from hart_runtime.common.errors import NOTE, InputError, RunError
+from hart_runtime.common.ending import Command, Group, ends_with_a_code
+from hart_runtime.common.errors import NOTE, InputError
 from hart_runtime.common.settings import KINDS, LIMITS
 from hart_runtime.common.version import __version__
 
@@ -43,6 +42,17 @@ class NonEmptyPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class NonEmpty(click.ParamType):
+    """A word; an empty one, as of a variable that is not set, is a mistake, and not the default."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("is empty", param, ctx)
+        return value
+
+
 class FiniteRange(click.FloatRange):
     """A number from a range; NaN and infinity are none."""
 
@@ -53,7 +63,7 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-PATH = NonEmptyPath(path_type=Path)
+PATH, WORD = NonEmptyPath(path_type=Path), NonEmpty()
 
 
 def command(
@@ -64,14 +74,14 @@ def command(
     Args:
         words: options for parameters of the library that are called otherwise there.
     """
-    return _declared(click.command, words, options)
+    return _declared(functools.partial(click.command, cls=Command), words, options)
 
 
 def group(
     words: Mapping[str, str] | None = None, **options: Any
 ) -> Callable[[Callable[P, None]], click.Group]:
     """The same for a command that holds commands."""
-    return _declared(click.group, words, options)
+    return _declared(functools.partial(click.group, cls=Group), words, options)
 
 
 def _declared(
@@ -109,19 +119,8 @@ def sampling_options(whose: str) -> Callable[[F], F]:
     return declare
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: a polite kill cleans up as Ctrl-C does."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
 def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors into one line on stderr: exit code 2 for bad input, 1 for a failed run.
-
-    Ctrl-C ends with 130 and SIGTERM with 143, as shells expect.
-    """
+    """Turn errors into one line on stderr and an exit code, and what is logged into more lines."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -130,21 +129,8 @@ def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
         handler.setFormatter(_Sentence())
         root = logging.getLogger()
         root.addHandler(handler)
-        signal.signal(signal.SIGTERM, _terminate)
         try:
-            function(*args, **kwargs)
-        except InputError as error:
-            click.echo(f"error: {in_options(str(error))}", err=True)
-            sys.exit(2)
-        except RunError as error:
-            click.echo(f"error: {in_options(str(error))}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt as stopped:
-            click.echo("stopped", err=True)
-            sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
-        except OSError as error:  # no permission, no space: the system's own words will do
-            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
-            sys.exit(2)
+            ends_with_a_code(function, in_options)(*args, **kwargs)
         finally:
             root.removeHandler(handler)
 
@@ -153,7 +139,26 @@ def ends_with_a_sentence(function: Callable[P, None]) -> Callable[P, None]:
 
 def in_options(message: str) -> str:
     """A message of the library in the words of the command that runs: options for parameters."""
-    return re.sub(PARAMETER, _spelled, message)
+    kept = [text for text in _given() if "`" in text]  # the user's own backticks mark no parameter
+    for number, text in enumerate(kept):
+        message = message.replace(text, f"\0{number}\0")
+    message = re.sub(PARAMETER, _spelled, message)
+    for number, text in enumerate(kept):
+        message = message.replace(f"\0{number}\0", text)
+    return message
+
+
+def _given() -> list[str]:
+    """Paths and words of the command line that messages may repeat, the longest first."""
+    context = click.get_current_context(silent=True)
+    found = [str(Path.cwd())]
+    while context is not None:
+        for value in context.params.values():
+            values = value if isinstance(value, tuple) else (value,)
+            texts = [str(item) for item in values if isinstance(item, str | Path)]
+            found += [*texts, *(str(Path(text).absolute()) for text in texts), *map(repr, texts)]
+        context = context.parent
+    return sorted(set(found), key=len, reverse=True)
 
 
 def _spelled(match: re.Match[str]) -> str:

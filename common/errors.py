@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -11,6 +12,8 @@ NOTE = logging.WARNING + 1
 """Level of what is no warning and yet to be read, also where nobody has configured logging."""
 logging.addLevelName(NOTE, "NOTE")
 
+NO_ROOM = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM])
+"""Errors of a machine, and not of what it was asked for."""
 LONGEST = 200
 """Characters of a value that a message shows."""
 
@@ -32,7 +35,12 @@ class RunError(RuntimeError):
 def parameter(name: str, value: object) -> str:
     """A parameter with its value, as messages spell it."""
     said = value if isinstance(value, bool | int | float) else str(value)
-    return f"`{name}={said!r}`"
+    return f"`{name}={_without_backticks(repr(said))}`"
+
+
+def _without_backticks(text: str) -> str:
+    """They mark parameters; a value's own are written as Python may, too."""
+    return text.replace("`", "\\x60")
 
 
 @contextlib.contextmanager
@@ -94,7 +102,7 @@ def whole_in_range(name: str, value: object, low: int, high: int, note: str = ""
 def shown(value: object) -> str:
     """A value as messages show it, however long it is."""
     try:
-        text = repr(value)
+        text = _without_backticks(repr(value))
     except ValueError:  # Python writes no number of thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import PATH, FiniteRange, command
+from hart_runtime.common.console import PATH, WORD, FiniteRange, command
 from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
 from hart_runtime.common.precisions import FP16
@@ -66,7 +66,10 @@ PROMPTS = (
     help="Allowed error in units of torch-fp16's.",
 )
 @click.option(
-    "--layers", metavar="GRAPH", help="Look into this graph module by module, whatever the verdict."
+    "--layers",
+    type=WORD,
+    metavar="GRAPH",
+    help="Look into this graph module by module, whatever the verdict.",
 )
 @click.option(
     "--output", type=PATH, default=Path("compare-report"), show_default=True, help="Folder for the report."
@@ -196,7 +199,7 @@ def _prompts(file: Path | None, count: int | None, reference: Path | None) -> li
         raise InputError(
             "`reference` brings its own prompts, found `prompts_file` or `num_prompts` beside it"
         )
-    from hart_runtime.runtime.cli import read_prompts
+    from hart_runtime.runtime.prompts import read_prompts
 
     prompts = read_prompts(file) if file else list(PROMPTS)
     if count is not None and count > len(prompts):

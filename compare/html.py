@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hart_runtime.common.files import whole_file
 from hart_runtime.compare.metrics import Picture
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import Row
@@ -35,7 +36,7 @@ figcaption { font-size: 12px; } img { image-rendering: pixelated; } pre { overfl
 
 
 def save_html(reference: Reference, runs: list[Run], path: Path) -> None:
-    """Write under a temporary name and rename."""
+    """Write the report for people."""
     verdict = "within tolerance" if all(run.passed for run in runs) else "NOT within tolerance"
     made = ", ".join(f"{key} {value}" for key, value in reference.made_with.items())
     body = "".join(_section(reference, run) for run in runs)
@@ -44,9 +45,8 @@ def save_html(reference: Reference, runs: list[Run], path: Path) -> None:
         f"<style>{STYLE}</style><h1>How far from PyTorch: {verdict}</h1>"
         f"<p>Reference: float32, {escape(made)}; scales {list(reference.patch_nums)}.</p>{body}</html>\n"
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _section(reference: Reference, run: Run) -> str:

@@ -12,6 +12,7 @@ It is made where torch is and compared anywhere.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from hart_runtime.common.config import read_json
 from hart_runtime.common.errors import InputError, parameter
-from hart_runtime.common.files import whole_folder
+from hart_runtime.common.files import refuse_strangers, whole_folder
 from hart_runtime.common.settings import SamplingSettings, settings_of
 from hart_runtime.compare.recorded import Call, Tensors, graph_calls
 from hart_runtime.runtime.manifest import Manifest
@@ -29,6 +30,7 @@ from hart_runtime.runtime.origin import check_same_weights
 SCHEMA_VERSION = 2
 DESCRIPTION = "reference.json"
 TRAJECTORY = "trajectory.json"
+CALLS, INPUTS, OUTPUTS = "calls", ".inputs.json", ".outputs.json"
 RUNNER = "reference float32"
 
 
@@ -62,24 +64,38 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
 
-    if folder.exists() and not (folder / DESCRIPTION).is_file():
-        raise InputError(f"{parameter('folder', folder)}: exists and is not a reference, not replaced")
-    with whole_folder(folder, replace=True) as partial:
+    check_reference_place(folder)
+    with whole_folder(folder, _owned) as partial:
         results = RunResults()
         results.add([dict(tensors) for tensors in reference.batches], runner_name=RUNNER)
         results.save(str(partial / TRAJECTORY))
-        (partial / "calls").mkdir()
+        (partial / CALLS).mkdir()
         for call in _samples(graph_calls(reference.batches[0], reference.settings, manifest)):
             dtypes = {spec.name: spec.dtype for spec in manifest.graphs[call.graph].inputs}
             inputs = {name: np.asarray(value, dtypes[name]) for name, value in call.inputs.items()}
-            save_json([inputs], str(partial / "calls" / f"{call.graph}.inputs.json"))
+            save_json([inputs], str(partial / CALLS / f"{call.graph}{INPUTS}"))
             example = RunResults()
             example.add([call.outputs], runner_name=RUNNER)
-            example.save(str(partial / "calls" / f"{call.graph}.outputs.json"))
+            example.save(str(partial / CALLS / f"{call.graph}{OUTPUTS}"))
         described = {"schema": SCHEMA_VERSION, **asdict(replace(reference, batches=[]))}
         del described["batches"]
         text = json.dumps(described, indent=1, allow_nan=False) + "\n"
         (partial / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def check_reference_place(folder: Path) -> None:
+    """Refuse a place where something else is than a reference, before anything is computed for it."""
+    if not os.path.lexists(folder):
+        return
+    values = read_json(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
+    if not {"schema", "patch_nums", "made_with"} <= values.keys():
+        raise InputError(f"{parameter('folder', folder)}: exists and is not a reference, not replaced")
+    refuse_strangers(folder, _owned)
+
+
+def _owned(path: Path) -> bool:
+    names = (DESCRIPTION, TRAJECTORY, f"{CALLS}/*{INPUTS}", f"{CALLS}/*{OUTPUTS}")
+    return any(len(path.parts) == len(Path(name).parts) and path.match(name) for name in names)
 
 
 def load_reference(folder: Path) -> Reference:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hart_runtime.common.files import whole_file
 from hart_runtime.common.precisions import FP32, INT8
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import FACTOR, RELATIVE, Row
@@ -118,10 +119,9 @@ def as_json(reference: Reference, runs: list[Run], limits: Limits) -> dict[str, 
 
 
 def save_json(report: dict[str, Any], path: Path) -> None:
-    """Write under a temporary name and rename; NaN cannot be in it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write the report; NaN cannot be in it."""
+    with whole_file(path) as file:
+        file.write((json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
 
 
 def worst_rows(rows: list[Row]) -> list[Row]:
@@ -140,8 +140,10 @@ def worst_rows(rows: list[Row]) -> list[Row]:
 def graph_table(run: Run) -> Table:
     """The worst call of every output."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{run.candidate.name} on {run.candidate.backend} ({run.candidate.arithmetic})")
+    title = f"{run.candidate.name} on {run.candidate.backend} ({run.candidate.arithmetic})"
+    table = Table(title=Text(title))  # names are anybody's words
     for column in ("graph", "output", "worst call", "shape", "error", "allowed", "p99 abs", "cosine", ""):
         table.add_column(
             column, justify="right" if column in ("error", "allowed", "p99 abs", "cosine") else "left"

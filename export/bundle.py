@@ -25,6 +25,7 @@ from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from hart_runtime.runtime.manifest import Manifest, check_contract, write_manifest
+from hart_runtime.runtime.owned import owned_by_bundle
 from hart_runtime.runtime.shapes import same_tensor
 from hart_runtime.runtime.spec import GraphSpec
 
@@ -54,7 +55,7 @@ def export_bundle(
 
     # The graph holds its keys and values; the tokens are for whoever runs the reference beside it.
     described = {"sha256": sha256_of_text(words), "tokens": tokens} if words is not None else None
-    with whole_folder(output, replace=True) as partial:
+    with whole_folder(output, owned_by_bundle(output) if force else None) as partial:
         builders = build_graphs(model, text, request.pyramid)
         planned = specs_of(FAMILIES[request.family].graphs, request.model, request.precision)
         graphs: dict[str, GraphSpec] = {}
@@ -69,7 +70,7 @@ def export_bundle(
             names.append(TEXT_TOKENIZER)
         manifest = Manifest(
             family=request.family,
-            name=output.name,
+            name=output.resolve().name,
             precision=request.precision,
             max_batch=request.max_batch,
             model=request.model,
@@ -82,7 +83,6 @@ def export_bundle(
         check_contract(manifest, str(output / MANIFEST), same_tensor)  # what was traced
         manifest = replace(manifest, graphs={name: planned[name] for name in graphs})
         write_manifest(manifest, partial)
-        _refuse_existing(request, output, force)  # again: it may have appeared meanwhile
     return manifest
 
 

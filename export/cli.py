@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import PATH, command, in_options
+from hart_runtime.common.console import PATH, WORD, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
@@ -25,7 +25,7 @@ ENGINES, DEMO = Path("engines"), "demo"
 
 
 @command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, type=WORD)
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
@@ -35,17 +35,21 @@ ENGINES, DEMO = Path("engines"), "demo"
 )
 @click.option(
     "--text-encoder",
+    type=WORD,
     metavar="PATH|ID",
     help="Qwen2 text encoder, a folder or a hub id. [default: text_encoder/ inside the checkpoint]",
 )
 @click.option(
     "--system-prompt",
+    type=WORD,
     metavar="FILE|none",
     help="What the model was trained to see before every prompt: a text file, or Python source that sets "
     "llm_system_prompt. [default: the published one, unless the text encoder's config.json declines]",
 )
 @click.option(
-    "--revision", help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION."
+    "--revision",
+    type=WORD,
+    help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION.",
 )
 @click.option("--output", type=PATH, help="Bundle folder. [default: engines/NAME]")
 @click.option(
@@ -127,6 +131,7 @@ def main(
     if check_place(request, target, force):
         click.echo(f"{target}: is there already, from the same checkpoint with the same options")
     else:
+        _tell_of_engines(target)
         _export(request, target, force)
     if wants_engines:
         _build(target, backend)
@@ -144,6 +149,14 @@ def _tell_of_place(request: Request, target: Path, force: bool) -> None:
             click.echo(f"{target}: exists already, would be replaced with --force alone")
     except InputError as error:
         click.echo(f"would be refused: {in_options(str(error))}")
+
+
+def _tell_of_engines(target: Path) -> None:
+    """Those of a bundle that is replaced go with it: they were built from its graphs."""
+    from hart_runtime.runtime.owned import engine_folders
+
+    if engines := engine_folders(target):
+        click.echo(f"note: {target}: its engines are removed with it: {', '.join(engines)}", err=True)
 
 
 def _export(request: Request, target: Path, force: bool) -> None:

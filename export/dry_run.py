@@ -11,6 +11,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.install import pip
@@ -183,7 +184,7 @@ def show(found: Forecast, precision: str, output: Path) -> None:
     if not console.is_terminal:
         console = Console(width=110)
     source = "configurations and the headers of weight files" if found.checked else "configurations alone"
-    console.print(f"would write {output} in {precision}; from {source}", highlight=False, soft_wrap=True)
+    console.print(Text(f"would write {output} in {precision}; from {source}"), soft_wrap=True)
     console.print(_graph_table(found, style))
     console.print(_memory_table(found, style))
     rates = f"{SECONDS:g} s, {SECONDS_PER_BLOCK:g} s a block, {SECONDS_PER_GB:g} s a GB read or written"
@@ -200,7 +201,7 @@ def show(found: Forecast, precision: str, output: Path) -> None:
     problems = what_does_not_fit(found, precision, output)
     lines += [f"does not fit: {problem}" for problem in problems] or ["everything fits this machine"]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
 
 
 def _graph_table(found: Forecast, style: box.Box | None) -> Table:

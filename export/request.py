@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
 from hart_runtime.common.errors import InputError, one_of, parameter, whole_in_range
+from hart_runtime.common.files import refuse_strangers
 from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
@@ -22,6 +23,7 @@ from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
 from hart_runtime.runtime.families.hart import NAME, describe_model
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.manifest import Manifest, read_manifest
+from hart_runtime.runtime.owned import owned_by_bundle
 from hart_runtime.runtime.spec import ModelSpec
 
 
@@ -106,9 +108,11 @@ def check_place(request: Request, output: Path, force: bool) -> bool:
     if not output.is_dir():
         what = "is a file" if output.exists() else "is a link to nothing"
         raise InputError(f"{output}: {what}, and not a bundle, not replaced")
-    if not (output / MANIFEST).is_file():
-        raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST}), not replaced")
+    owned = owned_by_bundle(output)
+    if not (output / MANIFEST).is_file() or owned is None:
+        raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST} of one), not replaced")
     if force:
+        refuse_strangers(output, owned)
         return False
     found = _unusable(lambda: read_manifest(output)) or differences(request, read_manifest(output)[0])
     if found := found or _unusable(lambda: open_bundle(output)):

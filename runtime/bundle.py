@@ -6,15 +6,18 @@ size and sha256; a bundle is only opened when all of them agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.files import sha256_of_pieces
+from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
+from hart_runtime.runtime.graph_check import bounds_of, check_graph
+from hart_runtime.runtime.graph_file import Known
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_contract, read_manifest
+from hart_runtime.runtime.seal import Seal
 
 TEXT_TOKENIZER = "tokenizer.json"
 
@@ -27,6 +30,7 @@ class Bundle:
     manifest: Manifest
     identity: str = field(repr=False)
     """sha256 of the manifest, and with it of everything in the bundle."""
+    seal: Seal = field(default_factory=Seal, repr=False, compare=False)
 
     @property
     def has_text_encoder(self) -> bool:
@@ -46,58 +50,68 @@ class Bundle:
         return self.folder / name
 
 
-def open_bundle(place: Path) -> Bundle:
-    """Read the manifest and verify every file against it.
+def open_bundle(place: Path, wait: bool = True) -> Bundle:
+    """Read the manifest, check every graph and verify every file against it.
 
     Args:
         place: as :func:`hart_runtime.runtime.find.find_bundle` takes it.
+        wait: for the weights to be verified. Otherwise that goes on, and whatever opens the graphs waits
+            for it before anything is run (:meth:`Seal.check`).
 
     Raises:
         InputError: no bundle there, or several, or as :func:`read_manifest`, or a path outside the
-            bundle, or a missing, truncated or changed file.
+            bundle, or a missing, truncated or changed file, or a graph that is none of the contract's.
     """
     folder = find_bundle(place)
     manifest, identity = read_manifest(folder)
     check_contract(manifest, str(folder / MANIFEST))
-    verify_files(folder, manifest)
-    return Bundle(folder, manifest, identity)
+    seal = Seal()
+    contents = _verify_files(folder, manifest, seal)
+    _check_graphs(folder, manifest, contents)
+    if wait:
+        seal.check()
+    return Bundle(folder, manifest, identity, seal)
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file of a bundle with its entry in the manifest."""
+def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, bytes]:
+    """Compare the files of a bundle with their entries; returns the contents of those that are parsed."""
     root = folder.resolve()
-    needed = {WEIGHTS, *(file for graph in manifest.graphs.values() for file in graph.files)}
+    parsed = {file for graph in manifest.graphs.values() for file in graph.files}
     if TEXT_ENCODER in manifest.graphs:
-        needed.add(TEXT_TOKENIZER)
-    if unsealed := sorted(needed - set(manifest.files)):
+        parsed.add(TEXT_TOKENIZER)
+    if unsealed := sorted(({WEIGHTS} | parsed) - manifest.files.keys()):
         raise InputError(f"{folder / MANIFEST}: {', '.join(unsealed)} not listed in files")
-    for name, expected in manifest.files.items():
-        try:
-            _verify(folder, root, name, expected)
-        except OSError as error:
-            raise InputError(f"{folder}: {name!r} cannot be read ({error.strerror})") from None
+    for name in manifest.files:
+        _refuse_outside(folder, root, name)
+    contents = {}
+    try:
+        for name, expected in sorted(manifest.files.items(), key=lambda item: -item[1].size):
+            if name in parsed:
+                contents[name] = seal.read(folder / name, expected)
+            else:
+                seal.begin(folder / name, expected)
+    except OSError as error:
+        raise InputError(f"{folder}: {name!r} cannot be read ({error.strerror})") from None
+    return contents
 
 
-def _verify(folder: Path, root: Path, name: str, expected: FileSpec) -> None:
+def _refuse_outside(folder: Path, root: Path, name: str) -> None:
     pure = PurePosixPath(name)
-    path = folder / name
     outside = pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0")
-    if outside or not path.resolve().is_relative_to(root):
+    if outside or not (folder / name).resolve().is_relative_to(root):
         raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
-    if not path.is_file():
-        raise InputError(f"{path}: missing from the bundle; export it again")
-    size = path.stat().st_size
-    if size != expected.size:
-        raise InputError(
-            f"{path}: expected {expected.size} bytes, found {size}; the file is "
-            f"truncated or was changed, export the bundle again"
-        )
-    for wanted, found in zip(expected.sha256, sha256_of_pieces(path), strict=True):
-        if found != wanted:
-            raise InputError(
-                f"{path}: expected sha256 {wanted[:12]}..., found {found[:12]}...; "
-                f"the file was changed, export the bundle again"
-            )
+
+
+def _check_graphs(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size)
+    known = Known({}, {})
+    for name, graph in manifest.graphs.items():
+        contract = manifest.contract(name)
+        for form, file in ((None, graph.file), *graph.forms.items()):
+            try:
+                check_graph(contents[file], graph, contract.opset_of(form), contract, bounds, known)
+            except InputError as error:
+                raise InputError(f"{folder / file}: {error}; export the bundle again") from None
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileSpec]:

@@ -67,6 +67,8 @@ def checked_settings(
         "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
     )
     settings = replace(manifest.sampling, **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    if overrides.get("steps") == "":  # in checkpoints it stands for all, here for a variable that is not set
+        raise InputError("`steps`: expected a number such as 8, found an empty word")
     if prompts is not None:
         _check_prompts(prompts)
     check_ranges(settings, manifest.model)
@@ -99,7 +101,7 @@ def _check_prompts(prompts: Sequence[str]) -> None:
         raise InputError("no prompt was given")
     for number, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str):
-            raise InputError(f"prompt {number}: expected text, found {prompt!r}")
+            raise InputError(f"prompt {number}: expected text, found {shown(prompt)}")
         if not prompt.strip():
             raise InputError(f"prompt {number} is empty")
         try:

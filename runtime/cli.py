@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hart_runtime.common.console import PATH, command, sampling_options
-from hart_runtime.common.errors import InputError, parameter, told_of
+from hart_runtime.common.console import PATH, WORD, command, sampling_options
+from hart_runtime.common.errors import InputError, shown, told_of
+from hart_runtime.common.version import __version__
+from hart_runtime.runtime.backends.names import CPU
 from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ HOW_IT_RUNS = frozenset(
 @command(words={"path": "--output", "source": "--safety-model"})
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @bundle_option
-@click.option("--prompts-file", type=PATH, help="Text file with one prompt a line.")
+@click.option("--prompts-file", type=PATH, help="Text file with one prompt a line; - for standard input.")
 @click.option("--from-image", type=PATH, help="Draw a picture of hart-run again, from what it carries.")
 @click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
 @click.option("--seed", default=0, show_default=True)
@@ -47,9 +49,8 @@ HOW_IT_RUNS = frozenset(
 @click.option(
     "--output",
     type=PATH,
-    default=Path("out.png"),
-    show_default=True,
-    help="PNG file; several pictures are numbered: out-0.png, out-1.png, ...",
+    help="PNG file, replaced if it is there; several pictures are numbered: out-0.png, out-1.png, ... "
+    "[default: out.png, or out-2.png, ... where it is there]",
 )
 @device_option
 @backend_option
@@ -61,6 +62,7 @@ HOW_IT_RUNS = frozenset(
 )
 @click.option(
     "--safety-model",
+    type=WORD,
     metavar="PATH|ID",
     help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
 )
@@ -71,7 +73,7 @@ def main(
     bundle: Path,
     prompts_file: Path | None,
     from_image: Path | None,
-    output: Path,
+    output: Path | None,
     device: str,
     backend: str,
     strict: bool,
@@ -86,15 +88,18 @@ def main(
     import time
 
     start = time.perf_counter()
+    from hart_runtime.common.files import clear_leftovers
     from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.call import checked_settings
+    from hart_runtime.runtime.outputs import DEFAULT_OUTPUT, places, refuse_inputs, tell_replaced
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
     from hart_runtime.runtime.png import Origin, PngWriter, check_writable, read_origin
+    from hart_runtime.runtime.prompts import hint_at_quotes, read_prompts
     from hart_runtime.runtime.stages import LOAD
 
     texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
-    _hint_at_quotes(prompts)
+    hint_at_quotes(prompts)
     origin = read_origin(from_image) if from_image else None
     if origin is not None:
         _refuse_beside_an_image()
@@ -102,15 +107,18 @@ def main(
         options |= {"seed": origin.seed, **asdict(origin.settings)}
     if not texts:
         raise InputError("no prompt: give one as an argument, or `prompts_file`, or `from_image`")
-    check_writable(output)
+    check_writable(output or DEFAULT_OUTPUT)
     with _status("verifying the bundle"):
-        opened = open_bundle(bundle)
+        opened = open_bundle(bundle, wait=False)
     manifest = opened.manifest
     with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
         checked_settings(manifest, texts, **options)
-    paths = _paths(output, len(texts) * options["num_images"])
+    paths = places(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)
+    refuse_inputs(paths, opened.folder, from_image, prompts_file)
+    clear_leftovers((output or DEFAULT_OUTPUT).resolve())
+    tell_replaced(paths)
     if origin is not None:
         _refuse_other_bundle(origin, opened, from_image)
     if safety_model is not None:
@@ -132,13 +140,25 @@ def main(
         pipeline = Pipeline.for_prompts(
             opened, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
         )
+    drawn_with = _means(pipeline.backend, tf32)
+    if origin is not None:
+        _tell_other_means(origin, drawn_with, from_image)
     drawn: list[Origin] = []
     files = PngWriter()
     try:
         with files:
             for result in _with_progress(pipeline, texts, options, len(paths)):
                 for image, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
-                    drawn.append(Origin(prompt, number, result.settings, manifest.name, opened.identity))
+                    drawn.append(
+                        Origin(
+                            prompt,
+                            number,
+                            result.settings,
+                            manifest.name,
+                            opened.identity,
+                            drawn_with=drawn_with,
+                        )
+                    )
                     files.save(image, paths[len(drawn) - 1], drawn[-1])
                 add_seconds(seconds, result.seconds)
     finally:
@@ -194,28 +214,17 @@ def _with_progress(
             yield result
 
 
-def read_prompts(file: Path) -> list[str]:
-    """One prompt a line; empty lines are left out."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{parameter('prompts_file', file)}: cannot be read ({error})") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise InputError(f"{parameter('prompts_file', file)}: holds no prompt")
-    return prompts
+def _means(backend: Backend, tf32: bool) -> str:
+    """What else decides a picture's last bits."""
+    rounded = ", tf32" if tf32 and backend.device != CPU else ""
+    return f"hart-runtime {__version__}, {backend.name} on {backend.device}{rounded}"
 
 
-def _paths(output: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
-
-
-def _hint_at_quotes(prompts: tuple[str, ...]) -> None:
-    if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts):
-        words = ", ".join(map(repr, prompts))
-        log.warning("each word is a prompt of its own (%s); a prompt of several words needs quotes", words)
+def _tell_other_means(origin: Origin, here: str, image: Path | None) -> None:
+    if origin.drawn_with not in {"", here}:
+        log.warning(
+            "%s: was drawn with %s, here it is %r; pixels may differ", image, shown(origin.drawn_with), here
+        )
 
 
 def _refuse_beside_an_image() -> None:

@@ -81,6 +81,8 @@ class Contract:
     outputs: tuple[Row, ...]
     scales: Scales = Scales.ONCE
     opset: int = OLDEST_OPSET
+    operators: frozenset[str] = frozenset()
+    """All that its nodes may be, in any form."""
     int8: bool = False
     """Has products that run in 8-bit integers in int8 bundles. Text encoder and decoder stay in float32:
     one is known for outliers, the other is made of convolutions."""
@@ -117,6 +119,10 @@ class Contract:
             return (DEQUANTIZED,) if precision == INT8 and self.int8 else ()
         old = (WRITTEN_OUT,) if self.opset > OLDEST_OPSET else ()
         return (*old, STANDARD) if self.attention else old
+
+    def opset_of(self, form: str | None) -> int:
+        """Of the graph itself, or of a form of it."""
+        return min(self.opset, OLDEST_OPSET) if form == WRITTEN_OUT else self.opset
 
     def deciding(self) -> frozenset[str]:
         """Inputs whose values the host reads, since shapes depend on them."""

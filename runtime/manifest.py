@@ -13,7 +13,7 @@ from typing import Any
 
 from hart_runtime.common.checkpoint import AVERAGED, LLM
 from hart_runtime.common.errors import InputError, one_of, shown, told_of
-from hart_runtime.common.files import pieces_of
+from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.precisions import FP32, PRECISIONS, Precision
 from hart_runtime.common.records import read_record, read_value
@@ -41,7 +41,7 @@ class FileSpec:
 
     size: int
     sha256: tuple[str, ...]
-    """Of each piece of :data:`hart_runtime.common.files.PIECE` bytes; one for most files."""
+    """Of each piece of :data:`hart_runtime.common.hashing.PIECE` bytes; one for most files."""
 
     @property
     def identity(self) -> str:

@@ -106,7 +106,7 @@ class Pipeline:
         """
         if not isinstance(bundle, str | Path) or not str(bundle).strip():
             raise InputError(f"`bundle`: expected a path, found {shown(bundle)}")
-        opened = open_bundle(Path(bundle))
+        opened = open_bundle(Path(bundle), wait=False)
         if batch is not None:
             check_batch(opened.manifest, batch)
         backed = open_backend(opened, device, threads, backend, strict, tf32)

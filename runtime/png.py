@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 import zlib
 from collections import deque
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hart_runtime.common.errors import InputError, RunError, parameter, shown
+from hart_runtime.common.files import check_output, whole_file
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.settings import LIMITS, SamplingSettings, settings_of
 from hart_runtime.common.version import __version__
@@ -44,24 +43,23 @@ class Origin:
     """sha256 of the bundle's manifest."""
     noise_version: int = NOISE_VERSION
     """Version of the random numbers that its seed stands for."""
+    drawn_with: str = ""
+    """Backend, device and version: others round differently. Empty in pictures of before it was told."""
 
 
 def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
-    """Write under a temporary name and rename, so that no half picture is ever there."""
+    """Write a picture that knows how it was made; no half picture is ever there.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     record = json.dumps({**asdict(origin), "version": __version__}, ensure_ascii=False)
     data = encoded(image, {KEY: record, "Description": origin.prompt})
-    check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=".hart-", suffix=".png", dir=path.parent)
-    partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path) as file:
             file.write(data)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: could not be written ({error.strerror or error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    except InputError as error:  # what was there before the drawing, and is no more
+        raise RunError(str(error)) from None
 
 
 def encoded(image: Image.Image, texts: Mapping[str, str]) -> bytes:
@@ -126,15 +124,7 @@ def check_writable(path: Path) -> None:
     """Refuse an output that cannot be written, before the work is done."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{parameter('path', path)}: expected a file ending in .png")
-    try:
-        if path.is_dir():
-            raise InputError(f"{parameter('path', path)}: expected a file, found a folder")
-        if not path.parent.is_dir():
-            raise InputError(f"{parameter('path', path)}: the folder {path.parent} does not exist")
-        with tempfile.TemporaryFile(prefix=".hart-", dir=path.parent):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from None
+    check_output(path, parameter("path", path))
 
 
 def read_origin(path: Path) -> Origin:
@@ -157,15 +147,19 @@ def read_origin(path: Path) -> Origin:
         noise = record.get("noise_version", FIRST_NOISE)
         if type(prompt) is not str or type(seed) is not int or type(noise) is not int:
             raise TypeError(f"prompt {shown(prompt)}, seed {shown(seed)}, noise_version {shown(noise)}")
+        drawn_with, bundle, identity = record.get("drawn_with", ""), record["bundle"], record["identity"]
+        if not all(isinstance(value, str) for value in (drawn_with, bundle, identity)):
+            raise TypeError(f"bundle {shown(bundle)}, {shown(identity)}, drawn_with {shown(drawn_with)}")
         if missing := sorted(LIMITS.keys() - settings.keys()):
             raise TypeError(f"no {', '.join(missing)} among its settings")
         origin = Origin(
             prompt=prompt,
             seed=seed,
             settings=settings_of(settings, "settings"),
-            bundle=str(record["bundle"]),
-            identity=str(record["identity"]),
+            bundle=bundle,
+            identity=identity,
             noise_version=noise,
+            drawn_with=drawn_with,
         )
     except KeyError as error:
         raise InputError(f"{path}: its prompt and seed are damaged (no {error.args[0]})") from None
@@ -178,7 +172,3 @@ def read_origin(path: Path) -> Origin:
             f"({shown(record.get('version'))}), or give prompt and seed for another picture"
         )
     return origin
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{parameter('path', path)}: cannot be written ({error.strerror or error})")

@@ -26,11 +26,21 @@ DISTINCT = {
 }
 """Values of the free dimensions, no two expressions of which are equal by chance."""
 
+LONGEST, LARGEST_POWER = 100, 4
+"""Characters of an expression, and the largest exponent in it: files come from strangers."""
+
+
+def _power(base: int, exponent: int) -> int:
+    if not 0 <= exponent <= LARGEST_POWER:
+        raise ValueError(f"exponent {exponent}")
+    return base**exponent
+
+
 OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
 }
 
 
@@ -53,6 +63,8 @@ def evaluate(dimension: int | str, dims: Mapping[str, int]) -> int:
                 return OPERATORS[type(op)](value(left), value(right))
         raise ValueError(f"dimension {dimension!r} cannot be computed from {sorted(dims)}")
 
+    if len(dimension) > LONGEST:
+        raise ValueError(f"dimension of {len(dimension)} characters")
     try:
         return value(ast.parse(dimension, mode="eval").body)
     except SyntaxError:

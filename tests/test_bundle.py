@@ -17,7 +17,6 @@ from hart_runtime.common.errors import InputError
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.runtime.bundle import open_bundle
-from hart_runtime.runtime.external_data import external_files
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from tests.golden_runs import HERE
 
@@ -153,30 +152,6 @@ def test_a_broken_manifest(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_text(text)
     with pytest.raises(InputError, match="manifest"):
         open_bundle(copy)
-
-
-def test_external_data_outside_the_bundle_is_refused(copy: Path) -> None:
-    file = copy / "transformer.onnx"
-    model = onnx.load(file, load_external_data=False)
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = "../../secret.bin"
-    file.write_bytes(model.SerializeToString())
-    assert external_files(file.read_bytes()) == {"../../secret.bin"}
-    reseal(copy, "transformer.onnx")
-    with pytest.raises(InputError, match=r"secret.bin.*refused"):
-        Pipeline.load(copy, device="cpu")
-
-
-def test_external_data_is_found_inside_subgraphs() -> None:
-    inner = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
-    inner.external_data.add(key="location", value="deep.bin")
-    constant = onnx.helper.make_node("Constant", [], ["y"], value=inner)
-    body = onnx.helper.make_graph([constant], "body", [], [])
-    node = onnx.helper.make_node("If", ["c"], ["z"], then_branch=body, else_branch=body)
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
-    assert external_files(model.SerializeToString()) == {"deep.bin"}
 
 
 def test_export_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:

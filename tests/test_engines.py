@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.common.files import sha256_of
+from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.install import install
 from hart_runtime.export.cli import main as export_main
 from hart_runtime.runtime.backends.registry import open_backend

@@ -15,8 +15,6 @@ from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
 from hart_runtime.runtime.backends.sessions import first_line
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.contract import DEQUANTIZED
-from hart_runtime.runtime.external_data import refuse_outside
-from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.host import HostMemory, array_at
 from hart_runtime.runtime.memory.planned import PlannedBackend
@@ -61,7 +59,6 @@ class OpenVinoExecutor(HostMemory):
         self._requests = {}
         for name, graph in self._graphs.items():
             path = bundle.path(graph.forms.get(DEQUANTIZED, graph.file))
-            refuse_outside(path, WEIGHTS)
             options = {
                 "PERFORMANCE_HINT": "LATENCY",
                 "INFERENCE_PRECISION_HINT": "bf16"

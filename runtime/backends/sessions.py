@@ -15,8 +15,6 @@ from typing import Any
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.install import install, installed, pip
 from hart_runtime.runtime.bundle import Bundle
-from hart_runtime.runtime.external_data import refuse_outside
-from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.memory.gpu import driver_version, old_driver
 from hart_runtime.runtime.spec import GraphSpec
 
@@ -162,7 +160,6 @@ def _share_gpu_memory(index: int) -> None:
 def _open(path: Path, graph: GraphSpec, options: Any, gpu: OnGpu | None) -> Any:
     import onnxruntime as ort
 
-    refuse_outside(path, WEIGHTS)
     try:
         # By path: the weights are then mapped, and not read as a whole.
         session = _captured(path, options, gpu) or ort.InferenceSession(path, options, _providers(gpu))

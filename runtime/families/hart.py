@@ -61,6 +61,7 @@ from hart_runtime.runtime.families.names import (
     TRANSFORMER,
     UNCONDITIONAL,
 )
+from hart_runtime.runtime.families.operators import operators_of
 from hart_runtime.runtime.families.sizes import text_encoder_sizes, tokenizer_sizes, transformer_sizes
 from hart_runtime.runtime.program import Arrays, Run, Step, none
 from hart_runtime.runtime.shapes import Dims
@@ -274,7 +275,7 @@ _GRAPHS = (
         scratch="4 * batch * decoder_width * pixels**2 * unchanged",
     ),
 )
-GRAPHS = {graph.name: graph for graph in _GRAPHS}
+GRAPHS = {graph.name: replace(graph, operators=operators_of(graph.name, graph.int8)) for graph in _GRAPHS}
 """In the order in which a picture needs them."""
 
 

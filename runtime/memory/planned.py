@@ -49,6 +49,8 @@ class PlannedBackend(Backend):
     """Runs the loop's graphs at planned addresses."""
 
     def __init__(self, bundle: Bundle, executor: Executor) -> None:
+        """Raises InputError if a file of the bundle is not what was sealed."""
+        bundle.seal.check()  # by now the executor has opened its files
         self.manifest = bundle.manifest
         self.executor = executor
         self.name, self.device, self.limits = executor.name, executor.device, executor.limits

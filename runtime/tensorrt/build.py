@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError, parameter
-from hart_runtime.common.files import sha256_of_pieces, whole_folder
+from hart_runtime.common.files import whole_folder
+from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.backends.names import ONNXRUNTIME
 from hart_runtime.runtime.bundle import Bundle, describe_files
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.manifest import FileSpec, Manifest
 from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.memory.plan import ALIGNMENT, make_plan
+from hart_runtime.runtime.owned import owned_by_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions, Phase, build_engine, signals_wait
 from hart_runtime.runtime.tensorrt.manifest import (
     ENGINE_MANIFEST,
@@ -102,7 +104,7 @@ def build_engines(
     cache = TimingCache(package, gpu, bundle.folder)
     inspected = gpu is not None and (not capabilities or gpu.capability in capabilities)
     engines: dict[str, EngineSpec] = {}
-    with whole_folder(target, replace=True) as partial:
+    with whole_folder(target, owned_by_engines) as partial:
         for job in (job for job in jobs if job.reason is None):
             assert existing is not None
             engines[job.name] = existing.engines[job.name]
@@ -121,6 +123,7 @@ def build_engines(
                     watch(name, number, len(missing)),
                     stopped,
                 )
+            bundle.seal.check()  # it was built from what was hashed
             (partial / engine_file(name)).write_bytes(built.serialized)
             attends, seen = manifest.contract(name).scores != "0", built.inspection
             engines[name] = EngineSpec(

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.external_data import refuse_outside
-from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec
 from hart_runtime.runtime.tensorrt.inspection import Inspection, inspect_engine
 from hart_runtime.runtime.tensorrt.package import Package
@@ -123,7 +121,6 @@ def _parse(package: Package, builder: Any, path: Path, graph: GraphSpec, log: An
     # TensorRT 11 knows no other kind of network; 10 wants to be told.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-    refuse_outside(path, WEIGHTS)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
         reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.console import FiniteRange, command, in_options
+from hart_runtime.common.console import WORD, FiniteRange, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import FP16
 from hart_runtime.runtime.backends.names import AUTO, MODULES
@@ -44,9 +44,10 @@ log = logging.getLogger(__name__)
 )
 @click.option(
     "--compute-capability",
+    type=WORD,
     help="TensorRT-RTX: GPUs to build for, such as 8.6,8.9,12.0. [default: this GPU, or Ampere and newer]",
 )
-@click.option("--workspace", type=FiniteRange(min=0.001), help="Most scratch memory, in GB.")
+@click.option("--workspace", type=FiniteRange(0.001, 1e6), help="Most scratch memory, in GB.")
 @click.option(
     "--top-k", help="Codes kept per token that may be asked for: 100, or 1..1000. [default: the bundle's]"
 )

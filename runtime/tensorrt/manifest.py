@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError, parameter, shown
-from hart_runtime.common.files import sha256_of_pieces
+from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.common.records import read_record
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.find import WEIGHTS

@@ -17,6 +17,9 @@ from platformdirs import user_cache_path
 from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.tensorrt.package import Package
 
+TIMINGS = "timing-*.cache"
+"""Names of its files."""
+
 
 class TimingCache:
     """Measurements of one package on one GPU, read once and written after every engine."""

@@ -1,0 +1,72 @@
+"""Operators that the graphs of bundles are made of: a file with any other is not opened.
+
+What is missing here on purpose: loops, branches, and whatever makes a tensor of a size that only its
+values tell. :mod:`hart_runtime.runtime.graph_check` bounds those that make a tensor larger.
+"""
+
+from __future__ import annotations
+
+from hart_runtime.runtime.families.names import (
+    CONTEXT,
+    DECODER,
+    LATENT,
+    NEXT_SCALE,
+    RESIDUAL_CONDITION,
+    RESIDUAL_STEP,
+    SAMPLE,
+    SMOOTH,
+    TEXT_ENCODER,
+    TRANSFORMER,
+    UNCONDITIONAL,
+)
+
+Operators = frozenset[str]
+
+
+def _named(names: str) -> Operators:
+    return frozenset(names.split())
+
+
+_EVERYWHERE = _named(
+    "Add Cast Concat Div Expand Gather Identity Mul Neg Reshape Shape Slice Split Sqrt Squeeze Sub Transpose"
+    " Unsqueeze"
+)
+_INT8 = _named("Abs DequantizeLinear Max QuantizeLinear ReduceMax com.microsoft:MatMulIntegerToFloat")
+"""Of products in 8 bits."""
+_WRITTEN = {
+    "com.microsoft:MultiHeadAttention": _named("Attention MatMul Softmax"),
+    "RMSNormalization": _named("ReduceMean"),
+    "CumSum": _named("LessOrEqual MatMul Range"),
+}
+"""What other forms of a graph have in the place of an operator, beside those that all have."""
+
+_NORM = "MatMul RMSNormalization"
+_OWN = {
+    TEXT_ENCODER: _named(f"{_NORM} And Cos Not Sigmoid Sin Softmax Where"),
+    CONTEXT: _named(f"{_NORM} Clip CumSum Gemm ReduceMax ReduceMean ReduceSum Sigmoid"),
+    TRANSFORMER: _named(f"{_NORM} Clip Cos Gelu Gemm ReduceL2 Sigmoid Sin com.microsoft:MultiHeadAttention"),
+    UNCONDITIONAL: _named(""),
+    SAMPLE: _named(
+        f"{_NORM} And CumSum GatherElements Gemm Greater Less LessOrEqual Min Pad ReduceMin ReduceSum"
+        " Sigmoid Softmax TopK Where"
+    ),
+    SMOOTH: _named("GatherElements Log MatMul Softmax"),
+    NEXT_SCALE: _named("CumSum MatMul Pad Pow Range ReduceSum Tile"),
+    RESIDUAL_CONDITION: _named(f"{_NORM} Tile"),
+    RESIDUAL_STEP: _named("Clip Cos Exp Gemm LayerNormalization MatMul Sigmoid Sin Tile"),
+    LATENT: _named(""),
+    DECODER: _named(
+        "Clip Conv InstanceNormalization MatMul Pow Reciprocal ReduceMean ReduceSum Resize Sigmoid Softmax"
+    ),
+}
+
+
+def operators_of(graph: str, int8: bool) -> Operators:
+    """All that may be in a graph, whichever form of it.
+
+    Args:
+        int8: whether it has products in 8 bits in int8 bundles.
+    """
+    own = _OWN[graph] | _EVERYWHERE
+    written = [parts for operator, parts in _WRITTEN.items() if operator in own]
+    return own.union(*written, _INT8 if int8 else ())

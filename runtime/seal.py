@@ -1,0 +1,89 @@
+"""The files of a bundle that are hashed are the ones that are used.
+
+Large weights are hashed while the graphs are loaded. Libraries open graphs and weights by their path, so
+a file might be another one by then: what the system says of it is compared before it is hashed and after
+everything is open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.hashing import PIECE, begin_hashing
+from hart_runtime.runtime.manifest import FileSpec
+
+
+class Seal:
+    """What was hashed, and what is being hashed."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[int, ...]] = {}
+        self._coming: list[tuple[Path, FileSpec, Callable[[], tuple[str, ...]]]] = []
+
+    def read(self, path: Path, expected: FileSpec) -> bytes:
+        """The contents of a small file, of which these very bytes were hashed.
+
+        Raises:
+            InputError: they are not what was sealed.
+            OSError: it cannot be read.
+        """
+        self._see(path, expected)
+        if expected.size > PIECE:
+            raise InputError(f"{path}: expected at most {PIECE} bytes, found {expected.size}; refused")
+        data = path.read_bytes()
+        _compare(path, expected, (hashlib.sha256(data).hexdigest(),))
+        return data
+
+    def begin(self, path: Path, expected: FileSpec) -> None:
+        """Hash a file of any size while other work is done; raises as :meth:`read`, but for its contents."""
+        self._see(path, expected)
+        self._coming.append((path, expected, begin_hashing(path)))
+
+    def check(self) -> None:
+        """Wait for the hashes, and see that no file changed since its own was begun.
+
+        Raises:
+            InputError: one is not what was sealed, or was changed meanwhile.
+        """
+        for path, expected, hashes in self._coming:
+            try:
+                _compare(path, expected, hashes())
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        self._coming.clear()
+        for path, before in self._seen.items():
+            try:
+                same = _told(path) == before
+            except OSError:
+                same = False
+            if not same:
+                raise InputError(f"{path}: was changed while the bundle was opened; try again")
+
+    def _see(self, path: Path, expected: FileSpec) -> None:
+        if not path.is_file():
+            raise InputError(f"{path}: missing from the bundle; export it again")
+        self._seen[path] = told = _told(path)
+        if told[2] != expected.size:
+            raise InputError(
+                f"{path}: expected {expected.size} bytes, found {told[2]}; the file is "
+                f"truncated or was changed, export the bundle again"
+            )
+
+
+def _told(path: Path) -> tuple[int, ...]:
+    """What tells one file from another, and one state of it from the next."""
+    status = os.stat(path)  # noqa: PTH116 - the same for a link to it
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _compare(path: Path, expected: FileSpec, hashes: tuple[str, ...]) -> None:
+    for wanted, found in zip(expected.sha256, hashes, strict=True):
+        if found != wanted:
+            raise InputError(
+                f"{path}: expected sha256 {wanted[:12]}..., found {found[:12]}...; "
+                f"the file was changed, export the bundle again"
+            )
