@@ -42,7 +42,7 @@ class NonEmptyPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-class NonEmpty(click.ParamType):
+class NonEmpty(click.types.StringParamType):
     """A word; an empty one, as of a variable that is not set, is a mistake, and not the default."""
 
     name = "text"

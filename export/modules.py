@@ -188,10 +188,10 @@ class SmoothGraph(nn.Module):
         self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
 
     def forward(
-        self, logits: Tensor, exponential: Tensor, start: Tensor, logit_gain: Tensor, temperature: Tensor
+        self, logits: Tensor, exponential: Tensor, starts: Tensor, logit_gain: Tensor, temperature: Tensor
     ) -> Tensor:
         """Each cell's noise begins at its start in the pool, that of code v is v places further on."""
-        places = (start[..., None] + torch.arange(self.codebook.shape[0])).flatten(1)
+        places = (starts[..., None] + torch.arange(self.codebook.shape[0])).flatten(1)
         pool = -exponential.log()  # before it is gathered, since then there is more of it
         gumbel = pool.gather(1, places).view_as(logits)
         weights = ((logit_gain * logits + gumbel) / temperature).softmax(-1)

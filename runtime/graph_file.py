@@ -66,6 +66,14 @@ class Weight(NamedTuple):
         return np.frombuffer(self.data or b"", self.dtype)
 
 
+class _External(NamedTuple):
+    """Where a weight lies outside, as the file spells it."""
+
+    location: str = ""
+    offset: str = "0"
+    length: str = "-1"
+
+
 class GraphFile(NamedTuple):
     """Contents of a file."""
 
@@ -206,7 +214,8 @@ def _weight(data: bytes) -> Weight:
     if kind is None or min(shape, default=0) < 0 or once.keys() - {2, 8, 9, 12, 14}:
         raise InputError(f"weight {shown(name)}: expected raw numbers, found another type or encoding")
     if place:
-        where = entries.get("location", ""), int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+        told = _External(**{key: entries[key] for key in _External._fields if key in entries})
+        where = told.location, int(told.offset), int(told.length)
         found = Weight(name, kind, tuple(shape), None, where)
         length = where[2]
     else:

@@ -185,7 +185,7 @@ _GRAPHS = (
         (
             Row("logits", (*_MAP, "vocab"), recorded="scale{index}.logits_kept"),
             Row("exponential", ("batch", "pool"), recorded="scale{index}.gumbel_exp"),
-            Row("start", _MAP, INT),
+            Row("starts", _MAP, INT),
             Row("logit_gain", ()),
             Row("temperature", ()),
         ),
@@ -388,7 +388,7 @@ def _codes(now: ScaleStep, model: ModelSpec, settings: SamplingSettings) -> list
 
     def pool(noise: Noise) -> Arrays:
         exponential, start = noise.exponential(now.index, now.num_tokens, model.vocab_size)
-        return {"exponential": exponential, "start": _as_map(start, now)}
+        return {"exponential": exponential, "starts": _as_map(start, now)}
 
     return [sample, _run(SMOOTH, now.index, temperatures, pool)]
 
