@@ -26,7 +26,7 @@ DISTINCT = {
 }
 """Values of the free dimensions, no two expressions of which are equal by chance."""
 
-LONGEST, LARGEST_POWER = 100, 4
+LONGEST, LARGEST_POWER = 400, 4
 """Characters of an expression, and the largest exponent in it: files come from strangers."""
 
 
