@@ -142,7 +142,12 @@ Opened = Callable[[Bundle], Backend]
 
 
 @pytest.fixture(
-    params=["onnxruntime", "10.3.0", "10.16.1.11", pytest.param("rtx-1.7.1.116", marks=pytest.mark.gpu_standin)]
+    params=[
+        "onnxruntime",
+        "10.3.0",
+        "10.16.1.11",
+        pytest.param("rtx-1.7.1.116", marks=pytest.mark.gpu_standin),
+    ]
 )
 def opened(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
