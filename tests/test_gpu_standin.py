@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -240,6 +241,17 @@ def test_everything_is_given_back(drawn: Drawn) -> None:
 def test_strict_accepts_the_demo(demo_bundle: Path, libraries: Path, tmp_path: Path) -> None:
     done = draw(demo_bundle, tmp_path, libraries, "8.9", "strict")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_cudnn_is_one_sentence(demo_bundle: Path, libraries: Path, tmp_path: Path) -> None:
+    """Before the first picture, in which ONNX Runtime would look for it."""
+    others = tmp_path / "libraries"
+    shutil.copytree(libraries, others, ignore=shutil.ignore_patterns("libcudnn.*"))
+    done = draw(demo_bundle, tmp_path, others)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ONNX Runtime needs cuDNN, which cannot be loaded (libcudnn.so.9: " in last
+    assert "picture" not in last
 
 
 def test_a_full_device_is_one_sentence(demo_bundle: Path, libraries: Path, tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from setuptools.config.pyprojecttoml import load_file
 
 from hart_runtime.common import install
 from hart_runtime.common.errors import InputError
-from tests.imports import ROOT
+from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.tensorrt.package import OLDEST
+from tests.imports import PACKAGE, ROOT, imported, sources
 
 PROMPT = "a red circle on a white background"
 
@@ -42,6 +45,57 @@ def test_extras_are_those_that_people_know() -> None:
     assert sorted(r.partition(">")[0] for r in of("tensorrt-rtx")) == ["cuda-bindings", "tensorrt-rtx"]
     for extra in sorted(extras - runs - {"dev"}):  # ONNX Runtime's two builds exclude each other
         assert not any("onnxruntime" in r for r in of(extra))
+
+
+def declared() -> dict[str, list[str]]:
+    """The extras of pyproject.toml, and what the bare package needs under no name."""
+    project = load_file(ROOT / "pyproject.toml")["project"]
+    return {"": project["dependencies"], **project["optional-dependencies"]}
+
+
+def test_tensorrt_is_asked_for_from_the_oldest_version_that_there_is_a_form_for() -> None:
+    assert f"tensorrt>={'.'.join(map(str, OLDEST))}" in declared()["tensorrt"]
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cuda": "cuda-bindings",
+    "openvino": "openvino",
+    "tensorrt_rtx": "tensorrt-rtx",
+}
+"""Of modules that are called otherwise."""
+BACKENDS = {
+    "cpu": {"onnxruntime"},
+    "cuda": {"onnxruntime", "cuda"},
+    "openvino": {"openvino"},
+    **{name: {module, "cuda"} for name, module in MODULES.items()},
+}
+"""Modules that each backend imports beside those of the bare package."""
+
+
+def test_whatever_a_backend_imports_is_in_its_extra() -> None:
+    """And nothing else is imported where pictures are drawn: not onnx, not torch."""
+    found = set(MODULES.values())  # by name
+    for name, file in sources().items():
+        if name.startswith((f"{PACKAGE}.runtime", f"{PACKAGE}.common")):
+            found |= {module.partition(".")[0] for module in imported(file)}
+    found -= {*sys.stdlib_module_names, PACKAGE, "typing_extensions"}  # the last for type checkers alone
+    extras = declared()
+    bare = {requirement_name(r) for r in extras[""]}
+    needed = {module for module in found if DISTRIBUTIONS.get(module, module) not in bare}
+    assert needed == set().union(*BACKENDS.values())
+    for extra, modules in BACKENDS.items():
+        brought = {requirement_name(r) for r in extras[extra]}
+        wanted = {DISTRIBUTIONS.get(module, module) for module in modules}
+        if extra == "cuda":  # never both of ONNX Runtime's builds
+            wanted = wanted - {"onnxruntime"} | {"onnxruntime-gpu"}
+        assert brought == wanted
+
+
+def requirement_name(requirement: str) -> str:
+    found = re.match(r"[\w-]+", requirement)
+    assert found is not None
+    return found[0]
 
 
 def test_a_clone_stays_editable(monkeypatch: pytest.MonkeyPatch) -> None:

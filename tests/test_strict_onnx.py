@@ -11,6 +11,7 @@ import pytest
 
 from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.backends import sessions
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
@@ -117,6 +118,35 @@ def test_a_lost_device_is_a_sentence(demo_bundle: Path, monkeypatch: pytest.Monk
     del pipeline
     gc.collect()
     cuda.tell()
+
+
+def test_a_missing_cudnn_is_told_before_a_picture(
+    demo_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """ONNX Runtime looks for it when the first graph wants it."""
+    played = install_onnx_gpu(monkeypatch, install_cuda(monkeypatch))
+    provider = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
+    provider.parent.mkdir()
+    provider.touch()
+    monkeypatch.setattr(played.api, "__file__", str(tmp_path / "__init__.py"), raising=False)
+    monkeypatch.setattr(sessions, "CUDNN", ("libnowhere.so.9",))
+    with pytest.raises(InputError, match=r"needs cuDNN, .*libnowhere.so.9.*install it with: .*\[cuda\]"):
+        Pipeline.load(demo_bundle, device="cuda")
+    assert Pipeline.load(demo_bundle).backend.device == "cpu"
+    assert "needs cuDNN" in caplog.text
+
+
+def test_without_a_gpu_cuda_is_refused_and_auto_is_silent(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_onnx_gpu(monkeypatch, install_cuda(monkeypatch, ()))
+    with pytest.raises(InputError, match=r"found no CUDA GPU \(the driver sees none\)"):
+        Pipeline.load(demo_bundle, device="cuda")
+    assert Pipeline.load(demo_bundle).backend.device == "cpu"
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-CUDNN = "libcudnn.so.9"
-"""Loaded by ONNX Runtime when the first graph wants it, and not before."""
+CUDNN = ("libcudnn.so.9", "libcudnn.so")
+"""Names of a library that ONNX Runtime loads when the first graph wants it, in the middle of a picture."""
 SAME_AS_REQUESTED = 1
 """How an arena grows: ONNX Runtime's kSameAsRequested."""
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -119,6 +119,7 @@ def open_sessions(
         require_cuda()
         _refuse_old_driver(ort)
         ort.preload_dlls(directory="")  # the libraries that PyTorch or NVIDIA's wheels brought
+        _require_cudnn()
         _share_gpu_memory(gpu.index)
     else:
         _share_memory()
@@ -220,28 +221,49 @@ def _refuse_old_driver(ort: Any) -> None:
         raise InputError(old_driver(f"onnxruntime-gpu {ort.__version__}", driver, wanted))
 
 
+def _require_cudnn() -> None:
+    """Raises InputError, with the command that mends it, where ONNX Runtime will not find cuDNN."""
+    if _provider() is None:
+        return
+    reasons = []
+    for library in CUDNN:
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise InputError(
+        f"{parameter('device', 'cuda')}: ONNX Runtime needs cuDNN, which cannot be loaded ({reasons[0]}); "
+        f"install it with: {install('cuda')}"
+    )
+
+
 def _refuse_missing() -> None:
     """Name the library of CUDA's that ONNX Runtime did not find, if it is that.
 
     Raises:
         InputError: with the command that installs it.
     """
-    import onnxruntime as ort
-
-    provider = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    if not provider.is_file():
-        return  # other systems name them in their own way
-    for library in (str(provider), CUDNN):
-        try:
-            ctypes.CDLL(library)
-        except OSError as error:
-            text = str(error)
-            if "undefined symbol" in text:  # it wants to be loaded by ONNX Runtime alone
-                continue
+    if (provider := _provider()) is None:
+        return
+    try:
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        text = str(error)
+        if "undefined symbol" not in text:  # that is because it wants to be loaded by ONNX Runtime alone
             raise InputError(
                 f"{parameter('device', 'cuda')}: ONNX Runtime's CUDA provider cannot be loaded ({text}); "
                 f"install what it needs with: {install('cuda')}"
             ) from None
+
+
+def _provider() -> Path | None:
+    """The file of ONNX Runtime that needs CUDA's libraries; None on systems that name them in another way."""
+    import onnxruntime as ort
+
+    file = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    return file if file.is_file() else None
 
 
 def require_cuda() -> None:

@@ -14,6 +14,8 @@ from hart_runtime.runtime.shapes import evaluate
 
 DRIVER = 500_000_000
 """Bytes that CUDA and the libraries take for themselves, about: kernels, tables, the context."""
+PROCESS = 300_000_000
+"""Bytes that a process takes on the host, about: Python and the libraries."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Needed:
     constants: int
     scratch: int
     """Inside a graph, at the most; graphs run one after another in the same memory."""
+    staged: int
+    """On the host: page-locked memory, where random numbers wait for the device."""
     measured: bool = False
     """Whether the scratch is what a library asks for, or an estimate."""
 
@@ -38,6 +42,15 @@ class Needed:
     def total(self) -> int:
         """At the most, with the text encoder closed before the rest is opened."""
         return DRIVER + max(self.weights + self.arena + self.constants + self.scratch, self.text)
+
+    @property
+    def shared(self) -> int:
+        """The same where CPU and GPU share their memory, with what the process has on the host.
+
+        Weights are counted once: a file that is mapped while it is read takes nothing that others could not
+        have.
+        """
+        return self.total + self.staged + PROCESS
 
 
 def needed(manifest: Manifest, batch: int, weights: int | None = None, scratch: int | None = None) -> Needed:
@@ -54,7 +67,14 @@ def needed(manifest: Manifest, batch: int, weights: int | None = None, scratch: 
     plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
     inside = max(scratch_of(manifest, batch).values()) if scratch is None else scratch
     return Needed(
-        stored - text, text, plan.nbytes, plan.cache_nbytes, plan.constant_nbytes, inside, scratch is not None
+        weights=stored - text,
+        text=text,
+        arena=plan.nbytes,
+        cache=plan.cache_nbytes,
+        constants=plan.constant_nbytes,
+        scratch=inside,
+        staged=plan.staged_nbytes,
+        measured=scratch is not None,
     )
 
 
@@ -78,8 +98,12 @@ def _largest(manifest: Manifest, name: str, formula: str, batch: int) -> int:
     return max(evaluate(formula, {**manifest.sizes, **row}) for row in rows)
 
 
-def sentence(batch: int, memory: Needed) -> str:
-    """What a batch needs, in words."""
+def sentence(batch: int, memory: Needed, shared: bool = False) -> str:
+    """What a batch needs, in words.
+
+    Args:
+        shared: whether CPU and GPU share their memory.
+    """
     parts = [
         ("weights", memory.weights),
         ("arena", memory.arena),
@@ -87,5 +111,9 @@ def sentence(batch: int, memory: Needed) -> str:
         ("scratch" if memory.measured else "scratch (an estimate)", memory.scratch),
         ("CUDA itself", DRIVER),
     ]
+    total, where = memory.total, "on the device"
+    if shared:
+        parts.append(("the host's buffers and libraries", memory.staged + PROCESS))
+        total, where = memory.shared, "of the memory that CPU and GPU share"
     listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts)
-    return f"batch {batch} needs about {memory.total / 1e9:.2f} GB on the device: {listed}"
+    return f"batch {batch} needs about {total / 1e9:.2f} GB {where}: {listed}"

@@ -110,6 +110,12 @@ class Plan:
     """Per call, offset and bytes of large parts of the arena that nothing uses from then on."""
 
     @property
+    def staged_nbytes(self) -> int:
+        """Of page-locked memory on the host, where everything lies that is copied to the device."""
+        views = (call.inputs[name] for call in self.calls for name in (*call.uploads, *call.constants))
+        return sum(view.nbytes for view in views if view is not None)
+
+    @property
     def cache_nbytes(self) -> int:
         """Of the KV cache."""
         return sum(slot.nbytes for slot in self.slots if slot.label.startswith(PAST))

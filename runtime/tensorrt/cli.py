@@ -213,11 +213,13 @@ def _warn_of_attention(bundle: Bundle, engines: EngineManifest) -> None:
 def _tell_memory(bundle: Bundle, options: BuildOptions, engines: EngineManifest | None) -> None:
     """What drawing the smallest and the largest batch needs; the engines' own scratch where it is known."""
     from hart_runtime.runtime.memory.forecast import needed, sentence
+    from hart_runtime.runtime.memory.gpu import shares_memory
 
+    shared = shares_memory()
     asked = [spec.scratch for spec in engines.engines.values()] if engines else []
     scratch = max((max(sizes) for sizes in asked if sizes), default=None) if all(asked) else None
     for batch in sorted(set(options.batches)):
-        click.echo(sentence(batch, needed(bundle.manifest, batch, scratch=scratch)))
+        click.echo(sentence(batch, needed(bundle.manifest, batch, scratch=scratch), shared))
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
