@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from setuptools.config.pyprojecttoml import load_file
+from setuptools.config.pyprojecttoml import load_file  # type: ignore[import-untyped]
 
 from hart_runtime.common import install
 from hart_runtime.common.errors import InputError
