@@ -35,11 +35,18 @@ ROOMS = {
     "build": "runtime.tensorrt",
 }
 COMMANDS = {"run": run, "export": export, "build": build, "compare": compare, "bench": bench}
+HEARS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+"""Whoever runs the tests in the background may have these ignored, and children inherit it."""
 SCRIPT = "from hart_runtime.{}.cli import main; main()"
 
 
 def started(name: str, *arguments: object, before: str = "", **options: Any) -> subprocess.Popen[str]:
-    script = before + SCRIPT.format(ROOMS[name])
+    script = HEARS + before + SCRIPT.format(ROOMS[name])
     words = [sys.executable, "-c", script, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(words, text=True, **pipes)
