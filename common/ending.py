@@ -96,7 +96,7 @@ class Ending:
         try:
             return ends_with_a_code(super().main)(*args, **options)  # type: ignore[misc]
         except SystemExit as end:
-            if end.code == FAILED and type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's, for that
+            if end.code == FAILED and type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click's
                 _end(BY_SIGNAL + signal.SIGPIPE, None)
             raise
 
