@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from hart_runtime.compare.report import arithmetic
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.families.hart import GRAPHS
+from hart_runtime.runtime.families.names import DECODER, RESIDUAL_STEP, TRANSFORMER
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE, Run, variants
+from tests.imports import ROOT
 
 GATES = json.loads((Path(__file__).parent / "gates.json").read_text(encoding="utf-8"))
 
@@ -229,6 +232,27 @@ def test_polygraphy_reads_every_graph(
         run("run", file, "--onnxrt", *fed)
     else:
         run("run", file, "--onnxrt", *fed, *expected, "--atol", 0.05, "--rtol", 0.05)
+
+
+def test_the_three_graphs_in_the_words_of_the_docs(
+    demo_bundle: Path, saved: tuple[Path, Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polygraphy's commands of docs/backends.md, as somebody copies them; and on the forms for TensorRT."""
+    from polygraphy.tools import main as polygraphy
+
+    text = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("polygraphy run ")]
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "demo").symlink_to(demo_bundle)
+    (tmp_path / "reference").symlink_to(saved[1])
+    monkeypatch.chdir(tmp_path)
+    told = [Path(command[2]).stem for command in commands]
+    assert told == [DECODER, TRANSFORMER, RESIDUAL_STEP]
+    graphs = open_bundle(demo_bundle).manifest.graphs
+    for name, command in zip(told, commands, strict=True):
+        for file in graphs[name].files:
+            monkeypatch.setattr(sys, "argv", [*command[:2], f"engines/demo/{file}", *command[3:]])
+            assert polygraphy() == 0
 
 
 def test_error_statistics() -> None:

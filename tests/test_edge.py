@@ -15,10 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hart_runtime import Pipeline
+from hart_runtime.common.errors import InputError
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.memory.forecast import PROCESS, needed
+from hart_runtime.runtime.tensorrt import package
 from hart_runtime.runtime.tensorrt.cli import main as build
 from tests.imports import ROOT
 from tests.strict.device import ORIN, Card
@@ -104,6 +106,17 @@ def test_nothing_but_engines_is_there(carried: Path) -> None:
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "no inference library is installed" in line
+
+
+def test_pip_is_not_where_a_jetson_has_tensorrt_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(InputError, match=r"install it with: .*\[tensorrt\]"):
+        package.import_package("tensorrt")
+    board = tmp_path / "nv_tegra_release"
+    board.touch()
+    monkeypatch.setattr(package, "JETSON", board)
+    with pytest.raises(InputError, match=r"it comes with JetPack .* sees the system's packages"):
+        package.import_package("tensorrt")
 
 
 @pytest.mark.parametrize(

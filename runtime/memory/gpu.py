@@ -17,7 +17,10 @@ INSUFFICIENT_DRIVER, NO_DEVICE = 35, 100
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PCI_ID_LENGTH = 32
 """Bytes of room for an identifier such as 0000:01:00.0."""
-NEWEST_OF_12 = "'cuda-bindings<13' 'onnxruntime-gpu[cuda,cudnn]<1.27'"
+NEWEST_OF_12 = (
+    "'cuda-bindings<13', and beside it what is used of 'onnxruntime-gpu[cuda,cudnn]<1.27', tensorrt-cu12 and "
+    "tensorrt-rtx-cu12"
+)
 """What runs with drivers of CUDA 12."""
 
 

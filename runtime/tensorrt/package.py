@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.errors import InputError, one_of, parameter
@@ -16,6 +17,8 @@ from hart_runtime.runtime.spec import GraphSpec
 FORM_VERSIONS = {
     form: tuple(int(part) for part in form.rpartition("-")[2].split(".")) for form in (WRITTEN_OUT, STANDARD)
 }
+JETSON = Path("/etc/nv_tegra_release")
+"""A file that only the Linux of Jetson boards has."""
 OLDEST = FORM_VERSIONS[WRITTEN_OUT]
 """The first version of TensorRT that there is a form for."""
 
@@ -61,17 +64,26 @@ def import_package(backend: str) -> Package:
     except (ImportError, OSError, RuntimeError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
         reason = "is not installed" if missing else f"cannot be loaded ({error})"
-        raise InputError(f"{given}: {backend} {reason}; install it with: {install(backend)}") from None
+        raise InputError(f"{given}: {backend} {reason}; {_mend(backend)}") from None
     version = getattr(api, "__version__", None)
     if version is None or not hasattr(api, "Builder"):  # an installer that left nothing behind
-        raise InputError(f"{given}: {module} holds no TensorRT; install it with: {install(backend)}")
+        raise InputError(f"{given}: {module} holds no TensorRT; {_mend(backend)}")
     package = Package(backend, str(version), api)
     if not package.ahead_of_time and package.release < OLDEST:
         raise InputError(
-            f"{given}: expected TensorRT {OLDEST[0]}.{OLDEST[1]} or newer, found {version}; "
-            f"install it with: {install(backend)}"
+            f"{given}: expected TensorRT {OLDEST[0]}.{OLDEST[1]} or newer, found {version}; {_mend(backend)}"
         )
     return package
+
+
+def _mend(backend: str) -> str:
+    """How to get a package here."""
+    if MODULES[backend] == "tensorrt" and JETSON.exists():
+        return (
+            "on a Jetson it comes with JetPack (6 or newer) and not from pip: use an environment that sees "
+            "the system's packages"
+        )
+    return f"install it with: {install(backend)}"
 
 
 def graph_read(package: Package, graph: GraphSpec) -> str:
