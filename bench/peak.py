@@ -29,8 +29,10 @@ from hart_runtime.runtime.tensorrt.package import import_package
 
 OPSET, IR_VERSION = 20, 10
 PRODUCT, COPY = "product", "copy"
-PRODUCT_SIDE = {"cpu": 2048, "cuda": 8192}
-COPY_ELEMENTS = {"cpu": 1 << 26, "cuda": 1 << 28}
+LOADS = {"cpu": ((2048, 1 << 26),), "cuda": ((1024, 1 << 22), (8192, 1 << 28))}
+"""Side of the product and elements of the copy; the larger ones where the smaller are done too soon."""
+TOO_SOON = 5e-3
+"""Seconds of a product that leave a device half idle."""
 SECONDS, LEAST_RUNS = 1.0, 5
 """Each graph is run at least this long and this often; the fastest run counts."""
 
@@ -56,8 +58,18 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
         bundle: whose precision to use.
         device: "cpu", or "cuda" and perhaps the number of a GPU.
     """
-    kind, index = parse_device(device)
-    side, elements = PRODUCT_SIDE[kind], COPY_ELEMENTS[kind]
+    kind, _ = parse_device(device)
+    for side, elements in LOADS[kind]:
+        product, copy = _timed(bundle, device, threads, backend, side, elements)
+        if product > TOO_SOON:
+            break
+    return Peak(2 * side**3 / product, 2 * 4 * elements / copy)
+
+
+def _timed(
+    bundle: Bundle, device: str, threads: int | None, backend: str, side: int, elements: int
+) -> tuple[float, float]:
+    """Seconds of a product and of a copy."""
     # Precisions that are not a type of the graph's inputs are compared with float32.
     dtype = np.dtype(bundle.manifest.kind.traced)
     with tempfile.TemporaryDirectory(prefix="hart-bench-") as folder:
@@ -65,14 +77,14 @@ def measure_peak(bundle: Bundle, device: str, threads: int | None, backend: str)
         files = describe_files(Path(folder), [WEIGHTS, *(graph.file for graph in graphs.values())])
         pair = Bundle(Path(folder), replace(bundle.manifest, graphs=graphs, files=files), "")
         if backend in MODULES:
-            build_engines(pair, import_package(backend), BuildOptions(), present_gpu(index))
+            gpu = present_gpu(parse_device(device)[1])
+            build_engines(pair, import_package(backend), BuildOptions(), gpu)
         opened = open_backend(pair, device, threads, backend)
         timed = TimedBackend(opened)
         # Random numbers: a GPU that multiplies ones needs less power, and is faster than it should be.
         rows = np.random.default_rng(1).standard_normal((side, side), np.float32)
         product = _fastest(timed, PRODUCT, rows.astype(dtype))
-        copy = _fastest(timed, COPY, np.ones(elements, np.float32))
-    return Peak(2 * side**3 / product, 2 * 4 * elements / copy)
+        return product, _fastest(timed, COPY, np.ones(elements, np.float32))
 
 
 def _fastest(backend: TimedBackend, graph: str, array: NDArray[Any]) -> float:

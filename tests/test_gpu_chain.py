@@ -80,8 +80,7 @@ def test_bench(typed: Typed, exported: str, monkeypatch: pytest.MonkeyPatch) -> 
     """Its fresh process finds the same stand-ins; the device's peak is measured on small graphs."""
     monkeypatch.setenv("HART_STANDINS", f"tensorrt={VERSION}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, SITE)))
-    monkeypatch.setitem(peak.PRODUCT_SIDE, "cuda", 256)
-    monkeypatch.setitem(peak.COPY_ELEMENTS, "cuda", 1 << 16)
+    monkeypatch.setitem(peak.LOADS, "cuda", ((256, 1 << 16),))
     monkeypatch.setattr(peak, "SECONDS", 0.0)
     typed(bench, [*ENGINES, "--iterations", "1", "--warmup", "1", "--output", "result"])
     result = json.loads(Path("result/bench.json").read_text())
