@@ -198,6 +198,7 @@ def run(folder: Path, api: PaperTensorRT, monkeypatch: pytest.MonkeyPatch, *argu
         "hart_runtime.runtime.tensorrt.cli.choose_package", lambda _: replace(package, api=api)
     )
     monkeypatch.setattr("hart_runtime.runtime.memory.gpu.present_gpu", lambda: H200)
+    monkeypatch.setattr("hart_runtime.runtime.memory.gpu.shares_memory", lambda: False)
     done = CliRunner().invoke(build_main, ["--engine", str(folder), *arguments])
     assert done.exit_code == 0, done.output
     return done

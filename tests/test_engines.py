@@ -25,7 +25,7 @@ from hart_runtime.export.cli import main as export_main
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
-from hart_runtime.runtime.memory.gpu import Gpu, compute_capability
+from hart_runtime.runtime.memory.gpu import Gpu, present_gpu
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.build import build_engines, parse_range
 from hart_runtime.runtime.tensorrt.builder import BuildOptions, build_engine
@@ -309,7 +309,7 @@ def test_a_backend_asked_for_by_name_is_not_replaced(built: Path) -> None:
     assert open_backend(bundle, "cpu", backend="onnxruntime").device == "cpu"
 
 
-@pytest.mark.skipif(compute_capability() is not None, reason="this machine has a GPU")
+@pytest.mark.skipif(present_gpu() is not None, reason="this machine has a GPU")
 def test_auto_says_nothing_of_gpus_where_there_is_none(built: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert open_backend(open_bundle(built)).device == "cpu"
     assert [record.message for record in caplog.records] == []

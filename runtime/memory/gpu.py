@@ -18,10 +18,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 PCI_ID_LENGTH = 32
 """Bytes of room for an identifier such as 0000:01:00.0."""
 NEWEST_OF_12 = (
-    "'cuda-bindings<13', and beside it what is used of 'onnxruntime-gpu[cuda,cudnn]<1.27', tensorrt-cu12 and "
-    "tensorrt-rtx-cu12"
+    "'cuda-bindings<13' (and of these what is used: 'onnxruntime-gpu[cuda,cudnn]<1.27', tensorrt-cu12, "
+    "tensorrt-rtx-cu12)"
 )
-"""What runs with drivers of CUDA 12."""
+"""What runs with drivers of CUDA 12, as pip is told."""
 
 
 class NoGpuError(InputError):
@@ -112,12 +112,6 @@ def is_there() -> bool:
     except (InputError, RunError):
         pass
     return True
-
-
-def compute_capability(index: int = 0) -> str | None:
-    """That of a GPU, such as "8.9"; None where it cannot be used."""
-    gpu = present_gpu(index)
-    return gpu.capability if gpu else None
 
 
 def pci_bus_id(index: int = 0) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.spec import GraphSpec
 from hart_runtime.runtime.tensorrt.inspection import Inspection, inspect_engine
+from hart_runtime.runtime.tensorrt.log import last_error, make_logger
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import Profile
 from hart_runtime.runtime.tensorrt.timing_cache import TimingCache
@@ -73,7 +74,7 @@ def build_engine(
         KeyboardInterrupt: it was stopped.
     """
     trt = package.api
-    log = _logger(trt)
+    log = make_logger(trt)
     builder = trt.Builder(log)
     network = _parse(package, builder, path, graph, log)
     config = builder.create_builder_config()
@@ -104,8 +105,7 @@ def build_engine(
     if stopped:
         raise KeyboardInterrupt
     if serialized is None:
-        reason = log.errors[-1] if log.errors else "it gives no reason"
-        raise RunError(f"{path}: {package.name} {package.version} cannot build an engine ({reason})")
+        raise RunError(f"{path}: {package.name} {package.version} cannot build an engine ({last_error(log)})")
     if cache is not None:
         cache.save(config)
     engine = bytes(serialized)
@@ -183,24 +183,6 @@ def signals_wait() -> Iterator[list[int]]:
             handler(stopped[0], None)
     if stopped:
         raise KeyboardInterrupt
-
-
-def _logger(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Keeps what the package says, for the sentences we make of it."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-
-    return Log()
 
 
 def _monitor(trt: Any, step: Phase, stopped: Sequence[int]) -> Any:

@@ -104,12 +104,12 @@ def main(
 
 def choose_package(backend: str) -> Package | None:
     """The package asked for, or with "auto" the first that can build here, if there is one."""
-    from hart_runtime.runtime.memory.gpu import compute_capability
+    from hart_runtime.runtime.memory.gpu import present_gpu
     from hart_runtime.runtime.tensorrt.package import available_packages, import_package
 
     if backend != AUTO:
         return import_package(backend)
-    gpu = compute_capability() is not None
+    gpu = present_gpu() is not None
     return next((p for p in available_packages() if gpu or p.ahead_of_time), None)
 
 
