@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hart_runtime.bench.samples import Samples
-from hart_runtime.common.config import read_json
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.json_files import read_json
 
 if TYPE_CHECKING:
     from hart_runtime.bench.against import Comparison

@@ -22,12 +22,12 @@ from hart_runtime.common.config import (
     TransformerConfig,
     config_from_dict,
     config_to_dict,
-    read_json,
-    text_config_from_dict,
 )
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError, told_of
 from hart_runtime.common.hashing import sha256_of
+from hart_runtime.common.json_files import read_json
+from hart_runtime.common.qwen2_config import text_config_from_dict
 from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
 
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"

@@ -6,17 +6,25 @@ published file maps onto these dataclasses unchanged.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from hart_runtime.common import config_keys
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, meant, shown
 from hart_runtime.common.settings import SamplingSettings
 
+log = logging.getLogger(__name__)
+
 DEFAULT_PATCH_NUMS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+Ranges = Mapping[str, tuple[float, float]]
+"""The least and the most that a number, or every number of a list, may be: what lies beyond builds no
+model, or one that no memory holds."""
+MOST_LEVELS, MOST_SCALES = 10, 100
+WIDTH, LAYERS = (1, 1 << 20), (1, 1000)
+EPSILON = (1e-30, 1.0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,21 @@ class TransformerConfig:
     num_sampling_steps: str = SamplingSettings.steps
     sampler: str = "iddpm"
 
+    RANGES: ClassVar[Ranges] = {
+        "depth": LAYERS,
+        "embed_dim": WIDTH,
+        "num_heads": WIDTH,
+        "mlp_ratio": (1e-3, 1024),
+        "norm_eps": EPSILON,
+        "context_token": (2, 1 << 16),
+        "context_dim": WIDTH,
+        "cond_drop_rate": (0, 1),
+        "patch_nums": (1, 4096),
+        "diff_width": WIDTH,
+        "diff_depth": LAYERS,
+    }
+    UNREAD: ClassVar[frozenset[str]] = config_keys.unread(config_keys.TRANSFORMER)
+
     def __post_init__(self) -> None:
         """Refuse what the published code cannot run either (options that break there)."""
         _require("attn_type", self.attn_type, ("llama",))
@@ -53,17 +76,13 @@ class TransformerConfig:
         _require("sep_aln_pooling_mode", self.sep_aln_pooling_mode, ("avg", "max"))
         _require("sampler", self.sampler, ("iddpm",))
         _require("use_cross_attn", self.use_cross_attn, (False,))
-        for name in ("depth", "embed_dim", "num_heads", "context_dim", "diff_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, found {getattr(self, name)}")
+        _check_ranges(self)
         diffusion_schedule(self.num_sampling_steps)  # refuses what it cannot parse
         if self.embed_dim % self.num_heads or self.head_dim % 4:
             raise InputError(
                 f"embed_dim / num_heads must be a whole multiple of 4, "
                 f"found {self.embed_dim} / {self.num_heads}"
             )
-        if self.context_token < 2:
-            raise InputError(f"context_token must be at least 2, found {self.context_token}")
         _check_patch_nums("patch_nums", self.patch_nums)
 
     @property
@@ -105,10 +124,27 @@ class TokenizerConfig:
     quantizer_type: str = "var"
     double_decoder: bool = False
 
+    RANGES: ClassVar[Ranges] = {
+        "vocab_size": (2, 1 << 20),
+        "z_channels": WIDTH,
+        "ch": (1, 1 << 14),
+        "ch_mult": (1, 1024),
+        "quant_conv_ks": (1, 31),
+        "quant_resi": (-1, 1),
+        "share_quant_resi": (0, 1000),
+        "default_qresi_counts": (0, 1000),
+        "v_patch_nums": (1, 4096),
+        "beta": (0, 1e6),
+    }
+    UNREAD: ClassVar[frozenset[str]] = config_keys.unread(config_keys.TOKENIZER)
+
     def __post_init__(self) -> None:
         _require("quantizer_type", self.quantizer_type, ("var_hybrid",))
-        if self.ch < 1 or self.ch % 32:
+        _check_ranges(self)
+        if self.ch % 32:
             raise InputError(f"ch must be a multiple of 32 (GroupNorm groups), found {self.ch}")
+        if len(self.ch_mult) > MOST_LEVELS:
+            raise InputError(f"ch_mult: expected at most {MOST_LEVELS} levels, found {len(self.ch_mult)}")
         _check_patch_nums("v_patch_nums", self.v_patch_nums)
 
     @property
@@ -142,9 +178,22 @@ class TextEncoderConfig:
     """Whether the transformer was trained with a system prompt in front of the user's. Ours: a
     Qwen2 file does not say, and the published sampler's default is yes."""
 
+    RANGES: ClassVar[Ranges] = {
+        "vocab_size": WIDTH,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": WIDTH,
+        "num_key_value_heads": WIDTH,
+        "rms_norm_eps": EPSILON,
+        "rope_theta": (1e-3, 1e15),
+    }
+    UNREAD: ClassVar[frozenset[str]] = config_keys.unread(config_keys.TEXT_ENCODER)
+
     def __post_init__(self) -> None:
+        _check_ranges(self)
         heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if not groups or not heads or heads % groups or self.hidden_size % heads or self.head_dim % 2:
+        if heads % groups or self.hidden_size % heads or self.head_dim % 2:
             raise InputError(
                 f"heads must divide hidden_size evenly and group evenly, found hidden_size "
                 f"{self.hidden_size}, {heads} heads, {groups} key and value heads"
@@ -159,12 +208,17 @@ Config = TypeVar("Config", TransformerConfig, TokenizerConfig, TextEncoderConfig
 
 
 def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
-    """Build ``cls`` from a parsed ``config.json``; keys it does not know are ignored.
+    """Build ``cls`` from a parsed ``config.json``; of keys that nobody knows, a warning tells.
 
     Raises:
         InputError: a required key is missing or a value cannot be used; names ``source``.
     """
     known = {f.name: f for f in fields(cls)}
+    if values.get("quantization_config") is not None:
+        raise InputError(
+            f"{source}: quantization_config: expected weights as they were trained, found quantized ones"
+        )
+    _tell_unknown(source, values, known, cls.UNREAD)
     missing = [name for name, f in known.items() if f.default is MISSING and values.get(name) is None]
     if missing:
         raise InputError(f"{source}: missing {', '.join(missing)}")
@@ -186,77 +240,52 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) 
         raise InputError(f"{source}: {error}") from error
 
 
-def text_config_from_dict(values: Mapping[str, Any], source: str) -> TextEncoderConfig:
-    """The parsed ``config.json`` of a text encoder, also where Qwen2-VL nests the text model's part.
-
-    Raises:
-        InputError: a key is missing, or it asks for what the text encoder here does not compute.
-    """
-    values = {**values, **(values.get("text_config") or {})}
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # newer files, older files
-    found = {
-        "model_type": str(values.get("model_type", "qwen2")).removesuffix("_text"),
-        "hidden_act": values.get("hidden_act", "silu"),
-        "use_sliding_window": values.get("use_sliding_window") or False,
-        # Sections split positions between text, rows and columns; for text they are all equal.
-        "rope_type": "default"
-        if "mrope_section" in rope
-        else rope.get("rope_type", rope.get("type", "default")),
-    }
-    known: dict[str, tuple[object, ...]] = {
-        "model_type": ("qwen2", "qwen2_vl"),
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False,),
-        "rope_type": ("default",),
-    }
-    for name, value in found.items():
-        if value not in known[name]:
-            expected = " or ".join(map(repr, known[name]))
-            raise InputError(f"{source}: {name}: expected {expected}, found {value!r}")
-    theta = values.get("rope_theta", rope.get("rope_theta"))
-    if theta is None:
-        raise InputError(f"{source}: missing rope_theta")
-    return config_from_dict(TextEncoderConfig, {**values, "rope_theta": theta}, source)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object from ``path``; a missing or broken file is an :class:`InputError`."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
-
-
 def config_to_dict(config: TransformerConfig | TokenizerConfig | TextEncoderConfig) -> dict[str, Any]:
     """The inverse of :func:`config_from_dict`, ready for ``json.dump``."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
 
+def _tell_unknown(source: str, values: Iterable[str], known: Iterable[str], unread: frozenset[str]) -> None:
+    """A misspelt key leaves its default in place, which draws another picture or none."""
+    names = [*known]
+    unknown = [name for name in values if name not in {*names, *unread} and not name.startswith("_")]
+    if unknown:
+        listed = ", ".join(shown(name)[1:-1] for name in unknown)
+        log.warning("%s: unknown keys, not read: %s%s", source, listed, meant(unknown[0], names))
+
+
 def _check_type(name: str, expected: object, value: object) -> None:
-    """Refuse a value of another type than the field's annotation, and sizes below 1."""
+    """Refuse a value of another type than the field's annotation."""
     kind = str(expected)
     fine = {
-        "int": isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+        "int": type(value) is int,
         "float": isinstance(value, int | float) and not isinstance(value, bool),
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
-        "tuple[int, ...]": isinstance(value, tuple) and all(type(n) is int and n > 0 for n in value),
+        "tuple[int, ...]": isinstance(value, tuple) and len(value) > 0 and all(type(n) is int for n in value),
     }
     if not fine[kind]:
-        raise InputError(f"{name}: expected {kind}, found {value!r}")
+        words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        wanted = words.get(kind, "a list of whole numbers")
+        raise InputError(f"{name}: expected {wanted}, found {shown(value)}")
+
+
+def _check_ranges(config: TransformerConfig | TokenizerConfig | TextEncoderConfig) -> None:
+    for name, (low, high) in config.RANGES.items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:  # NaN is in no range
+                raise InputError(f"{name}: expected {low:g} to {high:g}, found {shown(number)}")
 
 
 def _require(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
+    if value not in allowed or type(value) is not type(allowed[0]):
         choices = " or ".join(repr(a) for a in allowed)
-        raise InputError(f"{name} must be {choices} (the published code runs no other), found {value!r}")
+        raise InputError(f"{name} must be {choices} (the published code runs no other), found {shown(value)}")
 
 
 def _check_patch_nums(name: str, patch_nums: tuple[int, ...]) -> None:
-    if len(patch_nums) < 2 or patch_nums[0] != 1 or min(patch_nums) < 1:
-        raise InputError(f"{name} must start at 1 and hold at least two scales, found {list(patch_nums)}")
+    if len(patch_nums) < 2 or patch_nums[0] != 1:
+        raise InputError(f"{name} must start at 1 and hold at least two scales, found {shown([*patch_nums])}")
+    if len(patch_nums) > MOST_SCALES:
+        raise InputError(f"{name}: expected at most {MOST_SCALES} scales, found {len(patch_nums)}")

@@ -61,7 +61,7 @@ def one_of(name: str, value: object, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
         listed = " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
-        raise InputError(f"{parameter(name, value)}: expected {listed}{_meant(value, names)}")
+        raise InputError(f"{parameter(name, value)}: expected {listed}{meant(value, names)}")
 
 
 def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:
@@ -75,7 +75,7 @@ def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:
     """
     names = list(known)
     if unknown := [name for name in found if name not in names]:
-        hint = _meant(unknown[0], names)
+        hint = meant(unknown[0], names)
         raise InputError(f"{what}: unknown {', '.join(unknown)}; there are {', '.join(names)}{hint}")
 
 
@@ -113,7 +113,8 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
-def _meant(value: object, names: list[str]) -> str:
+def meant(value: object, names: list[str]) -> str:
+    """A question that ends a message: whether a name close to ``value`` was meant; "" without one."""
     import difflib
 
     said = str(value).lower()

@@ -9,8 +9,8 @@ from pathlib import Path
 from hart_runtime.common.errors import InputError
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-POINTER = b"version https://git-lfs.github.com/spec/"
-PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
+POINTER = re.compile(rb"\s*version https://(git-lfs\.github|hawser\.github)\.com/spec/")
+PAGE = re.compile(rb"\s*<(!doctype|!--|html|head|body|\?xml|error>)", re.IGNORECASE)
 
 
 def read_text(file: Path, source: str | None = None) -> str:
@@ -53,8 +53,9 @@ def lines_of(text: str) -> list[str]:
 
 def not_the_file(start: bytes) -> str | None:
     """What a download left in a file's place, in words, by its first bytes; None if it may be the file."""
-    if start.startswith(POINTER):
-        size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
+    start = start.removeprefix(codecs.BOM_UTF8)
+    if POINTER.match(start):
+        size = re.search(rb"^size (\d{1,15})\s*$", start, re.MULTILINE)
         what = f" ({int(size[1]) / 1e6:,.1f} MB)" if size else ""
         return f"is a git-lfs pointer and not the file itself{what}; run: git lfs pull, or download it"
     if PAGE.match(start):

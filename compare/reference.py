@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hart_runtime.common.config import read_json
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.files import refuse_strangers, whole_folder
+from hart_runtime.common.json_files import read_json
 from hart_runtime.common.settings import SamplingSettings, settings_of
 from hart_runtime.compare.recorded import Call, Tensors, graph_calls
 from hart_runtime.runtime.manifest import Manifest

@@ -10,8 +10,8 @@ from hart_runtime.common.errors import InputError, parameter
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision: a branch, a tag or a commit."""
-CONFIGURATIONS = ["*.json"]
-WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.txt"]
+CONFIGURATIONS = ["*.json", "*.txt"]
+WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.pth", "*.pt"]
 
 
 def resolve(source: str, revision: str | None = None, patterns: list[str] = WANTED) -> Path:

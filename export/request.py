@@ -64,6 +64,7 @@ class Request:
         if self.system_prompt is not None:
             sha256_of_system_prompt(self.system_prompt, wanted=False)  # reads it
         _ = self.checkpoint.text_config, self.checkpoint.sampling, self.model  # read, and held together
+        _ = self.vocabulary
         if weights:
             _ = [network.files for network in self.checkpoint.networks.values()]
 
@@ -89,8 +90,8 @@ class Request:
     @functools.cached_property
     def vocabulary(self) -> Tokenizer | None:
         """The text tokenizer, if there is a text encoder; raises InputError."""
-        text = self.checkpoint.text_encoder
-        return read_vocabulary(text.folder) if text else None
+        text, config = self.checkpoint.text_encoder, self.checkpoint.text_config
+        return read_vocabulary(text.folder, config.vocab_size) if text and config else None
 
 
 def check_place(request: Request, output: Path, force: bool) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -14,10 +15,13 @@ from urllib.request import urlopen
 from huggingface_hub import constants
 
 from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.text_files import decoded, read_text
 
 NONE = "none"
 """What is given for text encoders that are to run without one."""
 NAME = "llm_system_prompt"
+SOURCE = re.compile(rf"^{NAME}\s*(:\s*\w+\s*)?=", re.MULTILINE)
+"""A line of source that sets it."""
 SHA256 = "424f7aa7b1119f8ed1e329140e5941dfe308183bea0af59041dad5527a9b8f20"
 """Of the published system prompt in UTF-8."""
 FILE_URL = (
@@ -68,8 +72,8 @@ def fetch_published() -> str:
         raise InputError(f"the published system prompt cannot be fetched with HF_HUB_OFFLINE set; {ways}")
     try:
         with urlopen(FILE_URL, timeout=TIMEOUT) as response:
-            source = response.read(LARGEST).decode()
-    except (URLError, OSError, UnicodeDecodeError) as error:
+            source = decoded(response.read(LARGEST), FILE_URL)
+    except (URLError, OSError, InputError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(f"the published system prompt could not be fetched ({reason}); {ways}") from None
     text = _literal(source, FILE_URL)
@@ -81,20 +85,16 @@ def fetch_published() -> str:
 
 
 def _from_file(file: Path) -> str:
-    """Every character of a text file, or the string constant of a Python file."""
-    try:
-        text = file.read_bytes().decode()  # as it is: no newline is translated
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{parameter('system_prompt', file)}: cannot be read as UTF-8 text ({error})"
-        ) from None
-    if file.suffix == ".py":
-        text = _literal(text, parameter("system_prompt", file))
-    stripped = text.strip()
+    """Every character of a text file, or the string constant of Python source, by whatever name."""
+    said = parameter("system_prompt", file)
+    text = read_text(file, said)
+    if file.suffix.lower() == ".py" or SOURCE.search(text):  # browsers call it constants.py.txt, too
+        text = _literal(text, said)
+    stripped = text.strip().replace("\r\n", "\n")
     near = (stripped, f"{stripped}\n")
     if sha256_of_text(text) != SHA256 and SHA256 in map(sha256_of_text, near):
         raise InputError(
-            f"{parameter('system_prompt', file)}: is the published text except for white space at its ends "
+            f"{said}: is the published text except for white space at its ends or of its lines "
             f"(sha256 {sha256_of_text(text)}, expected {SHA256}); it must end in one line feed, "
             f"better give the published constants.py itself"
         )
@@ -109,10 +109,14 @@ def _literal(source: str, name: str) -> str:
         raise InputError(f"{name}: not Python source ({error})") from None
     for statement in statements:
         if (
-            isinstance(statement, ast.Assign)
-            and any(isinstance(target, ast.Name) and target.id == NAME for target in statement.targets)
+            isinstance(statement, ast.Assign | ast.AnnAssign)
+            and any(isinstance(target, ast.Name) and target.id == NAME for target in _targets(statement))
             and isinstance(statement.value, ast.Constant)
             and isinstance(statement.value.value, str)
         ):
             return statement.value.value
     raise InputError(f"{name}: expected a line that sets {NAME} to a string, found none")
+
+
+def _targets(statement: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
+    return statement.targets if isinstance(statement, ast.Assign) else [statement.target]

@@ -25,11 +25,11 @@ from hart_runtime.common.config import (
     TransformerConfig,
     config_from_dict,
     config_to_dict,
-    read_json,
 )
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import InputError, known_names, one_of, parameter
 from hart_runtime.common.files import whole_folder
+from hart_runtime.common.json_files import read_json
 from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from hart_runtime.common.config import TransformerConfig, config_from_dict, read_json
+from hart_runtime.common.config import TransformerConfig, config_from_dict
+from hart_runtime.common.json_files import read_json
 from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
 

@@ -118,7 +118,7 @@ def test_a_truncated_weight_file_is_named(checkpoint: Path, name: str) -> None:
         ("llm", "attn_type", "gpt2", "attn_type must be 'llama'"),
         ("llm", "use_cross_attn", True, "use_cross_attn"),
         ("llm", "sampler", "ddim", "sampler must be 'iddpm'"),
-        ("llm", "context_token", 1, "context_token must be at least 2"),
+        ("llm", "context_token", 1, "context_token: expected 2 to"),
         ("llm", "num_heads", 5, "embed_dim / num_heads"),
         ("llm", "patch_nums", [1], "at least two scales"),
         ("tokenizer", "quantizer_type", "var", "quantizer_type must be 'var_hybrid'"),

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from hart_runtime.common.checkpoint import find_checkpoint
-from hart_runtime.common.config import read_json
+from hart_runtime.common.json_files import read_json
 from hart_runtime.common.precisions import FP32
 from hart_runtime.export import dry_run
 from hart_runtime.export.cli import main

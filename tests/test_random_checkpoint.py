@@ -203,7 +203,7 @@ def test_what_is_refused(shape: Path, tmp_path: Path) -> None:
     assert "mid-256px" in refused("--shape", "nothing", "--output", output)
     assert "exists already" in refused("--shape", shape, "--output", tmp_path)
     shape.write_text(json.dumps({**SHAPE, "llm": {**SHAPE["llm"], "depth": 0}}))  # type: ignore[dict-item]
-    assert "depth must be at least 1, found 0" in refused("--shape", shape, "--output", output)
+    assert "depth: expected 1 to 1000, found 0" in refused("--shape", shape, "--output", output)
     shape.write_text(json.dumps({"llm": {}}))
     assert "tokenizer" in refused("--shape", shape, "--output", output)
     assert not output.exists()

@@ -215,7 +215,7 @@ def test_files_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     code.write_text("llm_system_prompt = (")
     with pytest.raises(InputError, match="not Python source"):
         read_system_prompt(str(code), wanted=True)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_system_prompt(str(tmp_path / "nothing"), wanted=True)
 
 

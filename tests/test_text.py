@@ -12,8 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from hart_runtime.common.checkpoint import TEXT_ENCODER, Network
-from hart_runtime.common.config import TextEncoderConfig, read_json, text_config_from_dict
+from hart_runtime.common.config import TextEncoderConfig
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.json_files import read_json
+from hart_runtime.common.qwen2_config import text_config_from_dict
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.hart.checkpoint import load_text_encoder
@@ -125,7 +127,7 @@ def text_config(folder: Path) -> TextEncoderConfig:
         ({"model_type": "llama"}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling: type"),
         ({"rope_theta": None}, "rope_theta"),
     ],
 )
