@@ -29,12 +29,12 @@ from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.qwen2_config import text_config_from_dict
 from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
+from hart_runtime.common.weight_files import SUFFIXES, WeightFiles, find_weights, is_averaged
 
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
 """The networks of a checkpoint, and the folders they lie in."""
 AVERAGED = "ema_model.bin"
 SAMPLING_FILE = "sampling.json"
-WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Network:
     """One network of a checkpoint."""
 
     folder: Path
-    ema: bool = False
-    """Whether averaged weights are preferred, where there are any."""
+    ema: bool | None = False
+    """True for averaged weights, False for the others, None for averaged ones if there are any."""
 
     @property
     def config_file(self) -> Path:
@@ -52,13 +52,22 @@ class Network:
     @property
     def has_weights(self) -> bool:
         """Whether there is any weight file; configurations alone are enough for a dry run."""
-        return any(file for pattern in WEIGHT_FILES for file in self.folder.glob(pattern))
+        return any(file.suffix in SUFFIXES for file in self.folder.iterdir())
 
     @functools.cached_property
+    def weights(self) -> WeightFiles:
+        """Where its weights are; raises InputError if they are not there."""
+        return find_weights(self.folder, self.ema)
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        """Where its weights are: one file or shards; raises InputError if they are not there."""
-        averaged = self.folder / AVERAGED
-        return (averaged,) if self.ema and averaged.is_file() else _weight_files(self.folder)
+        """One file or shards; raises InputError as :attr:`weights`."""
+        return self.weights.files
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files in the words of the folder."""
+        return tuple(file.relative_to(self.folder).as_posix() for file in self.files)
 
     @functools.cached_property
     def text_config(self) -> TextEncoderConfig:
@@ -85,7 +94,7 @@ class Checkpoint:
     @property
     def averaged(self) -> bool:
         """Whether the transformer's weights are the averaged ones (EMA)."""
-        return [file.name for file in self.llm.files] == [AVERAGED]
+        return any(map(is_averaged, self.llm.names))
 
     @property
     def source(self) -> str:
@@ -100,7 +109,10 @@ class Checkpoint:
     @functools.cached_property
     def weights(self) -> dict[str, dict[str, str]]:
         """sha256 of every weight file, by network and name; reads them all."""
-        found = {name: {f.name: sha256_of(f) for f in part.files} for name, part in self.networks.items()}
+        found = {
+            name: {known: sha256_of(file) for known, file in zip(part.names, part.files, strict=True)}
+            for name, part in self.networks.items()
+        }
         return {LLM: found[LLM], TOKENIZER: found[TOKENIZER], TEXT_ENCODER: found.get(TEXT_ENCODER, {})}
 
     @functools.cached_property
@@ -157,14 +169,15 @@ class Checkpoint:
         }
 
 
-def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool = True) -> Checkpoint:
+def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool | None = None) -> Checkpoint:
     """Look at the folders of a checkpoint; no file is read.
 
     Args:
         root: the checkpoint folder, or the ``llm`` folder inside it, as the published README
             tells users to pass.
         text_encoder: a Qwen2 folder; by default ``text_encoder/`` inside the checkpoint, if it is there.
-        ema: prefer the averaged weights where they exist, as the published sampler does.
+        ema: True for averaged weights, False for the others; by default averaged ones where there are
+            any, as the published sampler does.
 
     Raises:
         InputError: a folder or a configuration is missing.
@@ -189,27 +202,6 @@ def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool = Tr
         llm=Network(llm, ema),
         tokenizer=Network(tokenizer),
         text_encoder=Network(text) if text_encoder or text.is_dir() else None,
-    )
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    if (folder / "model.safetensors").is_file():
-        return (folder / "model.safetensors",)
-    for index_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        index = folder / index_name
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise InputError(f"{index}: expected a weight_map that names the shards")
-            names = sorted({str(name) for name in weight_map.values()})
-            for name in names:
-                if Path(name).name != name or not (folder / name).is_file():
-                    raise InputError(f"{index}: names the shard {name!r}, which is not in {folder}")
-            return tuple(folder / name for name in names)
-    if (folder / "pytorch_model.bin").is_file():
-        return (folder / "pytorch_model.bin",)
-    raise InputError(
-        f"{folder}: no weights, expected model.safetensors, a sharded index or pytorch_model.bin"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.console import PATH, WORD, command, in_options
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
@@ -60,7 +61,9 @@ ENGINES, DEMO = Path("engines"), "demo"
     help="Most images drawn at once.",
 )
 @click.option(
-    "--ema/--no-ema", default=True, show_default=True, help="Prefer the averaged weights, ema_model.bin."
+    "--ema/--no-ema",
+    default=None,
+    help="Averaged weights, such as ema_model.bin, or the others. [default: averaged ones if there are any]",
 )
 @click.option(
     "--backend",
@@ -80,7 +83,7 @@ def main(
     revision: str | None,
     output: Path | None,
     max_batch: int,
-    ema: bool,
+    ema: bool | None,
     backend: str,
     force: bool,
     dry_run: bool,
@@ -170,8 +173,22 @@ def _export(request: Request, target: Path, force: bool) -> None:
         f"{target}: {len(manifest.graphs)} graphs, {request.precision}, {size / 1e6:.1f} MB, "
         f"{time.monotonic() - start:.1f} s"
     )
+    _tell_weights(request)
     if request.checkpoint.text_encoder is not None:
         _tell_system_prompt(manifest.checkpoint["system_prompt"])
+
+
+def _tell_weights(request: Request) -> None:
+    """Which files went in, and which of the same folders did not: pictures alone do not show it."""
+    said = []
+    for name, network in request.checkpoint.networks.items():
+        first, *more = network.names
+        said.append(f"{name}/{first}{f' and {len(more)} more' if more else ''}")
+        if name == LLM and request.checkpoint.averaged:
+            said[-1] += " (averaged)"
+        if others := network.weights.passed_over:
+            said[-1] += f" (not {', '.join(others)})"
+    click.echo(f"weights: {', '.join(said)}")
 
 
 @contextmanager

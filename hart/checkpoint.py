@@ -1,21 +1,18 @@
 """Reads and writes the weights of a checkpoint (see :mod:`hart_runtime.common.checkpoint`).
 
-Pickles are read with ``weights_only=True``, never otherwise.
+What files hold is asked of :mod:`hart_runtime.hart.weights`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from hart_runtime.common.checkpoint import Checkpoint, Network
 from hart_runtime.common.config import config_to_dict
@@ -26,12 +23,13 @@ from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
+from hart_runtime.hart.weights import Stored, check_kind, fit, listed, opened, read
 
-UNUSED_LLM = re.compile(r"lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias")
+UNUSED_LLM = re.compile(r"(.*\.)?(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)")
 """Persistent buffers of the published transformer that its inference does not read."""
-UNUSED_TOKENIZER = re.compile(r"disc\..*|vae\.quantize\.ema_vocab_hit_SV")
-UNUSED_SECOND_DECODER = re.compile(r"vae\.(decoder2|post_quant_conv2)\..*")
-UNUSED_TEXT = re.compile(r"(model\.)?visual\..*|lm_head\.weight|.*rotary_emb\.inv_freq")
+UNUSED_TOKENIZER = re.compile(r"(.*\.)?(disc\..*|quantize\.ema_vocab_hit_SV)")
+UNUSED_SECOND_DECODER = re.compile(r"(.*\.)?(decoder2|post_quant_conv2)\..*")
+UNUSED_TEXT = re.compile(r"(.*\.)?(visual\..*|lm_head\.weight|rotary_emb\.inv_freq)")
 
 
 def load_hart(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Hart:
@@ -71,9 +69,8 @@ def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
-    files = checkpoint.tokenizer.files
-    _fill(model.tokenizer, files, dtype, ignored, rename=lambda key: key.removeprefix("vae."))
-    _fill(model.transformer, checkpoint.llm.files, dtype, [UNUSED_LLM])
+    _fill(model.tokenizer, checkpoint.tokenizer, dtype, ignored, _tokenizer_tables(checkpoint))
+    _fill(model.transformer, checkpoint.llm, dtype, [UNUSED_LLM], _llm_tables(checkpoint))
 
 
 def load_text_encoder(
@@ -89,6 +86,11 @@ def load_text_encoder(
     _fill_text_encoder(encoder, network, dtype)
     if system_prompt:
         encoder.set_prefix(system_prompt)
+        if not all(bool(buffer.isfinite().all()) for buffer in encoder.buffers()):
+            raise InputError(
+                f"{network.folder}: keys and values of the system prompt are not finite in {dtype}; give "
+                f"`precision='fp32'`"
+            )
     return encoder.eval()
 
 
@@ -104,8 +106,7 @@ def check_text_encoder(network: Network) -> None:
 
 
 def _fill_text_encoder(encoder: TextEncoder, network: Network, dtype: torch.dtype | None) -> None:
-    prefix = re.compile(r"^(model\.)?(language_model\.)?(model\.)?")
-    _fill(encoder, network.files, dtype, [UNUSED_TEXT], rename=lambda key: prefix.sub("", key, count=1))
+    _fill(encoder, network, dtype, [UNUSED_TEXT])
 
 
 def save_model(model: nn.Module, folder: Path, prefix: str = "") -> None:
@@ -134,75 +135,86 @@ def matrix_parameters(module: nn.Module) -> set[str]:
 
 def _fill(
     model: nn.Module,
-    files: Sequence[Path],
+    network: Network,
     dtype: torch.dtype | None,
-    ignored: Iterable[re.Pattern[str]],
-    rename: Callable[[str], str] = str,
+    unused: Sequence[re.Pattern[str]],
+    tables: Mapping[str, Table] | None = None,
 ) -> None:
     """Load weights strictly into a model built on the meta device, tensor by tensor.
 
-    Without a ``dtype``, names and shapes are compared and nothing is read.
+    Without a ``dtype``, names, shapes and types are compared and no weight is read.
+
+    Args:
+        unused: full names that inference does not read.
+        tables: those of them, by their last part, that depend on the configuration.
     """
     expected = {name: p.shape for name, p in model.named_parameters()}
-    low = matrix_parameters(model)
-    state: dict[str, Tensor | None] = {}
-    unexpected, wrong = [], []
-    patterns = tuple(ignored)
-    for file in files:
-        for key, shape, read in _tensors(file):
-            if any(pattern.fullmatch(key) for pattern in patterns):
-                continue
-            name = rename(key)
-            if name not in expected:
-                unexpected.append(key)
-                continue
-            if shape != list(expected[name]):
-                wrong.append(f"{key} {shape} instead of {list(expected[name])}")
-                continue
-            state[name] = None if dtype is None else read().to(dtype if name in low else torch.float32)
-    missing = sorted(expected.keys() - state.keys())
-    problems = [
-        f"{kind}: {', '.join(keys)}"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("shape", wrong))
-        if keys and not (kind == "missing" and wrong and len(missing) == len(wrong))
-    ]
-    if problems:
-        names = ", ".join(str(file) for file in files)
-        raise InputError(f"{names}: does not fit the model ({'; '.join(problems)})")
-    if dtype is None:
-        return
+    weights = network.weights
+    with opened(weights) as entries:
+        found, others, unexpected = fit(entries, expected, unused, network.ema)
+        wrong = [
+            f"{entry.path} {entry.shape} instead of {list(expected[name])}"
+            for name, entry in found.items()
+            if entry.shape != list(expected[name])
+        ]
+        missing = sorted(expected.keys() - found.keys())
+        problems = [
+            f"{kind}: {listed(keys)}"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected), ("shape", wrong))
+            if keys
+        ]
+        if problems:
+            names = listed([str(file) for file in weights.files])
+            raise InputError(f"{names}: does not fit the model ({'; '.join(problems)})")
+        for name, entry in others.items():
+            if table := (tables or {}).get(name.rpartition(".")[2]):
+                table(entry)
+        for entry in found.values():
+            check_kind(entry)
+        if dtype is None:
+            return
+        low = matrix_parameters(model)
+        state = {name: read(entry, dtype if name in low else torch.float32) for name, entry in found.items()}
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, list[int], Callable[[], Tensor]]]:
-    """Keys of a weight file, each with its shape and a function that reads the tensor."""
-    if file.suffix == ".safetensors":
-        with _reading(file), safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118 - not a dict
-                shape = list(opened.get_slice(key).get_shape())
-                yield key, shape, functools.partial(opened.get_tensor, key)
-        return
-    with _reading(file):
-        with file.open("rb") as start:
-            mapped = start.read(2) == b"PK"  # the format before torch 1.6 cannot be mapped
-        state = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{file}: expected a dictionary of tensors")
-    for key, value in state.items():
-        yield str(key), list(value.shape), functools.partial(lambda tensor: tensor, value)
+Table = Callable[[Stored], None]
+"""Refuses a stored table that was made for another configuration."""
 
 
-@contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turn whatever a damaged or malicious weight file causes into a sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # torch's and safetensors' errors share no base class
-        if type(error).__name__ == "UnpicklingError":
-            reason = "it holds more than tensors, and pickled code is never run"
-        else:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
+def _llm_tables(checkpoint: Checkpoint) -> dict[str, Table]:
+    """The published transformer's buffers, which depend on its pyramid where nothing else does."""
+    config = checkpoint.llm_config
+    levels = [0] * config.context_token
+    levels += [level for level, side in enumerate(config.patch_nums) if level for _ in range(side * side)]
+
+    def refuse(entry: Stored, found: object) -> None:
+        raise InputError(
+            f"{entry}: {found}, but {checkpoint.llm.config_file} with context_token {config.context_token} "
+            f"and patch_nums {list(config.patch_nums)} makes {len(levels)} positions of these levels"
+        )
+
+    def check_levels(entry: Stored) -> None:
+        if entry.shape != [1, len(levels)]:
+            refuse(entry, f"is {entry.shape}")
+        if entry.kind == "int64" and entry.read().flatten().tolist() != levels:
+            refuse(entry, "holds other levels")
+
+    def check_mask(entry: Stored) -> None:
+        if entry.shape != [1, 1, len(levels), len(levels)]:
+            refuse(entry, f"is {entry.shape}")
+
+    return {"lvl_1L": check_levels, "attn_bias_for_masking": check_mask}
+
+
+def _tokenizer_tables(checkpoint: Checkpoint) -> dict[str, Table]:
+    """Of the tokenizer: its scales may be others (one file serves any pyramid), its codes may not."""
+    size = checkpoint.tokenizer_config.vocab_size
+
+    def check(entry: Stored) -> None:
+        if len(entry.shape) != 2 or entry.shape[1] != size:
+            config = checkpoint.tokenizer.config_file
+            raise InputError(f"{entry}: is {entry.shape}, but {config} has vocab_size {size}")
+
+    return {"ema_vocab_hit_SV": check}

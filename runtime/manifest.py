@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.checkpoint import AVERAGED, LLM
+from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.errors import InputError, one_of, shown, told_of
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
@@ -24,6 +24,7 @@ from hart_runtime.common.settings import (
     check_ranges,
     settings_of,
 )
+from hart_runtime.common.weight_files import is_averaged
 from hart_runtime.runtime.contract import Contract, Contracts, specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER
@@ -89,7 +90,7 @@ class Manifest:
     @property
     def averaged(self) -> bool:
         """Whether it was exported from averaged weights (EMA)."""
-        return AVERAGED in self.checkpoint["weights"][LLM]
+        return any(map(is_averaged, self.checkpoint["weights"][LLM]))
 
     def scale_dims(self, batch: int) -> list[Dims]:
         """The free dimensions of graphs at each scale."""

@@ -33,7 +33,11 @@ def _every_module_has_one_name() -> Iterator[None]:
 
 class ExportOnce(Protocol):
     def __call__(
-        self, checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = ..., ema: bool = ...
+        self,
+        checkpoint: Path,
+        precision: str,
+        patch_nums: tuple[int, ...] | None = ...,
+        ema: bool | None = ...,
     ) -> Path: ...
 
 
@@ -44,10 +48,10 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
     shared = (own if worker_id == "master" else own.parent) / "bundles"
 
     def export(
-        checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = None, ema: bool = True
+        checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = None, ema: bool | None = None
     ) -> Path:
         variant = "" if patch_nums is None else "-" + ".".join(map(str, patch_nums))
-        weights = "" if ema else "-not-averaged"
+        weights = "-not-averaged" if ema is False else ""
         output = shared / f"{checkpoint.resolve().name}-{precision}{variant}{weights}"
         shared.mkdir(exist_ok=True)
         with FileLock(shared / f"{output.name}.lock"):

@@ -20,7 +20,7 @@ from tests.golden_runs import ABSOLUTE, HERE, IMAGE, Run, compare, runs, variant
 
 
 @cache
-def load(variant: Path, ema: bool = True) -> Hart:
+def load(variant: Path, ema: bool | None = None) -> Hart:
     return load_hart(find_checkpoint(variant, ema=ema))
 
 

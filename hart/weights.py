@@ -1,0 +1,250 @@
+"""Tensors of weight files, as training tools and hubs leave them, for the names that a network has.
+
+Names may stand below a prefix, below keys of nested dictionaries, and with the wrappers of training
+tools in between. The prefix is the only one below which every name of the network is found; where there
+are several, nothing is guessed. Pickles are read with ``weights_only=True``, never otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.weight_files import WeightFiles, is_averaged
+from hart_runtime.hart.damage import is_safetensors, what_is_wrong
+
+log = logging.getLogger(__name__)
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DataParallel, torch.compile and their like put in."""
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}
+"""What safetensors calls the types that are read."""
+NOTABLE = 0.01
+"""The share of a matrix that may become zero without a word."""
+SHOWN, DEPTH = 5, 8
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a weight file."""
+
+    file: Path
+    container: tuple[str, ...]
+    """Keys of the dictionaries that it lies in."""
+    key: str
+    shape: list[int]
+    kind: str
+    """Its type, and whatever else makes it no plain array of numbers on the CPU."""
+    read: Callable[[], Tensor]
+
+    @property
+    def path(self) -> str:
+        return ".".join((*self.container, self.key))
+
+    @property
+    def name(self) -> str:
+        """Without what training tools put in."""
+        return ".".join(part for part in self.path.split(".") if part not in WRAPPERS)
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.path}"
+
+
+@contextlib.contextmanager
+def opened(weights: WeightFiles) -> Iterator[list[Stored]]:
+    """All tensors that count: where there is an index, those that it assigns to their file.
+
+    Raises:
+        InputError: a file is broken, or is not what the index says.
+    """
+    with contextlib.ExitStack() as stack:
+        found = [entry for file in weights.files for entry in _entries(file, stack)]
+        if weights.index is not None:
+            paths = {(entry.path, entry.file.name) for entry in found}
+            for key, name in weights.places.items():
+                if (key, name) not in paths:
+                    raise InputError(f"{weights.index}: says that {key} is in {name}, which does not hold it")
+            unnamed = [entry for entry in found if entry.path not in weights.places]
+            if unnamed:
+                raise InputError(f"{unnamed[0]}: is not named by {weights.index.name}")
+            found = [entry for entry in found if weights.places[entry.path] == entry.file.name]
+        yield found
+
+
+def fit(
+    entries: Sequence[Stored], expected: Iterable[str], unused: Sequence[re.Pattern[str]], ema: bool | None
+) -> tuple[dict[str, Stored], dict[str, Stored], list[str]]:
+    """Which tensor belongs to which name of a network.
+
+    Returns:
+        tensors by name; those that inference does not read, by their name below the prefix; and names
+        that belong to nothing.
+
+    Raises:
+        InputError: two tensors for one name, or several sets of weights.
+    """
+    names = set(expected)
+    prefix = _prefix(entries, names, ema)
+    homes = {entry.container for entry in entries if _below(prefix, entry.name) in names}
+    fitting: dict[str, Stored] = {}
+    tables: dict[str, Stored] = {}
+    unexpected = []
+    for entry in entries:
+        name = _below(prefix, entry.name)
+        if name in names:
+            if name in fitting:
+                raise InputError(
+                    f"{entry}: is stored twice, also as {fitting[name]}; nothing says which counts"
+                )
+            fitting[name] = entry
+        elif any(pattern.fullmatch(entry.name) for pattern in unused):
+            tables[name or entry.name] = entry
+        elif entry.container in homes and entry.shape:  # single numbers count steps
+            unexpected.append(entry.path)
+    return fitting, tables, unexpected
+
+
+def check_kind(entry: Stored) -> None:
+    """Refuse what is no plain tensor of real numbers; raises InputError."""
+    if entry.kind not in FLOATS:
+        raise InputError(f"{entry}: expected {', '.join(FLOATS)}, found {entry.kind}")
+
+
+def read(entry: Stored, dtype: torch.dtype) -> Tensor:
+    """The tensor in another type.
+
+    Raises:
+        InputError: a value is not finite, or is not in this type.
+    """
+    tensor = _guarded(entry.read, entry.file)
+    converted = tensor.to(dtype)
+    if not tensor.numel():
+        return converted
+    ends = [float(end) for end in torch.aminmax(tensor)]
+    if not all(map(_is_finite, ends)):
+        bad = int(tensor.isfinite().logical_not().sum())
+        raise InputError(f"{entry}: holds NaN or infinity, {bad} of {tensor.numel()} values")
+    if not all(bool(end.to(dtype).isfinite()) for end in torch.tensor(ends, dtype=torch.float64)):
+        largest = max(ends, key=abs)
+        raise InputError(
+            f"{entry}: holds {largest:g}, beyond the {torch.finfo(dtype).max:g} of {_kind_word(dtype)}; "
+            f"give `precision='fp32'`"
+        )
+    if torch.finfo(dtype).smallest_normal > torch.finfo(tensor.dtype).smallest_normal:
+        lost = int(tensor.count_nonzero() - converted.count_nonzero()) / tensor.numel()
+        if lost > NOTABLE:
+            words = "%s: %.0f%% of its values are too small for %s and become 0"
+            log.warning(words, entry, 100 * lost, _kind_word(dtype))
+    return converted
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, of many only the first."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" ... and {more} more" if more > 0 else "")
+
+
+def _prefix(entries: Sequence[Stored], names: set[str], ema: bool | None) -> str:
+    """The part of stored names that is in front of the network's own."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        parts = entry.name.split(".")
+        for start in range(len(parts)):
+            if (rest := ".".join(parts[start:])) in names:
+                found[".".join(parts[:start])].add(rest)
+    complete = [prefix for prefix, held in found.items() if held == names]
+    if len(complete) > 1:
+        where = " and ".join(shown(prefix) for prefix in complete)
+        raise InputError(
+            f"{entries[0].file}: holds several sets of weights, below {where}, and nothing says "
+            f"which; save one of them by itself"
+        )
+    if complete and ema is False and is_averaged(complete[0]):
+        log.warning("%s: holds averaged weights and no others, they are used", entries[0].file)
+    best = complete or sorted(found, key=lambda prefix: (-len(found[prefix]), len(prefix)))
+    return best[0] if best else ""
+
+
+def _below(prefix: str, name: str) -> str | None:
+    if not prefix:
+        return name
+    return name[len(prefix) + 1 :] if name.startswith(f"{prefix}.") else None
+
+
+def _entries(file: Path, stack: contextlib.ExitStack) -> Iterator[Stored]:
+    """What a weight file holds, read when it is asked for."""
+    if wrong := _guarded(lambda: what_is_wrong(file), file):
+        raise InputError(f"{file}: {wrong}")
+    if is_safetensors(file):
+        opened = _guarded(lambda: stack.enter_context(safe_open(file, framework="pt")), file)
+        for key in opened.keys():  # noqa: SIM118 - not a dict
+            part = opened.get_slice(key)
+            kind = part.get_dtype()
+            read = functools.partial(opened.get_tensor, key)
+            yield Stored(file, (), key, list(part.get_shape()), STORED.get(kind, kind), read)
+        return
+    state = _guarded(lambda: _unpickled(file), file)
+    found = list(_nested(state, file, ()))
+    if not found:
+        raise InputError(f"{file}: expected a dictionary of tensors")
+    yield from found
+
+
+def _unpickled(file: Path) -> Any:
+    with file.open("rb") as start:
+        mapped = start.read(2) == b"PK"  # the format before torch 1.6 cannot be mapped
+    return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+
+
+def _nested(state: object, file: Path, container: tuple[str, ...]) -> Iterator[Stored]:
+    """Tensors in dictionaries; numbers and words beside them are of the training."""
+    if not isinstance(state, Mapping) or len(container) > DEPTH:
+        return
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            read = functools.partial(lambda tensor: tensor, value)
+            yield Stored(file, container, str(key), list(value.shape), _kind(value), read)
+        else:
+            yield from _nested(value, file, (*container, str(key)))
+
+
+def _kind(tensor: Tensor) -> str:
+    word = _kind_word(tensor.dtype)
+    if tensor.is_quantized or tensor.layout != torch.strided:
+        return f"{word}, {'quantized' if tensor.is_quantized else _kind_word(tensor.layout)}"
+    return word if tensor.device.type == "cpu" else f"{word} without values ({tensor.device.type})"
+
+
+def _kind_word(kind: object) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _is_finite(number: float) -> bool:
+    return number - number == 0
+
+
+def _guarded(function: Callable[[], Any], file: Path) -> Any:
+    """Turn whatever a damaged or malicious weight file causes into a sentence."""
+    try:
+        return function()
+    except InputError:
+        raise
+    except Exception as error:  # torch's and safetensors' errors share no base class
+        if type(error).__name__ == "UnpicklingError":
+            reason = "it holds more than tensors, and pickled code is never run"
+        else:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
