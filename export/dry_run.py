@@ -53,7 +53,9 @@ class Forecast:
     """What exporting a checkpoint would make."""
 
     checked: bool
-    """Whether weight files were there to compare the configuration with."""
+    """Whether any weight file was there to compare the configuration with."""
+    unseen: tuple[str, ...]
+    """Networks without weight files."""
     graphs: dict[str, dict[str, Weights]]
     """By precision and graph."""
     weights: dict[str, Weights]
@@ -89,9 +91,8 @@ def forecast(request: Request) -> Forecast:
     checkpoint, max_batch = request.checkpoint, request.max_batch
     model, text_network = empty_hart(checkpoint), checkpoint.text_encoder
     text = empty_text_encoder(text_network) if text_network else None
-    checked = checkpoint.llm.has_weights and checkpoint.tokenizer.has_weights
-    if checked:
-        check_hart(checkpoint)
+    unseen = tuple(name for name, network in checkpoint.networks.items() if not network.has_weights)
+    check_hart(checkpoint)
     if text_network and text_network.has_weights:
         check_text_encoder(text_network)
     graphs, weights, memory, device = {}, {}, {}, {}
@@ -117,7 +118,8 @@ def forecast(request: Request) -> Forecast:
                 device[precision, batch] = found
     layers = len(text.layers) if text else 0
     return Forecast(
-        checked=checked,
+        checked=len(unseen) < len(checkpoint.networks),
+        unseen=unseen,
         graphs=graphs,
         weights=weights,
         read=weights[FP32].nbytes,
@@ -183,7 +185,10 @@ def show(found: Forecast, precision: str, output: Path) -> None:
     style = box.SIMPLE if console.is_terminal else None
     if not console.is_terminal:
         console = Console(width=110)
-    source = "configurations and the headers of weight files" if found.checked else "configurations alone"
+    source = "configurations alone"
+    if found.checked:
+        source = "configurations and the headers of weight files, not their values"
+        source += f"; there are none of {' and '.join(found.unseen)}" if found.unseen else ""
     console.print(Text(f"would write {output} in {precision}; from {source}"), soft_wrap=True)
     console.print(_graph_table(found, style))
     console.print(_memory_table(found, style))

@@ -57,7 +57,9 @@ def empty_hart(checkpoint: Checkpoint) -> Hart:
 
 
 def check_hart(checkpoint: Checkpoint) -> None:
-    """Compare names and shapes in the weight files with the configuration, without reading weights.
+    """Compare names, shapes and types in what weight files there are with the configuration.
+
+    No values are read.
 
     Raises:
         InputError: as :func:`load_hart`.
@@ -69,8 +71,10 @@ def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
-    _fill(model.tokenizer, checkpoint.tokenizer, dtype, ignored, _tokenizer_tables(checkpoint))
-    _fill(model.transformer, checkpoint.llm, dtype, [UNUSED_LLM], _llm_tables(checkpoint))
+    if dtype is not None or checkpoint.tokenizer.has_weights:
+        _fill(model.tokenizer, checkpoint.tokenizer, dtype, ignored, _tokenizer_tables(checkpoint))
+    if dtype is not None or checkpoint.llm.has_weights:
+        _fill(model.transformer, checkpoint.llm, dtype, [UNUSED_LLM], _llm_tables(checkpoint))
 
 
 def load_text_encoder(

@@ -137,6 +137,17 @@ def test_what_does_not_fit(full: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "everything fits this machine" in run(DEMO_CHECKPOINT, "--output", tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("part", ["llm", "tokenizer", "text_encoder"])
+def test_what_was_not_looked_at_is_named(part: str, tmp_path: Path) -> None:
+    root = shutil.copytree(DEMO_CHECKPOINT, tmp_path / "checkpoint")
+    (root / part / "model.safetensors").unlink()
+    assert f"of weight files, not their values; there are none of {part}" in run(root)
+    other = "llm" if part != "llm" else "tokenizer"
+    rename = (root / other / "model.safetensors").read_bytes().replace(b".bias", b".bios", 1)
+    (root / other / "model.safetensors").write_bytes(rename)
+    assert CliRunner().invoke(main, [str(root), "--dry-run"]).exit_code == 2
+
+
 def corrupt_numbers(file: Path) -> None:
     """Cut every weight off a safetensors file; its header and size stay."""
     raw = file.read_bytes()
