@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import glob
 import logging
@@ -31,6 +32,24 @@ Owned = Callable[[Path], bool]
 """Whether a file, by its path in a folder, is the command's own, and may go when the folder is replaced."""
 
 
+def resolved(path: Path) -> Path:
+    """Where links lead, if anywhere: ``Path.resolve`` raises RuntimeError for circles before Python 3.13."""
+    return Path(os.path.realpath(path))
+
+
+def read_regular(file: Path) -> bytes:
+    """All of a file that ends: a FIFO or a device may have no end, and never begin.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(file))
+        return opened.read()
+
+
 def refuse_existing(output: Path) -> None:
     """Refuse a folder that is there already, before anything is computed for it."""
     if os.path.lexists(output):
@@ -43,7 +62,7 @@ def refuse_strangers(folder: Path, owned: Owned) -> None:
     Raises:
         InputError: with what would be lost.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     if Path.cwd().is_relative_to(folder):
         raise InputError(f"{folder}: is the folder you are in, which cannot be replaced; go to another")
     strangers = sorted(_strangers(folder, owned))
@@ -86,7 +105,7 @@ def whole_folder(output: Path, owned: Owned | None = None) -> Iterator[Path]:
         RunError: writing failed on the way, such as on a full disk.
     """
     _check_place(output, owned)
-    target = output.resolve()
+    target = resolved(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(target)
@@ -124,7 +143,7 @@ def whole_file(output: Path) -> Iterator[BinaryIO]:
         RunError: it cannot be written.
     """
     check_output(output)
-    target = output.resolve()
+    target = resolved(output)
     try:
         partial, lock = _claim(target, folder=False)
         try:

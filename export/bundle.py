@@ -12,7 +12,7 @@ import torch
 
 from hart_runtime.common.checkpoint import Checkpoint
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.files import whole_folder
+from hart_runtime.common.files import resolved, whole_folder
 from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.export.graphs import build_graphs
@@ -70,7 +70,7 @@ def export_bundle(
             names.append(TEXT_TOKENIZER)
         manifest = Manifest(
             family=request.family,
-            name=output.resolve().name,
+            name=resolved(output).name,
             precision=request.precision,
             max_batch=request.max_batch,
             model=request.model,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
@@ -75,7 +76,7 @@ def open_bundle(place: Path, wait: bool = True) -> Bundle:
 
 def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, bytes]:
     """Compare the files of a bundle with their entries; returns the contents of those that are parsed."""
-    root = folder.resolve()
+    root = resolved(folder)
     parsed = {file for graph in manifest.graphs.values() for file in graph.files}
     if TEXT_ENCODER in manifest.graphs:
         parsed.add(TEXT_TOKENIZER)
@@ -98,7 +99,7 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
 def _refuse_outside(folder: Path, root: Path, name: str) -> None:
     pure = PurePosixPath(name)
     outside = pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0")
-    if outside or not (folder / name).resolve().is_relative_to(root):
+    if outside or not resolved(folder / name).is_relative_to(root):
         raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
 
 

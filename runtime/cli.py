@@ -88,17 +88,17 @@ def main(
     import time
 
     start = time.perf_counter()
-    from hart_runtime.common.files import clear_leftovers
+    from hart_runtime.common.files import clear_leftovers, resolved
     from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.call import checked_settings
     from hart_runtime.runtime.outputs import DEFAULT_OUTPUT, places, refuse_inputs, tell_replaced
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
     from hart_runtime.runtime.png import Origin, PngWriter, check_writable, read_origin
-    from hart_runtime.runtime.prompts import hint_at_quotes, read_prompts
+    from hart_runtime.runtime.prompts import as_typed, hint_at_quotes, read_prompts
     from hart_runtime.runtime.stages import LOAD
 
-    texts = [*prompts, *(read_prompts(prompts_file) if prompts_file else [])]
+    texts = [*map(as_typed, prompts), *(read_prompts(prompts_file) if prompts_file else [])]
     hint_at_quotes(prompts)
     origin = read_origin(from_image) if from_image else None
     if origin is not None:
@@ -117,7 +117,7 @@ def main(
     for path in paths:
         check_writable(path)
     refuse_inputs(paths, opened.folder, from_image, prompts_file)
-    clear_leftovers((output or DEFAULT_OUTPUT).resolve())
+    clear_leftovers(resolved(output or DEFAULT_OUTPUT))
     tell_replaced(paths)
     if origin is not None:
         _refuse_other_bundle(origin, opened, from_image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings
@@ -36,7 +36,7 @@ class Drawer:
 
     def steps(
         self, given: Values, seeds: Sequence[int], settings: SamplingSettings, paced: bool = True
-    ) -> Iterator[Snapshot]:
+    ) -> Generator[Snapshot, None, None]:
         """The same, step by step."""
         program = self._program(settings, len(seeds))
         return draw(self.backend, program, given, SeededNoise(seeds), paced, self.threads)

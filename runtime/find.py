@@ -10,6 +10,7 @@ from typing import Any
 
 from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER
 from hart_runtime.common.errors import NOTE, InputError, parameter
+from hart_runtime.common.files import read_regular
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def _is_bundle(folder: Path) -> bool:
     """Whether there is a bundle's manifest: many things have a file of that name."""
     file = folder / MANIFEST
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(read_regular(file))
     except (OSError, ValueError, RecursionError):
         return _is_file(file) and _is_file(folder / WEIGHTS)  # a damaged one
     return isinstance(values, dict) and "graphs" in values and "schema" in values
@@ -87,7 +88,7 @@ def _line(folder: Path) -> str:
     file = folder / MANIFEST
     date = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
     try:
-        values: dict[str, Any] = json.loads(file.read_bytes())
+        values: dict[str, Any] = json.loads(read_regular(file))
         size = int(values["model"]["image_size"])
         drawn = "prompts" if TEXT_ENCODER in values["graphs"] else "text features"
         said = f"{values['name']}: {size} x {size} pictures from {drawn}, {values['precision']}"

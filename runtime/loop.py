@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -59,7 +59,7 @@ def draw(
     noise: Noise,
     paced: bool = False,
     threads: int | None = None,
-) -> Iterator[Snapshot]:
+) -> Generator[Snapshot, None, None]:
     """Draw a batch of pictures, step by step; the last snapshot holds them.
 
     The backend is held from the first step until the last, or until the iterator is closed.
@@ -93,11 +93,14 @@ def draw(
             drawing.resume()
 
 
-def drawn(snapshots: Iterable[Snapshot], watch: Callable[[Snapshot], None] = lambda _: None) -> Drawing:
+def drawn(
+    snapshots: Generator[Snapshot, None, None], watch: Callable[[Snapshot], None] = lambda _: None
+) -> Drawing:
     """Follow a drawing to its end."""
-    for snapshot in snapshots:
-        watch(snapshot)
-    return Drawing(snapshot.decode(), snapshot.seconds)
+    with contextlib.closing(snapshots):  # also while what ``watch`` raised is being handled
+        for snapshot in snapshots:
+            watch(snapshot)
+        return Drawing(snapshot.decode(), snapshot.seconds)
 
 
 class _Drawing:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.errors import InputError, one_of, shown, told_of
+from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.precisions import FP32, PRECISIONS, Precision
@@ -197,7 +198,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     """
     file = folder / MANIFEST
     try:
-        raw = file.read_bytes()
+        raw = read_regular(file)
         values = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a readable manifest ({error})") from None

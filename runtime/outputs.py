@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from hart_runtime.common.errors import NOTE, InputError
+from hart_runtime.common.files import resolved
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,11 @@ def _paths(output: Path, count: int) -> list[Path]:
 
 def refuse_inputs(paths: list[Path], bundle: Path, *inputs: Path | None) -> None:
     """A picture must not replace what it is drawn from, by whatever name, nor lie in the bundle."""
-    read = {file.resolve() for file in inputs if file is not None}
+    read = {resolved(file) for file in inputs if file is not None}
     for path in paths:
-        if path.resolve() in read:
+        if resolved(path) in read:
             raise InputError(f"{path}: is what is read, and would be replaced; give another `output`")
-        if path.resolve().is_relative_to(bundle.resolve()):
+        if resolved(path).is_relative_to(resolved(bundle)):
             raise InputError(f"{path}: lies in the bundle, which holds no other files; give another `output`")
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.files import Owned
+from hart_runtime.common.files import Owned, read_regular
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
@@ -55,7 +55,7 @@ def _made_of(name: str) -> bool:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(read_regular(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,14 @@ def read_prompts(file: Path) -> list[str]:
     if not prompts:
         raise InputError(f"{said}: holds no prompt")
     return prompts
+
+
+def as_typed(prompt: str) -> str:
+    """A prompt of the command line in UTF-8, where Python took its bytes for another encoding (LANG=C)."""
+    try:
+        return os.fsencode(prompt).decode() if any("\udc80" <= c <= "\udcff" for c in prompt) else prompt
+    except UnicodeError:  # it is none, which is told of later
+        return prompt
 
 
 def hint_at_quotes(prompts: Sequence[str]) -> None:

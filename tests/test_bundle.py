@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
+from hart_runtime.runtime.owned import owned_by_bundle
+from hart_runtime.runtime.tensorrt.manifest import read_engine_manifest
 from tests.golden_runs import HERE
 
 
@@ -184,3 +187,38 @@ def test_bundle_names(tmp_path: Path) -> None:
             (tmp_path / place / part / "config.json").write_text("{}")
         assert find_checkpoint(tmp_path / place).name == name
         assert find_checkpoint(tmp_path / place / "llm").name == name
+
+
+def in_a_circle(file: Path) -> None:
+    file.symlink_to(file.name)
+
+
+def through_two(file: Path) -> None:
+    file.symlink_to(f"{file.name}-other")
+    file.with_name(f"{file.name}-other").symlink_to(file.name)
+
+
+def endless(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def silent(file: Path) -> None:
+    os.mkfifo(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows, and it has no FIFO")
+@pytest.mark.parametrize("thing", [in_a_circle, through_two, endless, silent, Path.mkdir])
+@pytest.mark.parametrize(
+    "name", [MANIFEST, WEIGHTS, "decoder.onnx", "tokenizer.json", "tensorrt-11-x/engines.json"]
+)
+def test_other_things_in_the_place_of_a_file(copy: Path, name: str, thing: Callable[[Path], None]) -> None:
+    """They are refused, and not waited for: neither where a bundle is opened nor where it is looked for."""
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).unlink(missing_ok=True)
+    thing(copy / name)
+    engines = name.endswith("engines.json")
+    with pytest.raises(InputError, match=r"^[^\n]+$"):
+        _ = read_engine_manifest(copy / "tensorrt-11-x") if engines else open_bundle(copy)
+    owned = owned_by_bundle(copy)
+    assert owned is not None
+    assert owned(Path(WEIGHTS))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError, parameter, shown
+from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.common.records import read_record
 from hart_runtime.runtime.bundle import Bundle
@@ -98,7 +99,7 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
     """
     file = folder / ENGINE_MANIFEST
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(read_regular(file))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

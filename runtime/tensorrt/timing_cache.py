@@ -14,6 +14,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
+from hart_runtime.common.files import read_regular
 from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.tensorrt.package import Package
 
@@ -66,6 +67,6 @@ def timing_file(package: Package, gpu: Gpu) -> str:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_regular(file)
     except OSError:
         return b""
