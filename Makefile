@@ -3,9 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUTPUT ?= out.png
+TRIALS ?= 1000
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test test-release test-gpu test-gpu-standin gpu bench rehearsal clean
+.PHONY: demo test torture test-release test-gpu test-gpu-standin gpu bench rehearsal clean
 
 demo: .venv/export.done
 	@"$(BIN)/hart-export"
@@ -16,6 +17,11 @@ test: .venv/dev.done
 	"$(BIN)/python" -m ruff check .
 	"$(BIN)/python" -m mypy
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile
+
+# Changed bundles, kills, full disks and a soak, with one table of how each trial ended: twenty minutes on two
+# cores. A share of it is in make test. make torture TRIALS=10000 for the big one.
+torture: .venv/dev.done
+	"$(BIN)/python" -m tests.torture --trials "$(TRIALS)"
 
 # README block by block, and the wheel in an empty environment: three minutes, and needs the package index.
 test-release: .venv/dev.done
