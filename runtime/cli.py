@@ -246,8 +246,8 @@ def _refuse_beside_an_image() -> None:
 def _refuse_other_bundle(origin: Origin, bundle: Bundle, image: Path | None) -> None:
     if origin.identity != bundle.identity:
         raise InputError(
-            f"{image}: was drawn with bundle {origin.bundle} ({origin.identity[:12]}...), "
-            f"{bundle.folder} is {bundle.manifest.name} ({bundle.identity[:12]}...)"
+            f"{image}: was drawn with bundle {shown(origin.bundle)} ({shown(origin.identity[:12])}...), "
+            f"{bundle.folder} is {shown(bundle.manifest.name)} ({bundle.identity[:12]}...)"
         )
 
 

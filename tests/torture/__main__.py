@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tests.torture.fuzz import fuzz
+from tests.torture.fuzz import SUBJECTS, fuzz
 from tests.torture.ground import prepare
 from tests.torture.kills import everything, kill
 from tests.torture.outcomes import BAD, Trial, table
