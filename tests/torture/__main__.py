@@ -70,9 +70,8 @@ def main(
     for found in campaigns():
         done.append(found)
         if found.outcome in BAD or trial is not None or found.campaign == "soak":
-            again = (
-                f"  (again: --seed {seed} --trial {found.number})" if found.number in range(trials) else ""
-            )
+            fuzzed = found.campaign in (*SUBJECTS, "fuzz")
+            again = f"  (again: --seed {seed} --trial {found.number})" if fuzzed else ""
             console.print(f"{found}{again}", markup=False, highlight=False)
     console.print(table(done, f"seed {seed}, {time.monotonic() - start:.0f} s"))
     bad = any(found.outcome in BAD for found in done)
