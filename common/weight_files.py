@@ -81,6 +81,8 @@ def _holds_weights(entry: Path) -> bool:
         return False
     if not entry.exists():
         raise InputError(f"{entry}: is a link to {str(entry.readlink())!r} and nothing is there; download it")
+    if not entry.is_file():
+        raise InputError(f"{entry}: expected a weight file, found a device or a FIFO, which has no end")
     return True
 
 

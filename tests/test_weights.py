@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +300,16 @@ def test_shards_alone_and_links_to_nothing(root: Path) -> None:
     refused(root, "beside shards")
     (root / "llm" / WEIGHTS).symlink_to("../../blobs/gone")
     refused(root, "is a link to '../../blobs/gone'")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither FIFOs nor such devices")
+@pytest.mark.parametrize("part", ["llm", "tokenizer", "text_encoder"])
+@pytest.mark.parametrize("thing", [os.mkfifo, lambda file: file.symlink_to("/dev/zero")])
+def test_weights_that_have_no_end(root: Path, part: str, thing: Callable[[Path], None]) -> None:
+    """They are refused, and not waited for."""
+    (root / part / WEIGHTS).unlink()
+    thing(root / part / WEIGHTS)
+    refused(root, "found a device or a FIFO")
 
 
 def test_the_cache_of_the_hub(root: Path, tmp_path: Path) -> None:
