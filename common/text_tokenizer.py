@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.tokenizer_file import guarded
 
 
 class PromptTokenizer:
@@ -19,11 +20,12 @@ class PromptTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        """Takes the tokenizer over: a copy would be written out, which lists all numbers without a token."""
         padding = tokenizer.padding
         if padding is None:
             raise InputError("the text tokenizer names no padding; export the bundle again")
         self.pad_id: int = padding["pad_id"]
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer = tokenizer
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.left = padding["direction"] == "left"
@@ -33,7 +35,7 @@ class PromptTokenizer:
         """(B, max_tokens) ids and mask."""
         ids = np.full((len(prompts), self.max_tokens), self.pad_id, dtype=np.int64)
         for row, prompt in zip(ids, prompts, strict=True):
-            tokens = self.tokenizer.encode(prompt).ids[: self.max_tokens]
+            tokens = self._ids(prompt)[: self.max_tokens]
             if self.left:
                 row[self.max_tokens - len(tokens) :] = tokens
             else:
@@ -46,12 +48,18 @@ class PromptTokenizer:
         Raises:
             InputError: it is over the limit, at which the published sampler would cut it, or empty.
         """
-        tokens: list[int] = self.tokenizer.encode(text).ids
+        tokens = self._ids(text)
         if not 0 < len(tokens) <= self.max_tokens:
             raise InputError(f"`system_prompt`: expected 1 to {self.max_tokens} tokens, found {len(tokens)}")
         return tokens
 
     def cut_off(self, prompt: str) -> str:
         """The end of the prompt that does not fit, "" when all of it does."""
-        tokens = self.tokenizer.encode(prompt).ids
+        tokens = self._ids(prompt)
         return str(self.tokenizer.decode(tokens[self.max_tokens :])).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        """All of its tokens; raises InputError where the vocabulary lacks one."""
+        failed = f"the text tokenizer cannot read {shown(text)}"
+        ids: list[int] = guarded(lambda: self.tokenizer.encode(text).ids, failed)
+        return ids

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from hart_runtime.common.checkpoint import Checkpoint
@@ -15,7 +14,6 @@ from hart_runtime.common.errors import InputError
 from hart_runtime.common.noise import Noise, RecordedNoise, SeededNoise
 from hart_runtime.common.schedule import scale_steps
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.compare.metrics import Array
 from hart_runtime.compare.recorded import Tensors, recorded_names
 from hart_runtime.compare.reference import Reference, system_prompt_identity
@@ -24,8 +22,9 @@ from hart_runtime.hart.generate import Record, generate
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.manifest import Manifest
+from hart_runtime.runtime.text import open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ def capture_prompts(
             f"export it again with one (`text_encoder`)"
         )
     manifest = bundle.manifest
-    tokenizer = Tokenizer.from_file(str(bundle.path(TEXT_TOKENIZER)))
-    ids, mask = PromptTokenizer(tokenizer, manifest.model.context_token)(prompts)
+    ids, mask = open_tokenizer(bundle)(prompts)
     batches: list[Tensors] = []
     for start in range(0, len(prompts), at_once):
         rows = slice(start, start + at_once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -50,7 +51,8 @@ def export_bundle(
     vocabulary = request.vocabulary
     tokens: list[int] = []
     if vocabulary is not None and words is not None:
-        tokens = PromptTokenizer(vocabulary, checkpoint.llm_config.context_token).system_prompt(words)
+        own = copy.deepcopy(vocabulary)  # the exported one keeps its padding
+        tokens = PromptTokenizer(own, checkpoint.llm_config.context_token).system_prompt(words)
     text = load_text_encoder(checkpoint.text_encoder, dtype, tokens) if checkpoint.text_encoder else None
 
     # The graph holds its keys and values; the tokens are for whoever runs the reference beside it.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from tokenizers.models import BPE
 from hart_runtime.common.errors import InputError, shown
 from hart_runtime.common.json_files import object_in, read_json
 from hart_runtime.common.text_files import lines_of, read_text
+from hart_runtime.common.tokenizer_file import MOST_ROWS, check_number, guarded, open_tokenizer_file
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -22,8 +21,6 @@ WORDS = (
 """Where Qwen2 splits text before the byte pairs are merged: part of the format."""
 
 
-MOST_ROWS = 1 << 20
-"""Of any embedding; a number far beyond makes the tokenizers library list all that are missing below it."""
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -48,8 +45,8 @@ def read_vocabulary(folder: Path, rows: int = MOST_ROWS) -> Tokenizer:
             f"{folder}: expected tokenizer.json, or vocab.json and merges.txt, beside the text "
             f"encoder's weights"
         )
-    make = _whole if source.name == "tokenizer.json" else _byte_pairs
-    vocabulary = _guarded(lambda: make(source, rows), source)
+    make = open_tokenizer_file if source.name == "tokenizer.json" else _byte_pairs
+    vocabulary = make(source, rows)
     _add_tokens(vocabulary, object_in(values, "added_tokens_decoder", str(settings)), rows, settings)
     padding = vocabulary.padding or {}
     token = _content(values.get("pad_token")) or padding.get("pad_token")
@@ -63,34 +60,15 @@ def read_vocabulary(folder: Path, rows: int = MOST_ROWS) -> Tokenizer:
     if side not in ("left", "right"):
         raise InputError(f"{settings}: padding_side: expected 'left' or 'right', found {shown(side)}")
     vocabulary.enable_padding(direction=side, pad_id=number, pad_token=token)
-    return _guarded(lambda: vocabulary, source)
-
-
-def _guarded(make: Callable[[], Tokenizer], source: Path) -> Tokenizer:
-    """A tokenizer that has cut a word; whatever the library says of one that cannot is a sentence."""
-    try:
-        vocabulary = make()
-        vocabulary.encode("a word")
-    except (InputError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # bare exceptions, and panics of Rust, which are none
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{source}: not a tokenizer file ({reason})") from None
+    guarded(lambda: vocabulary.encode("a word"), f"{source}: not a tokenizer file")
     return vocabulary
-
-
-def _whole(file: Path, rows: int) -> Tokenizer:
-    values = read_json(file)
-    for token, number in _numbers(values):
-        _check_number(token, number, rows, file)
-    return Tokenizer.from_str(json.dumps(values))
 
 
 def _byte_pairs(file: Path, rows: int) -> Tokenizer:
     """Qwen2's byte-level BPE from the two files that older folders keep it in."""
     words, pairs = read_json(file), []
     for token, number in words.items():
-        _check_number(token, number, rows, file)
+        check_number(token, number, rows, file)
     merges = file.with_name("merges.txt")
     for line in lines_of(read_text(merges)):
         if line and not line.startswith("#version"):
@@ -98,7 +76,7 @@ def _byte_pairs(file: Path, rows: int) -> Tokenizer:
             if not second or " " in second:
                 raise InputError(f"{merges}: expected two tokens a line, found {shown(line)}")
             pairs.append((first, second))
-    vocabulary = Tokenizer(BPE(words, pairs))
+    vocabulary = guarded(lambda: Tokenizer(BPE(words, pairs)), f"{file}: not a tokenizer file")
     vocabulary.normalizer = normalizers.NFC()
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -108,36 +86,6 @@ def _byte_pairs(file: Path, rows: int) -> Tokenizer:
     )
     vocabulary.decoder = decoders.ByteLevel()
     return vocabulary
-
-
-def _numbers(values: Any) -> Iterator[tuple[object, object]]:
-    """All tokens of a parsed ``tokenizer.json`` with their numbers, wherever it holds some."""
-    if isinstance(values, list):
-        for inner in values:
-            yield from _numbers(inner)
-    if not isinstance(values, dict):
-        return
-    for key, inner in values.items():
-        if key == "vocab" and isinstance(inner, dict):
-            yield from inner.items()
-        elif key == "vocab" and isinstance(inner, list):  # tokens with their scores, in order
-            yield from ((pair, number) for number, pair in enumerate(inner))
-        elif key == "ids" and isinstance(inner, list):
-            yield from (("of the post-processor", number) for number in inner)
-        elif key in {"sep", "cls"} and isinstance(inner, list) and len(inner) == 2:
-            yield inner[0], inner[1]
-        elif key in {"pad_id", "id"} and isinstance(inner, int):
-            yield values.get("content", values.get("pad_token")), inner
-        else:
-            yield from _numbers(inner)
-
-
-def _check_number(token: object, number: object, rows: int, source: Path) -> None:
-    if type(number) is not int or not 0 <= number < rows:
-        raise InputError(
-            f"{source}: token {shown(token)} has number {shown(number)}, the text encoder's embedding has "
-            f"rows 0 to {rows - 1}"
-        )
 
 
 def _add_tokens(vocabulary: Tokenizer, added: dict[str, Any], rows: int, settings: Path) -> None:
@@ -153,7 +101,7 @@ def _add_tokens(vocabulary: Tokenizer, added: dict[str, Any], rows: int, setting
         if wrong := [flag for flag in FLAGS if not isinstance(values.get(flag, False), bool)]:
             found = shown(values[wrong[0]])
             raise InputError(f"{where}: {key}: {wrong[0]}: expected true or false, found {found}")
-        _check_number(content, int(key), rows, settings)
+        check_number(content, int(key), rows, settings)
         numbered[int(key)] = AddedToken(content, **{flag: values[flag] for flag in FLAGS if flag in values})
     for number, token in sorted(numbered.items()):
         vocabulary.add_tokens([token])

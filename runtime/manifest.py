@@ -25,6 +25,7 @@ from hart_runtime.common.settings import (
     check_ranges,
     settings_of,
 )
+from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
 from hart_runtime.runtime.contract import Contract, Contracts, specs_of
 from hart_runtime.runtime.families import FAMILIES
@@ -199,7 +200,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     file = folder / MANIFEST
     try:
         raw = read_regular(file)
-        values = json.loads(raw)
+        values = json.loads(decoded(raw, str(file)))
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: not a readable manifest ({error})") from None
     found = values.get("schema") if isinstance(values, dict) else None

@@ -14,7 +14,11 @@ from pathlib import Path
 
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.hashing import PIECE, begin_hashing
+from hart_runtime.common.text_files import not_the_file
 from hart_runtime.runtime.manifest import FileSpec
+
+START = 1024
+"""Bytes of a file that tell what else it is."""
 
 
 class Seal:
@@ -68,6 +72,10 @@ class Seal:
             raise InputError(f"{path}: missing from the bundle; export it again")
         self._seen[path] = told = _told(path)
         if told[2] != expected.size:
+            with path.open("rb") as stream:
+                other = not_the_file(stream.read(START))
+            if other:
+                raise InputError(f"{path}: {other}")
             raise InputError(
                 f"{path}: expected {expected.size} bytes, found {told[2]}; the file is "
                 f"truncated or was changed, export the bundle again"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.common.tokenizer_file import MOST_ROWS, open_tokenizer_file
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend, Value
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
@@ -82,11 +83,10 @@ def require_text_encoder(bundle: Bundle) -> None:
 def open_tokenizer(bundle: Bundle) -> PromptTokenizer:
     """The tokenizer of a bundle's text encoder; raises InputError where there is none."""
     require_text_encoder(bundle)
-    from tokenizers import Tokenizer
-
-    file = bundle.path(TEXT_TOKENIZER)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{file}: not a tokenizer file ({error})") from None
-    return PromptTokenizer(tokenizer, bundle.manifest.model.context_token)
+    manifest, file = bundle.manifest, bundle.path(TEXT_TOKENIZER)
+    described = manifest.checkpoint.get(TEXT_ENCODER)
+    rows = described.get("vocab_size") if isinstance(described, dict) else None
+    tokenizer = open_tokenizer_file(file, min(rows, MOST_ROWS) if type(rows) is int else MOST_ROWS)
+    if tokenizer.padding is None:
+        raise InputError(f"{file}: names no padding; export the bundle again")
+    return PromptTokenizer(tokenizer, manifest.model.context_token)

@@ -215,7 +215,7 @@ def train_transformer(
     torch.manual_seed(seed)
     training, _ = split_scenes()
     vocabulary = train_vocabulary(training)
-    prompts = PromptTokenizer(vocabulary, CONTEXT_TOKENS)
+    prompts = PromptTokenizer(copy.deepcopy(vocabulary), CONTEXT_TOKENS)
     text = TextEncoder(_text_config(vocabulary)).to(device)
     transformer = ScaleTransformer(TRANSFORMER, TOKENIZER_CONFIG.vocab_size, TOKENIZER_CONFIG.z_channels).to(
         device
