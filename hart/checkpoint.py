@@ -202,7 +202,7 @@ def _llm_tables(checkpoint: Checkpoint) -> dict[str, Table]:
     def check_levels(entry: Stored) -> None:
         if entry.shape != [1, len(levels)]:
             refuse(entry, f"is {entry.shape}")
-        if entry.kind == "int64" and entry.read().flatten().tolist() != levels:
+        if entry.readable and entry.read().flatten().tolist() != levels:
             refuse(entry, "holds other levels")
 
     def check_mask(entry: Stored) -> None:

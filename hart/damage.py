@@ -78,7 +78,8 @@ def _safetensors_damage(file: Path, size: int) -> str | None:
         if 8 + length > size:
             return _ends_early(8 + length - size, f"found {size:,}")
         try:
-            header: dict[str, Any] = json.loads(opened.read(length))
+            pairs: list[tuple[str, Any]] = json.loads(opened.read(length), object_pairs_hook=list)
+            header = {name: dict(described) for name, described in pairs}
             end = (
                 8
                 + length
@@ -86,6 +87,9 @@ def _safetensors_damage(file: Path, size: int) -> str | None:
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return None  # the library says of what is wrong
+    if len(header) < len(pairs):
+        names = [name for name, _ in pairs]
+        return f"stores {shown(next(name for name in header if names.count(name) > 1))} twice"
     if size < end:
         counts = f"{end - size:,} bytes are missing (expected {end:,}, found {size:,})"
         return f"is cut off, {counts}; download it again"

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.errors import LONGEST, InputError, shown
 from hart_runtime.common.weight_files import WeightFiles, is_averaged
 from hart_runtime.hart.damage import is_safetensors, what_is_wrong
 
@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, torch.compile and their like put in."""
 FLOATS = ("float64", "float32", "bfloat16", "float16")
-STORED = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}
+WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+STORED = {
+    **{"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"},
+}
 """What safetensors calls the types that are read."""
 NOTABLE = 0.01
 """The share of a matrix that may become zero without a word."""
@@ -51,6 +55,11 @@ class Stored:
     read: Callable[[], Tensor]
 
     @property
+    def readable(self) -> bool:
+        """Whether it is a plain array of numbers, whole or not."""
+        return self.kind in (*FLOATS, *WHOLE)
+
+    @property
     def path(self) -> str:
         return ".".join((*self.container, self.key))
 
@@ -60,7 +69,7 @@ class Stored:
         return ".".join(part for part in self.path.split(".") if part not in WRAPPERS)
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.path}"
+        return f"{self.file}: {named(self.path)}"
 
 
 @contextlib.contextmanager
@@ -114,6 +123,9 @@ def fit(
             tables[name or entry.name] = entry
         elif entry.container in homes and entry.shape:  # single numbers count steps
             unexpected.append(entry.path)
+    unread = [e for e in entries if e.container not in homes and is_averaged(".".join(e.container))]
+    if unread and ema is not False and not is_averaged(prefix):
+        log.warning("%s: averaged weights in a form that is not read, the others are used", unread[0])
     return fitting, tables, unexpected
 
 
@@ -139,9 +151,10 @@ def read(entry: Stored, dtype: torch.dtype) -> Tensor:
         raise InputError(f"{entry}: holds NaN or infinity, {bad} of {tensor.numel()} values")
     if not all(bool(end.to(dtype).isfinite()) for end in torch.tensor(ends, dtype=torch.float64)):
         largest = max(ends, key=abs)
+        enough = abs(largest) <= torch.finfo(torch.float32).max
         raise InputError(
             f"{entry}: holds {largest:g}, beyond the {torch.finfo(dtype).max:g} of {_kind_word(dtype)}; "
-            f"give `precision='fp32'`"
+            + ("give `precision='fp32'`" if enough else "no precision holds it")
         )
     if torch.finfo(dtype).smallest_normal > torch.finfo(tensor.dtype).smallest_normal:
         lost = int(tensor.count_nonzero() - converted.count_nonzero()) / tensor.numel()
@@ -154,7 +167,13 @@ def read(entry: Stored, dtype: torch.dtype) -> Tensor:
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence, of many only the first."""
     more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" ... and {more} more" if more > 0 else "")
+    return ", ".join(map(named, names[:SHOWN])) + (f" ... and {more} more" if more > 0 else "")
+
+
+def named(name: str) -> str:
+    """A name out of a file as a sentence can hold it: on one line, of bounded length, without backticks."""
+    plain = name.isprintable() and "`" not in name and len(name) <= LONGEST
+    return name if plain else shown(name)
 
 
 def _prefix(entries: Sequence[Stored], names: set[str], ema: bool | None) -> str:
@@ -197,7 +216,7 @@ def _entries(file: Path, stack: contextlib.ExitStack) -> Iterator[Stored]:
             yield Stored(file, (), key, list(part.get_shape()), STORED.get(kind, kind), read)
         return
     state = _guarded(lambda: _unpickled(file), file)
-    found = list(_nested(state, file, ()))
+    found = list(_nested(state, file, (), set()))
     if not found:
         raise InputError(f"{file}: expected a dictionary of tensors")
     yield from found
@@ -209,16 +228,30 @@ def _unpickled(file: Path) -> Any:
     return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
 
 
-def _nested(state: object, file: Path, container: tuple[str, ...]) -> Iterator[Stored]:
-    """Tensors in dictionaries; numbers and words beside them are of the training."""
-    if not isinstance(state, Mapping) or len(container) > DEPTH:
+def _nested(state: object, file: Path, container: tuple[str, ...], seen: set[int]) -> Iterator[Stored]:
+    """Tensors in dictionaries, and in lists below them; numbers and words beside are of the training.
+
+    Args:
+        seen: what was met already, and is not followed again: a pickle may hold one dictionary many
+            times, or inside itself.
+    """
+    if len(container) > DEPTH:
         return
-    for key, value in state.items():
+    pairs: Iterable[tuple[object, object]]
+    if isinstance(state, Mapping):
+        pairs = state.items()
+    elif isinstance(state, list | tuple) and container:
+        pairs = enumerate(state)
+    else:
+        return
+    again = id(state) in seen
+    seen.add(id(state))
+    for key, value in pairs:
         if isinstance(value, Tensor):
             read = functools.partial(lambda tensor: tensor, value)
             yield Stored(file, container, str(key), list(value.shape), _kind(value), read)
-        else:
-            yield from _nested(value, file, (*container, str(key)))
+        elif not again:
+            yield from _nested(value, file, (*container, str(key)), seen)
 
 
 def _kind(tensor: Tensor) -> str:

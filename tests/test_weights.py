@@ -463,3 +463,104 @@ def test_each_table_alone(root: Path, name: str) -> None:
     file = root / "llm" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "context_token": 20}))
     refused(root, name, "context_token 20")
+
+
+@pytest.mark.parametrize("part", ["llm", "tokenizer", "text_encoder"])
+@pytest.mark.parametrize("name", ["two\nlines", "long" * 2000, "`tick`", "\x1b[31mred"])
+def test_names_of_any_kind_in_one_sentence(root: Path, part: str, name: str) -> None:
+    edit(root, part, lambda state: {**state, name: torch.ones(3)})
+    with pytest.raises(InputError) as caught:
+        dry(root)
+    said = str(caught.value)
+    assert "unexpected: '" in said
+    assert said.isprintable()
+    assert "`" not in said
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39, 4e38])
+def test_values_that_no_precision_holds(root: Path, value: float) -> None:
+    def change(state: State) -> None:
+        state[PROJ] = state[PROJ].double()
+        state[PROJ].view(-1)[0] = value
+
+    edit(root, "llm", change)
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(InputError, match=f"{PROJ}: .* no precision holds it"):
+            load(root, dtype)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8, torch.float16])
+def test_a_table_of_levels_in_any_type(root: Path, kind: torch.dtype) -> None:
+    edit(root, "llm", lambda state: {**state, "lvl_1L": state["lvl_1L"].to(kind)})
+    dry(root)
+    edit(root, "llm", lambda state: {**state, "lvl_1L": state["lvl_1L"].flip(1).contiguous()})
+    refused(root, "lvl_1L: holds other levels", "patch_nums")
+
+
+def itself(state: State) -> dict[str, Any]:
+    """Dictionaries that hold themselves many times."""
+    loop: dict[str, Any] = {}
+    loop.update({f"loop{number}": loop for number in range(50)})
+    return {"state_dict": state, "loop": loop}
+
+
+def shared(state: State) -> dict[str, Any]:
+    """The same few dictionaries, reached in more ways than can be tried."""
+    inner: dict[str, Any] = {"step": 1}
+    for _ in range(7):
+        inner = {f"way{number}": inner for number in range(50)}
+    return {"state_dict": state, "ways": inner}
+
+
+def listing(state: State) -> dict[str, Any]:
+    around: list[Any] = []
+    around += [around] * 50
+    return {"model": state, "around": around}
+
+
+@pytest.mark.parametrize("change", [itself, shared, listing])
+def test_pickles_that_hold_themselves(root: Path, change: Callable[[State], Any]) -> None:
+    state = plain(root)
+    pickled(root, change(state))
+    assert torch.equal(head(root), state["head.weight"].float())
+
+
+@pytest.mark.parametrize("part", ["llm", "tokenizer", "text_encoder"])
+def test_a_header_that_names_a_tensor_twice(root: Path, part: str) -> None:
+    file = root / part / WEIGHTS
+    raw = file.read_bytes()
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    name = sorted(header.keys() - {"__metadata__"})[0]
+    twice = json.dumps(header)[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}}}"
+    file.write_bytes(len(twice).to_bytes(8, "little") + twice.encode() + raw[end:])
+    refused(root, f"{file}: stores {name!r} twice")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "..", "a\0b", "モ" * 200])
+def test_shards_of_impossible_names(root: Path, name: str) -> None:
+    shard(root, "llm", lambda shards, places: places.update({"head.bias": name}))
+    refused(root, f"{WEIGHTS}.index.json: names the shard '", "which is not in")
+
+
+@pytest.mark.parametrize(
+    "averaged",
+    [
+        lambda s: {"shadow_params": list(s.values()), "decay": 0.999},
+        lambda s: {key.replace(".", ""): value for key, value in s.items()},
+        lambda s: {key: value for key, value in s.items() if "proj" in key},
+    ],
+)
+def test_averaged_weights_that_are_not_read_are_told_of(
+    root: Path, averaged: Callable[[State], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = plain(root)
+    pickled(root, {"model": state, "ema": averaged(state)})
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(head(root), state["head.weight"].float())
+    assert "ema" in caplog.text
+    assert "averaged weights in a form that is not read" in caplog.text
+    caplog.clear()
+    head(root, ema=False)  # asked for
+    assert not caplog.records
