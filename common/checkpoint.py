@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.config import (
+    HYBRID,
     TextEncoderConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -132,7 +133,13 @@ class Checkpoint:
     def tokenizer_config(self) -> TokenizerConfig:
         """Configuration of the image tokenizer; raises InputError."""
         file = self.tokenizer.config_file
-        return config_from_dict(TokenizerConfig, read_json(file), str(file))
+        config = config_from_dict(TokenizerConfig, read_json(file), str(file))
+        if not config.hybrid:
+            raise InputError(
+                f"{file}: quantizer_type must be {HYBRID!r} (the published code runs no other), "
+                f"found {config.quantizer_type!r}"
+            )
+        return config
 
     @functools.cached_property
     def text_config(self) -> TextEncoderConfig | None:

@@ -25,6 +25,8 @@ model, or one that no memory holds."""
 MOST_LEVELS, MOST_SCALES = 10, 100
 WIDTH, LAYERS = (1, 1 << 20), (1, 1000)
 EPSILON = (1e-30, 1.0)
+HYBRID, DISCRETE = "var_hybrid", "var"
+"""Kinds of image tokenizers: with the continuous residual (HART), and without (VAR)."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,47 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
+class ClassTransformerConfig:
+    """Scale transformer of VAR, conditioned on a class. Its files hold no configuration: it is read from the
+    shapes of tensors (:mod:`hart_runtime.hart.var_checkpoint`).
+    """
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    num_classes: int
+    """Without the one that stands for none of them."""
+    patch_nums: tuple[int, ...]
+    """Weights belong to their pyramid: every position of every scale has an embedding."""
+    mlp_hidden: int
+    attn_l2_norm: bool
+    shared_aln: bool
+    """Whether one modulation serves all blocks, with an offset of their own each."""
+    norm_eps: float = 1e-6
+
+    RANGES: ClassVar[Ranges] = {
+        "depth": LAYERS,
+        "embed_dim": WIDTH,
+        "num_heads": WIDTH,
+        "num_classes": WIDTH,
+        "patch_nums": (1, 4096),
+        "mlp_hidden": WIDTH,
+        "norm_eps": EPSILON,
+    }
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if self.embed_dim % self.num_heads:
+            raise InputError(f"num_heads must divide embed_dim, found {self.num_heads} and {self.embed_dim}")
+        if len(self.patch_nums) < 2:
+            raise InputError(f"expected at least two scales, found {shown([*self.patch_nums])}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+
+@dataclass(frozen=True)
 class TokenizerConfig:
     """Hybrid image tokenizer (``tokenizer/config.json``)."""
 
@@ -139,13 +182,18 @@ class TokenizerConfig:
     UNREAD: ClassVar[frozenset[str]] = config_keys.unread(config_keys.TOKENIZER)
 
     def __post_init__(self) -> None:
-        _require("quantizer_type", self.quantizer_type, ("var_hybrid",))
+        _require("quantizer_type", self.quantizer_type, (HYBRID, DISCRETE))
         _check_ranges(self)
         if self.ch % 32:
             raise InputError(f"ch must be a multiple of 32 (GroupNorm groups), found {self.ch}")
         if len(self.ch_mult) > MOST_LEVELS:
             raise InputError(f"ch_mult: expected at most {MOST_LEVELS} levels, found {len(self.ch_mult)}")
         _check_patch_nums("v_patch_nums", self.v_patch_nums)
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether the last scale is added as it is, for a residual to follow."""
+        return self.quantizer_type == HYBRID
 
     @property
     def downsample(self) -> int:
@@ -204,6 +252,7 @@ class TextEncoderConfig:
         return self.hidden_size // self.num_attention_heads
 
 
+_Bounded = TransformerConfig | ClassTransformerConfig | TokenizerConfig | TextEncoderConfig
 Config = TypeVar("Config", TransformerConfig, TokenizerConfig, TextEncoderConfig)
 
 
@@ -270,7 +319,7 @@ def _check_type(name: str, expected: object, value: object) -> None:
         raise InputError(f"{name}: expected {wanted}, found {shown(value)}")
 
 
-def _check_ranges(config: TransformerConfig | TokenizerConfig | TextEncoderConfig) -> None:
+def _check_ranges(config: _Bounded) -> None:
     for name, (low, high) in config.RANGES.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -51,17 +51,20 @@ class ScaleStep:
 
 
 def scale_steps(
-    patch_nums: Sequence[int], settings: SamplingSettings, vocab_size: int
+    patch_nums: Sequence[int], settings: SamplingSettings, vocab_size: int, hybrid: bool = True
 ) -> tuple[ScaleStep, ...]:
     """The loop over scales. Guidance rises as ``guidance * k / (S - 1)``.
 
-    The last scale re-uses the ratio of the one before it, as the published code
-    does (its last scale is handled by separate code that never updates the ratio).
+    With the hybrid tokenizer the last scale re-uses the ratio of the one before it, as HART's published
+    code does (its last scale is handled by separate code that never updates the ratio), and codes are
+    kept by its rule where no setting says how many. VAR's goes on to 1, and keeps all codes there.
     """
     last = len(patch_nums) - 1
+    stale = last - 1 if hybrid else last
     steps = []
     for index, patch_num in enumerate(patch_nums):
-        ratio = min(index, last - 1) / last
+        ratio = min(index, stale) / last
+        most = published_top_k(index) if hybrid else vocab_size
         steps.append(
             ScaleStep(
                 index=index,
@@ -69,7 +72,7 @@ def scale_steps(
                 guidance=settings.guidance * ratio,
                 logit_gain=1 + ratio,
                 temperature=max(0.27 * (1 - ratio * 0.95), 0.005),
-                top_k=min(settings.top_k or published_top_k(index), vocab_size),
+                top_k=min(settings.top_k or most, vocab_size),
                 top_p=settings.top_p,
             )
         )

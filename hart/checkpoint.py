@@ -17,6 +17,7 @@ from torch import nn
 from hart_runtime.common.checkpoint import Checkpoint, Network
 from hart_runtime.common.config import config_to_dict
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.weight_files import WeightFiles
 from hart_runtime.hart.layers import Linear
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.quantizer import Phi
@@ -72,9 +73,11 @@ def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
     if dtype is not None or checkpoint.tokenizer.has_weights:
-        _fill(model.tokenizer, checkpoint.tokenizer, dtype, ignored, _tokenizer_tables(checkpoint))
+        tables = _tokenizer_tables(checkpoint)
+        fill(model.tokenizer, checkpoint.tokenizer.weights, dtype, ignored, tables)
     if dtype is not None or checkpoint.llm.has_weights:
-        _fill(model.transformer, checkpoint.llm, dtype, [UNUSED_LLM], _llm_tables(checkpoint))
+        llm, tables = checkpoint.llm, _llm_tables(checkpoint)
+        fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
 
 
 def load_text_encoder(
@@ -110,7 +113,7 @@ def check_text_encoder(network: Network) -> None:
 
 
 def _fill_text_encoder(encoder: TextEncoder, network: Network, dtype: torch.dtype | None) -> None:
-    _fill(encoder, network, dtype, [UNUSED_TEXT])
+    fill(encoder, network.weights, dtype, [UNUSED_TEXT])
 
 
 def save_model(model: nn.Module, folder: Path, prefix: str = "") -> None:
@@ -137,12 +140,14 @@ def matrix_parameters(module: nn.Module) -> set[str]:
     return names
 
 
-def _fill(
+def fill(
     model: nn.Module,
-    network: Network,
+    weights: WeightFiles,
     dtype: torch.dtype | None,
     unused: Sequence[re.Pattern[str]],
     tables: Mapping[str, Table] | None = None,
+    stored: Callable[[str], str] = str,
+    ema: bool | None = False,
 ) -> None:
     """Load weights strictly into a model built on the meta device, tensor by tensor.
 
@@ -151,11 +156,12 @@ def _fill(
     Args:
         unused: full names that inference does not read.
         tables: those of them, by their last part, that depend on the configuration.
+        stored: what a parameter is called in the file.
+        ema: whether averaged weights are wanted, where a file holds them beside others.
     """
-    expected = {name: p.shape for name, p in model.named_parameters()}
-    weights = network.weights
+    expected = {stored(name): p.shape for name, p in model.named_parameters()}
     with opened(weights) as entries:
-        found, others, unexpected = fit(entries, expected, unused, network.ema)
+        found, others, unexpected = fit(entries, expected, unused, ema)
         wrong = [
             f"{entry.path} {entry.shape} instead of {list(expected[name])}"
             for name, entry in found.items()
@@ -178,7 +184,10 @@ def _fill(
         if dtype is None:
             return
         low = matrix_parameters(model)
-        state = {name: read(entry, dtype if name in low else torch.float32) for name, entry in found.items()}
+        state = {
+            name: read(found[stored(name)], dtype if name in low else torch.float32)
+            for name, _ in model.named_parameters()
+        }
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
 

@@ -1,9 +1,12 @@
-"""The reference loop: text features to pixels, scale after scale, in PyTorch."""
+"""The reference loop: text features, or classes, to pixels, scale after scale, in PyTorch.
+
+HART and VAR share it: they differ in what begins a scale, and in how the last one ends.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from hart_runtime.common.noise import Noise
 from hart_runtime.common.schedule import cell_positions, residual_guidance, scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart_runtime.hart.model import Hart
+from hart_runtime.hart.model import Hart, Var
 from hart_runtime.hart.quantizer import shrink
 from hart_runtime.hart.rope import context_angles, image_angles
 from hart_runtime.hart.sampling import draw_codes, guide_logits, smooth_codes, truncate, windows
@@ -53,14 +56,9 @@ def generate(
     Returns:
         (B, 3, H, W) pixels in [0, 1].
     """
-    llm, quantizer = model.transformer, model.tokenizer.quantize
+    llm = model.transformer
     patch_nums = patch_nums or llm.config.patch_nums
-    steps = scale_steps(patch_nums, settings, len(quantizer.embedding.weight))
-    batch, size, head_dim = len(features), patch_nums[-1], llm.config.head_dim
-
-    def supplied(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(features.device)
-
+    size, head_dim = patch_nums[-1], llm.config.head_dim
     record("ctx.features", features)
     record("ctx.mask", mask)
     context = llm.context(features, mask)
@@ -71,20 +69,86 @@ def generate(
     position_ids = mask.long().cumsum(1) - 1
     position_ids = torch.cat([position_ids, torch.zeros_like(position_ids)])
     record("offset", position_ids[:, -1:].float())
-    x = context.tokens + levels[0]
-    angles = context_angles(position_ids, head_dim)
-    f_hat = torch.zeros(batch, model.tokenizer.config.z_channels, size, size, device=x.device)
-    cache = None
+    first = {"x": context.tokens + levels[0], "angles": context_angles(position_ids, head_dim)}
+
+    def following(cells: Tensor, scale: int) -> Inputs:
+        record(f"scale{scale - 1}.next_level", levels[scale])
+        x = llm.embed_tokens(cells, levels[scale]).repeat(2, 1, 1)
+        places = torch.from_numpy(cell_positions(patch_nums[scale], size)).to(x.device)
+        return {"x": x, "angles": image_angles(places + position_ids[:, -1:, None], head_dim)}
+
+    condition = Condition(first, context.block_condition, context.head_condition, following)
+    return _draw(model, condition, noise, settings, patch_nums, record)
+
+
+@torch.inference_mode()
+def generate_classes(
+    model: Var, labels: Tensor, noise: Noise, settings: SamplingSettings, record: Record = _ignore
+) -> Tensor:
+    """Draw a picture of each class; the rest as for :func:`generate`.
+
+    Args:
+        labels: (B,) int64; ``num_classes`` draws of none.
+    """
+    transformer = model.transformer
+    condition = transformer.condition(labels)
+    record("cond", condition)
+
+    def following(cells: Tensor, scale: int) -> Inputs:
+        return {"x": transformer.embed_tokens(cells, scale).repeat(2, 1, 1)}
+
+    asked = Condition(
+        {"x": transformer.start(condition)}, transformer.modulations(condition), condition, following
+    )
+    return _draw(model, asked, noise, settings, transformer.config.patch_nums, record)
+
+
+Inputs = Mapping[str, Tensor]
+"""What the transformer takes of a scale's tokens: ``x`` (2B, L, C), and ``angles`` where it rotates them."""
+
+
+class Condition(NamedTuple):
+    """What is drawn, in the words of a transformer."""
+
+    first: Inputs
+    blocks: Tensor
+    """What modulates the blocks."""
+    head: Tensor
+    """(2B, C): what modulates the norm before the vocabulary projection."""
+    following: Callable[[Tensor, int], Inputs]
+    """Inputs of a later scale, of its cells of f_hat (B, n * n, Cv) and its index."""
+
+
+def _draw(
+    model: Hart | Var,
+    condition: Condition,
+    noise: Noise,
+    settings: SamplingSettings,
+    patch_nums: tuple[int, ...],
+    record: Record,
+) -> Tensor:
+    """The loop over scales, the residual of a hybrid tokenizer, and the decoder."""
+    transformer, quantizer = model.transformer, model.tokenizer.quantize
+    hybrid = model.tokenizer.config.hybrid
+    steps = scale_steps(patch_nums, settings, len(quantizer.embedding.weight), hybrid)
+    batch, size = len(condition.head) // 2, patch_nums[-1]
+    device = condition.head.device
+
+    def supplied(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    f_hat = torch.zeros(batch, model.tokenizer.config.z_channels, size, size, device=device)
+    inputs, cache = condition.first, None
 
     for step in steps:
         name = f"scale{step.index}"
-        record(f"{name}.x_in", x)
-        record(f"{name}.angles", angles)
-        hidden, cache = llm(x, angles, context.block_condition, cache)
+        record(f"{name}.x_in", inputs["x"])
+        if "angles" in inputs:
+            record(f"{name}.angles", inputs["angles"])
+        hidden, cache = transformer(*inputs.values(), condition.blocks, cache)
         record(f"{name}.hidden", hidden)
-        raw = llm.logits(hidden, context.head_condition)
-        if step.index == 0:
-            raw = raw[:, -1:]  # the last context position, padded or not, predicts scale 0
+        # Of a text the last position, padded or not, predicts scale 0.
+        raw = transformer.logits(hidden, condition.head)[:, -step.num_tokens :]
         record(f"{name}.logits_raw", raw)
         logits = guide_logits(raw, step.guidance)
         record(f"{name}.cfg_t", torch.tensor(step.guidance, dtype=torch.float64))
@@ -104,31 +168,29 @@ def generate(
             record(f"{name}.gumbel_exp", exponential)
             h = smooth_codes(logits, exponential, quantizer.embedding.weight, step)
         h = h.transpose(1, 2).unflatten(-1, (step.patch_num, step.patch_num))
-        if step is steps[-1]:
+        if hybrid and step is steps[-1]:
             break
         record(f"{name}.h", h)
-        f_hat = f_hat + quantizer.contribution(h, step.index, patch_nums)
+        f_hat = f_hat + quantizer.contribution(h, step.index, patch_nums, quantizer.phi_on_last)
         record(f"{name}.f_hat", f_hat)
-        following = steps[step.index + 1]
-        next_map = shrink(f_hat, following.patch_num)
+        if step is steps[-1]:
+            break
+        next_map = shrink(f_hat, patch_nums[step.index + 1])
         record(f"{name}.next_map", next_map)
-        cells = next_map.flatten(2).transpose(1, 2)
-        record(f"{name}.next_level", levels[following.index])
-        x = llm.embed_tokens(cells, levels[following.index]).repeat(2, 1, 1)
-        positions = supplied(cell_positions(following.patch_num, size))
-        angles = image_angles(positions + position_ids[:, -1:, None], head_dim)
+        inputs = condition.following(next_map.flatten(2).transpose(1, 2), step.index + 1)
 
     for i, (k, v) in enumerate(cache or []):
         record(f"kv.block{i}.k", k)
         record(f"kv.block{i}.v", v)
-    record("final.h", h.flatten(2).transpose(1, 2))
-    if settings.residual:
-        z = llm.residual_condition(hidden, codes.repeat(2, 1, 1))
-        record("final.diff.cfg", torch.tensor(steps[-1].guidance, dtype=torch.float64))
-        residual = _residual(model, z, noise, settings, residual_guidance(steps[-1]), record)
-        record("final.residual", residual)
-        h = h + residual.transpose(1, 2).unflatten(-1, (size, size))
-    f_hat = f_hat + h
+    if isinstance(model, Hart):
+        record("final.h", h.flatten(2).transpose(1, 2))
+        if settings.residual:
+            z = model.transformer.residual_condition(hidden, codes.repeat(2, 1, 1))
+            record("final.diff.cfg", torch.tensor(steps[-1].guidance, dtype=torch.float64))
+            residual = _residual(model, z, noise, settings, residual_guidance(steps[-1]), record)
+            record("final.residual", residual)
+            h = h + residual.transpose(1, 2).unflatten(-1, (size, size))
+        f_hat = f_hat + h
     record("final.f_hat", f_hat)
     image = (model.tokenizer.decode(f_hat) + 1) / 2
     record("image", image)

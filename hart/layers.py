@@ -32,6 +32,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
 
 
+class PlainLayerNorm(nn.Module):
+    """LayerNorm without weights, in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), (self.dim,), eps=self.eps)
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoid of a number (a timestep or a level), then a two-layer MLP. (N,) -> (N, C)"""
 

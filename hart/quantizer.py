@@ -67,6 +67,7 @@ class HybridQuantizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
+        self.phi_on_last = not config.hybrid
         self.embedding = nn.Embedding(config.vocab_size, config.z_channels)
         self.quant_resi = PhiBank(config)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hart_runtime.common.config import TransformerConfig
+from hart_runtime.common.config import ClassTransformerConfig, TransformerConfig
 from hart_runtime.hart.diffusion import ResidualDiffusion
 from hart_runtime.hart.layers import Linear, RMSNorm, TimestepEmbedder
 from hart_runtime.hart.rope import Rotation, apply_rope
@@ -59,10 +59,11 @@ def attention(
 class Attention(nn.Module):
     """Self-attention over the cache and the new tokens.
 
-    The softmax scale is a quarter of the usual 1/sqrt(dh). There is no key bias.
+    The softmax scale is a quarter of the usual 1/sqrt(dh). There is no key bias. HART's tokens are rotated
+    by their places; VAR's carry them in an embedding.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig | ClassTransformerConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_heads = config.num_heads
@@ -77,7 +78,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         past: Pair | None,
         attend: AttentionFunction,
     ) -> tuple[Tensor, Pair]:
@@ -90,8 +91,9 @@ class Attention(nn.Module):
             q = F.normalize(q.float(), dim=-1) * gain
             k = F.normalize(k.float(), dim=-1)
         dtype = self.qkv_proj.weight.dtype
-        q = apply_rope(q, rotation).to(dtype).flatten(2)
-        k = apply_rope(k, rotation).to(dtype).flatten(2)
+        if rotation is not None:
+            q, k = apply_rope(q, rotation), apply_rope(k, rotation)
+        q, k = q.to(dtype).flatten(2), k.to(dtype).flatten(2)
         attended, present = attend(q, k, v.to(dtype), past, self.num_heads, self.scale)
         return self.proj(attended), present
 
@@ -109,7 +111,7 @@ class LlamaMLP(nn.Module):
 
 
 class Gpt2MLP(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig | ClassTransformerConfig) -> None:
         super().__init__()
         self.fc1 = Linear(config.embed_dim, config.mlp_hidden)
         self.fc2 = Linear(config.mlp_hidden, config.embed_dim)
@@ -139,7 +141,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         condition: Tensor,
         past: Pair | None,
         attend: AttentionFunction,
@@ -166,14 +168,15 @@ class Block(nn.Module):
 class HeadNorm(nn.Module):
     """Conditional norm before the vocabulary projection, present in every variant."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, norm: nn.Module, dim: int) -> None:
         super().__init__()
-        self.ln_wo_grad = RMSNorm(config.embed_dim, config.norm_eps)
-        self.ada_lin = nn.Sequential(nn.SiLU(), Linear(config.embed_dim, 2 * config.embed_dim))
+        self.ln_wo_grad = norm
+        self.ada_lin = nn.Sequential(nn.SiLU(), Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.ada_lin(condition).float().unsqueeze(1).chunk(2, dim=-1)
-        return self.ln_wo_grad(x) * (1 + scale) + shift
+        normed: Tensor = self.ln_wo_grad(x)
+        return normed * (1 + scale) + shift
 
 
 class ScaleTransformer(nn.Module):
@@ -192,7 +195,7 @@ class ScaleTransformer(nn.Module):
             TimestepEmbedder(dim) if config.use_timestep_embed else nn.Embedding(len(config.patch_nums), dim)
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_nm = HeadNorm(config)
+        self.head_nm = HeadNorm(RMSNorm(dim, config.norm_eps), dim)
         self.head = Linear(dim, vocab_size)
         self.decoder_norm = RMSNorm(dim, config.norm_eps)
         self.diffloss = ResidualDiffusion(config, latent_channels)

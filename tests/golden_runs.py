@@ -1,6 +1,7 @@
 """Finds recorded runs of the published code and compares trajectories with them.
 
-A variant is a folder with ``llm/``, ``tokenizer/`` and ``golden/run_*.safetensors``. Every run
+A variant is a folder with ``llm/`` and ``tokenizer/`` (HART), or ``var.pth`` and ``vae.pth`` (VAR), and
+``golden/run_*.safetensors``. Every run
 carries its call parameters, the injected noise, and tensors named ``scaleK.hidden`` and so on.
 """
 
@@ -100,6 +101,21 @@ class Run:
         }
 
 
+@dataclass(frozen=True)
+class ClassRun(Run):
+    """One recorded run of VAR."""
+
+    def settings(self) -> SamplingSettings:
+        given = self.parameters
+        return SamplingSettings(
+            guidance=float(given["cfg"]),  # type: ignore[arg-type]
+            top_k=int(given["top_k"]) or None,  # type: ignore[call-overload]
+            top_p=float(given["top_p"]),  # type: ignore[arg-type]
+            smooth=bool(given["more_smooth"]),
+            residual=False,
+        )
+
+
 def roots() -> list[Path]:
     extra = [Path(p) for p in os.environ.get("HART_GOLDEN_DIR", "").split(os.pathsep) if p]
     for folder in extra:
@@ -110,17 +126,30 @@ def roots() -> list[Path]:
 
 def variants() -> list[Path]:
     """Folders that hold a text-to-image variant, in the project and in HART_GOLDEN_DIR."""
+    return _folders("llm/config.json")
+
+
+def class_variants() -> list[Path]:
+    """Those that hold a variant of VAR."""
+    return _folders("var.pth")
+
+
+def _folders(sign: str) -> list[Path]:
     found = {
         folder.parent.resolve()
         for root in roots()
         for folder in root.rglob("golden")
-        if (folder.parent / "llm" / "config.json").is_file()
+        if (folder.parent / sign).is_file()
     }
     return sorted(found)
 
 
 def runs() -> list[Run]:
     return [Run(file) for v in variants() for file in sorted((v / "golden").glob("run_*.safetensors"))]
+
+
+def class_runs() -> list[ClassRun]:
+    return [ClassRun(f) for v in class_variants() for f in sorted((v / "golden").glob("run_*.safetensors"))]
 
 
 def compare(run: Run, found: Arrays, factor: float = 1.0, partial: bool = False) -> None:

@@ -1,0 +1,164 @@
+"""Reads the two files of a VAR checkpoint, ``var_d16.pth`` to ``var_d36.pth`` and ``vae_ch160v4096z32.pth``.
+
+There is no configuration beside them: every size is read from the shapes of tensors, whatever the
+file's name says.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from hart_runtime.common.config import DISCRETE, ClassTransformerConfig, TokenizerConfig
+from hart_runtime.common.errors import InputError, shown, told_of
+from hart_runtime.common.weight_files import WeightFiles
+from hart_runtime.hart.checkpoint import UNUSED_LLM, UNUSED_TOKENIZER, fill
+from hart_runtime.hart.class_transformer import ClassTransformer
+from hart_runtime.hart.model import Var
+from hart_runtime.hart.tokenizer import ImageTokenizer
+from hart_runtime.hart.weights import Stored, opened
+
+HEAD = 64
+"""Width of a head in every published model; files without l2-normalised attention do not tell it."""
+SHARED = "shared_ada_lin.1.weight"
+TRANSFORMER, TOKENIZER = "pos_1LC", "quantize.embedding.weight"
+"""A name that only files of the one, or of the other have."""
+
+
+def load_var(
+    transformer: Path,
+    tokenizer: Path,
+    dtype: torch.dtype = torch.float32,
+    num_heads: int | None = None,
+) -> Var:
+    """Load a class-conditional transformer and its image tokenizer.
+
+    Args:
+        transformer, tokenizer: their files, ``.pth`` or safetensors.
+        dtype: precision of the matrix products; norms and the codebook stay float32.
+        num_heads: of a transformer whose file does not tell, if its heads are not 64 wide.
+
+    Raises:
+        InputError: a file is broken or another network's, or keys are missing, unexpected or of another
+            shape; in one sentence.
+    """
+    model = empty_var(transformer, tokenizer, num_heads)
+    fill(model.tokenizer, WeightFiles((tokenizer,)), dtype, [UNUSED_TOKENIZER])
+    fill(model.transformer, WeightFiles((transformer,)), dtype, [UNUSED_LLM], stored=_stored)
+    return Var(model.transformer.eval(), model.tokenizer.eval())
+
+
+def empty_var(transformer: Path, tokenizer: Path, num_heads: int | None = None) -> Var:
+    """Both networks as the shapes in their files describe them, on the meta device: without numbers."""
+    config, width = _transformer_config(transformer, num_heads)
+    image = _tokenizer_config(tokenizer, config.patch_nums)
+    if width != image.z_channels:
+        raise InputError(
+            f"{transformer}: takes latents of {width} channels, {tokenizer} has {image.z_channels}"
+        )
+    with torch.device("meta"):
+        networks = ClassTransformer(config, image.vocab_size, image.z_channels), ImageTokenizer(image)
+    return Var(*networks)
+
+
+def _stored(name: str) -> str:
+    """What the published code calls a parameter."""
+    return name.replace(".qkv_proj.", ".mat_qkv.")
+
+
+def _transformer_config(file: Path, num_heads: int | None) -> tuple[ClassTransformerConfig, int]:
+    """Of a transformer, and the channels of the latents it takes."""
+    with opened(WeightFiles((file,))) as entries:
+        found = _named(entries, TRANSFORMER, file, "a VAR transformer")
+        shapes = {name: entry.shape for name, entry in found.items()}
+        sizes = _Sizes(file, shapes)
+        classes, dim = sizes.of("class_emb.weight", 2)
+        stored_heads = shapes.get("blocks.0.attn.scale_mul_1H11")
+        levels = found.get("lvl_1L")
+        if levels is None:
+            raise InputError(f"{file}: expected lvl_1L, which holds the scales, found none")
+        with told_of(str(file)):
+            config = ClassTransformerConfig(
+                depth=_count(shapes, r"blocks\.(\d+)\."),
+                embed_dim=dim,
+                num_heads=stored_heads[1] if stored_heads else num_heads or max(dim // HEAD, 1),
+                num_classes=classes - 1,
+                patch_nums=_sides(levels),
+                mlp_hidden=sizes.of("blocks.0.ffn.fc1.weight", 2)[0],
+                attn_l2_norm=stored_heads is not None,
+                shared_aln=SHARED in shapes,
+            )
+        return config, sizes.of("word_embed.weight", 2)[1]
+
+
+def _tokenizer_config(file: Path, patch_nums: tuple[int, ...]) -> TokenizerConfig:
+    with opened(WeightFiles((file,))) as entries:
+        found = _named(entries, TOKENIZER, file, "VAR's image tokenizer")
+        shapes = {name: entry.shape for name, entry in found.items()}
+    sizes = _Sizes(file, shapes)
+    vocabulary, channels = sizes.of(TOKENIZER, 2)
+    width = sizes.of("encoder.conv_in.weight", 4)[0]
+    levels = range(_count(shapes, r"encoder\.down\.(\d+)\."))
+    widths = [sizes.of(f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in levels]
+    shared, own = (
+        _count(shapes, rf"quantize\.quant_resi\.{part}(\d+)\.weight") for part in ("qresi_ls\\.", "")
+    )
+    single = "quantize.quant_resi.qresi.weight" in shapes
+    with told_of(str(file)):
+        return TokenizerConfig(
+            vocab_size=vocabulary,
+            z_channels=channels,
+            ch=width,
+            ch_mult=tuple(w // width for w in widths),
+            quant_conv_ks=sizes.of("quant_conv.weight", 4)[-1],
+            quant_resi=TokenizerConfig.quant_resi if shared or own or single else 0.0,
+            share_quant_resi=shared or int(single),
+            default_qresi_counts=own,
+            v_patch_nums=patch_nums,
+            quantizer_type=DISCRETE,
+        )
+
+
+class _Sizes:
+    """Shapes of tensors that a network cannot be without."""
+
+    def __init__(self, file: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.file, self.shapes = file, shapes
+
+    def of(self, name: str, dimensions: int) -> Sequence[int]:
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) != dimensions:
+            found = "none" if shape is None else list(shape)
+            raise InputError(f"{self.file}: {name}: expected {dimensions} dimensions, found {found}")
+        return shape
+
+
+def _named(entries: Sequence[Stored], sign: str, file: Path, what: str) -> dict[str, Stored]:
+    """Tensors of one network by the names it has for them, of whatever else is in the file."""
+    prefixes = {e.name.removesuffix(sign) for e in entries if f".{e.name}".endswith(f".{sign}")}
+    if len(prefixes) != 1:
+        found = "found none" if not prefixes else f"found {len(prefixes)}"
+        raise InputError(f"{file}: expected {what}, which has one {sign}, {found}")
+    (prefix,) = prefixes
+    return {e.name.removeprefix(prefix): e for e in entries if e.name.startswith(prefix)}
+
+
+def _count(names: Mapping[str, object], pattern: str) -> int:
+    """One more than the largest number in names that begin like this."""
+    return max((int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0)
+
+
+def _sides(levels: Stored) -> tuple[int, ...]:
+    """The scales, of the level of every token."""
+    found = sorted(Counter(levels.read().flatten().tolist()).items())
+    sides = tuple(math.isqrt(tokens) for _, tokens in found)
+    if found != [(level, side * side) for level, side in enumerate(sides)]:
+        raise InputError(
+            f"{levels}: expected square numbers of tokens at levels 0, 1, ..., found {shown(dict(found))}"
+        )
+    return sides
