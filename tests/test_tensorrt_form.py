@@ -17,6 +17,7 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.contract import STANDARD, WRITTEN_OUT
+from hart_runtime.runtime.families.names import RESIDUAL_STEP, SAMPLE
 from hart_runtime.runtime.tensorrt.package import Package, graph_read
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
@@ -143,3 +144,20 @@ def test_weights_are_stored_once(export_once: ExportOnce) -> None:
 def place_of(tensor: onnx.TensorProto) -> tuple[str, str] | None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return (entries["offset"], entries["length"]) if entries else None
+
+
+@pytest.mark.parametrize(("graph", "form"), [(SAMPLE, ""), (SAMPLE, WRITTEN_OUT), (RESIDUAL_STEP, "")])
+def test_halves_are_combined_in_float32(demo_bundle: Path, graph: str, form: str) -> None:
+    """Guidance multiplies what was rounded: only the sum may be, for the product after it."""
+    spec = open_bundle(demo_bundle).manifest.graphs[graph]
+    file = spec.forms[form] if form else spec.file
+    model = onnx.load(demo_bundle / file, load_external_data=False)
+    whole = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    values = [*whole.graph.input, *whole.graph.value_info, *whole.graph.output]
+    types = {v.name: v.type.tensor_type.elem_type for v in values}
+    weighed, found = {"guidance"}, []
+    for node in whole.graph.node:
+        if node.op_type in {"Add", "Mul", "Sub"} and weighed & {*node.input}:
+            weighed |= {*node.output}
+            found.append((node.op_type, *(types[name] for name in node.output)))
+    assert found[:4] == [(operator, onnx.TensorProto.FLOAT) for operator in ("Add", "Mul", "Mul", "Sub")]

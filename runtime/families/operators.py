@@ -27,10 +27,11 @@ def _named(names: str) -> Operators:
     return frozenset(names.split())
 
 
-_EVERYWHERE = _named(
+EVERYWHERE = _named(
     "Add Cast Concat Div Expand Gather Identity Mul Neg Reshape Shape Slice Split Sqrt Squeeze Sub Transpose"
     " Unsqueeze"
 )
+"""In any graph: arithmetic and what makes shapes."""
 _INT8 = _named("Abs DequantizeLinear Max QuantizeLinear ReduceMax com.microsoft:MatMulIntegerToFloat")
 """Of products in 8 bits."""
 _WRITTEN = {
@@ -51,7 +52,7 @@ _OWN = {
         " Sigmoid Softmax TopK Where"
     ),
     SMOOTH: _named("GatherElements Log MatMul Softmax"),
-    NEXT_SCALE: _named("CumSum MatMul Pad Pow Range ReduceSum Tile"),
+    NEXT_SCALE: _named("MatMul Pad Tile"),
     RESIDUAL_CONDITION: _named(f"{_NORM} Tile"),
     RESIDUAL_STEP: _named("Clip Cos Exp Gemm LayerNormalization MatMul Sigmoid Sin Tile"),
     LATENT: _named(""),
@@ -67,6 +68,6 @@ def operators_of(graph: str, int8: bool) -> Operators:
     Args:
         int8: whether it has products in 8 bits in int8 bundles.
     """
-    own = _OWN[graph] | _EVERYWHERE
+    own = _OWN[graph] | EVERYWHERE
     written = [parts for operator, parts in _WRITTEN.items() if operator in own]
     return own.union(*written, _INT8 if int8 else ())
