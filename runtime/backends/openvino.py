@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
+from hart_runtime.common.telemetry import OPENVINO_SENDER, kept_out
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
 from hart_runtime.runtime.backends.sessions import first_line
@@ -30,7 +31,8 @@ def openvino() -> Any:
         InputError: it is not installed.
     """
     try:
-        import openvino
+        with kept_out(OPENVINO_SENDER):
+            import openvino
     except ImportError as error:
         raise InputError(
             f"{parameter('backend', OPENVINO)}: OpenVINO cannot be loaded ({error}); "

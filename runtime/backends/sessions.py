@@ -6,7 +6,6 @@ import ctypes
 import functools
 import importlib.metadata
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ def onnxruntime() -> Any:
     Raises:
         InputError: it is not installed, or cannot be loaded; with the command that mends it.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nobody was asked
     try:
         import onnxruntime as ort
     except ModuleNotFoundError:

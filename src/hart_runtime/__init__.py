@@ -9,8 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hart_runtime.common.telemetry import switch_off
 from hart_runtime.common.version import __version__
 
+switch_off()
 if TYPE_CHECKING:
     from hart_runtime.common.errors import InputError, RunError
     from hart_runtime.common.settings import SamplingSettings
