@@ -76,14 +76,14 @@ def open_bundle(place: Path, wait: bool = True) -> Bundle:
 
 def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, bytes]:
     """Compare the files of a bundle with their entries; returns the contents of those that are parsed."""
-    root = resolved(folder)
     parsed = {file for graph in manifest.graphs.values() for file in graph.files}
     if TEXT_ENCODER in manifest.graphs:
         parsed.add(TEXT_TOKENIZER)
     if unsealed := sorted(({WEIGHTS} | parsed) - manifest.files.keys()):
         raise InputError(f"{folder / MANIFEST}: {', '.join(unsealed)} not listed in files")
     for name in manifest.files:
-        _refuse_outside(folder, root, name)
+        _refuse_outside(folder, name)
+    _refuse_apart(folder, [WEIGHTS, *(file for graph in manifest.graphs.values() for file in graph.files)])
     contents = {}
     try:
         for name, expected in sorted(manifest.files.items(), key=lambda item: -item[1].size):
@@ -96,11 +96,24 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
     return contents
 
 
-def _refuse_outside(folder: Path, root: Path, name: str) -> None:
+def _refuse_outside(folder: Path, name: str) -> None:
+    """By its name; a file may be a link to wherever it is kept, since its contents are sealed."""
     pure = PurePosixPath(name)
-    outside = pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0")
-    if outside or not resolved(folder / name).is_relative_to(root):
+    if pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0"):
         raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
+
+
+def _refuse_apart(folder: Path, names: Iterable[str]) -> None:
+    """Libraries read the weights of a graph from beside it alone: in the bundle, or where links lead, as in
+    a snapshot of the hub's cache.
+    """
+    weights, *graphs = (resolved(folder / name) for name in dict.fromkeys(names))
+    if weights.is_relative_to(resolved(folder)) or all(graph.parent == weights.parent for graph in graphs):
+        return
+    raise InputError(
+        f"{folder / WEIGHTS}: is a link to {weights}, and graphs read their weights from beside them alone; "
+        f"copy it here, or move the bundle there as a whole and link its folder"
+    )
 
 
 def _check_graphs(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
