@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,8 @@ def texts_of(prompts: str | Sequence[str]) -> list[str]:
     if isinstance(prompts, str):
         return [prompts]
     try:
+        if isinstance(prompts, bytes | bytearray | memoryview | Mapping):  # lists of something else
+            raise TypeError
         return list(prompts)
     except TypeError:
         raise InputError(f"`prompts`: expected a text or a list of texts, found {shown(prompts)}") from None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +155,13 @@ class Pipeline:
         pipeline = cls(bundle, open_part(rest), threads, encoded)
         lap(stages.LOAD)
         return pipeline
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse pickling and copying: what a backend holds lives in this process."""
+        raise InputError(
+            f"a pipeline cannot be pickled or copied; load it where it is used: "
+            f"Pipeline.load({str(self.bundle.folder)!r})"
+        )
 
     def __call__(
         self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]

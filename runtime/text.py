@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import LONGEST, InputError
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.common.tokenizer_file import MOST_ROWS, open_tokenizer_file
 from hart_runtime.runtime import stages
@@ -54,7 +54,8 @@ class TextEncoder:
         """Log what of a prompt is over the token limit."""
         for prompt in prompts:
             if lost := self.tokenizer.cut_off(prompt):
-                log.warning("the prompt is over %d tokens, cut off: %r", self.tokenizer.max_tokens, lost)
+                first = lost if len(lost) <= LONGEST else f"{lost[:LONGEST]}..."
+                log.warning("the prompt is over %d tokens, cut off: %r", self.tokenizer.max_tokens, first)
 
 
 class EncodedPrompts:

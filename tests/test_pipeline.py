@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,7 +184,32 @@ print(len(Pipeline.load({str(demo_bundle)!r}, device="cpu")({PROMPT!r})))
 
 
 def test_a_prompt_that_is_too_long_is_told_of(demo: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
-    demo([PROMPT, f"{PROMPT} " * 20 + "at last"])
+    demo([PROMPT, f"{PROMPT} " * 3 + "at last"])
     assert len(caplog.messages) == 1
     assert "over 16 tokens, cut off: " in caplog.messages[0]
     assert "at last" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("words", ["a red circle " * 80_000, "x" * 100_000, "\n" + "日本 " * 5_000])
+def test_of_a_long_prompt_the_beginning_is_told(
+    demo: Pipeline, caplog: pytest.LogCaptureFixture, words: str
+) -> None:
+    demo(words)
+    (said,) = caplog.messages
+    assert len(said) < 1500
+    assert said.endswith("...'")
+
+
+@pytest.mark.parametrize(
+    "prompts", [b"a red circle", bytearray(b"x"), {"a red circle": 1}, 5, Path("x"), None]
+)
+def test_what_is_no_list_of_texts(demo: Pipeline, prompts: Any) -> None:
+    with pytest.raises(InputError, match="expected a text or a list of texts"):
+        demo(prompts)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps, ForkingPickler.dumps])
+def test_a_pipeline_stays_in_its_process(demo: Pipeline, copied: Callable[[object], object]) -> None:
+    with pytest.raises(InputError, match=r"^a pipeline cannot be pickled or copied; load it") as caught:
+        copied(demo)
+    assert str(demo.bundle.folder) in str(caught.value)
