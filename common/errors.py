@@ -99,6 +99,12 @@ def whole_in_range(name: str, value: object, low: int, high: int, note: str = ""
     return number
 
 
+def true_or_false(name: str, value: object) -> None:
+    """Refuse what is neither, such as a word; raises InputError."""
+    if not isinstance(plain(value), bool):
+        raise InputError(f"`{name}`: expected True or False, found {shown(value)}")
+
+
 def shown(value: object) -> str:
     """A value as messages show it, however long it is."""
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hart_runtime.common.errors import InputError, RunError, known_names, plain, shown
+from hart_runtime.common.errors import InputError, RunError, known_names, plain, shown, true_or_false
 from hart_runtime.common.settings import LIMITS, Overrides, SamplingSettings
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend, Limits
@@ -302,6 +302,7 @@ class Pipeline:
         for name, function in (("callback", callback), ("watch", watch)):
             if function is not None and not callable(function):
                 raise InputError(f"`{name}`: expected a function, found {shown(function)}")
+        true_or_false("previews", previews)
         if callback is None:
             return watch
         patch_nums = self.bundle.manifest.model.patch_nums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from hart_runtime import Pipeline, Scale, Snapshot
 from hart_runtime.common.errors import InputError
@@ -96,6 +98,19 @@ def test_threads_draw_right_pictures(pipeline: Pipeline) -> None:
     expected = [draw(job) for job in jobs]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(draw, jobs)) == expected
+
+
+def test_the_threads_of_a_web_server(demo: Pipeline) -> None:
+    """Requests that come at once, each in a thread that asyncio lends."""
+    prompts = [PROMPTS[number % 2] for number in range(8)]
+    expected = {prompt: demo(prompt, seed=5)[0].tobytes() for prompt in set(prompts)}
+
+    async def serve() -> list[list[Image.Image]]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(8))
+        return await asyncio.gather(*(asyncio.to_thread(demo, prompt, seed=5) for prompt in prompts))
+
+    for prompt, (image,) in zip(prompts, asyncio.run(serve()), strict=True):
+        assert image.tobytes() == expected[prompt]
 
 
 def test_a_callback_cannot_draw(pipeline: Pipeline) -> None:

@@ -21,6 +21,7 @@ from hart_runtime.common.checkpoint import SAMPLING_FILE
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.export.cli import main as export
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.call import MAX_SEED
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.png import Origin, read_origin, save_png
 from hart_runtime.runtime.tensorrt.cli import main as build
@@ -39,6 +40,24 @@ def test_numbers_of_numpy_are_numbers(demo: Pipeline, tmp_path: Path) -> None:
     assert drawn.seeds == [3, 4]
     save_png(drawn.images[0], tmp_path / "x.png", Origin("p", drawn.seeds[0], drawn.settings, "b", "i"))
     assert read_origin(tmp_path / "x.png").settings == drawn.settings
+
+
+@pytest.mark.parametrize("width", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+def test_seeds_do_not_wrap_around(demo: Pipeline, width: type[np.integer[Any]]) -> None:
+    """The last number of every type; of the widest, the last that two pictures can be drawn from."""
+    last = min(int(np.iinfo(width).max), MAX_SEED - 1)
+    drawn = demo.generate(PROMPT, seed=width(last), num_images=2, steps=2)  # type: ignore[arg-type]
+    assert drawn.seeds == [last, last + 1]
+    assert drawn.images[1].tobytes() == demo(PROMPT, seed=last + 1, steps=2)[0].tobytes()
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", "False", None, 2.0, np.int8(1)])
+@pytest.mark.parametrize("name", ["strict", "tf32", "previews"])
+def test_words_are_no_switches(demo: Pipeline, name: str, value: Any) -> None:
+    called: Any = Pipeline.load if name != "previews" else demo
+    words = demo.bundle.folder if name != "previews" else PROMPT
+    with pytest.raises(InputError, match=f"`{name}`: expected True or False, found"):
+        called(words, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["seed", "num_images", "batch"])

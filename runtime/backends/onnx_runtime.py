@@ -32,6 +32,7 @@ class CpuExecutor(HostMemory):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__()
+        self.stays = threads != 1  # otherwise graphs run in the thread that asks for them
         self._graphs = bundle.manifest.graphs
         self._sessions = open_sessions(bundle, self._graphs, threads)
 

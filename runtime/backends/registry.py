@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from hart_runtime.common.errors import InputError, RunError, one_of, parameter, whole_in_range
+from hart_runtime.common.errors import InputError, RunError, one_of, parameter, true_or_false, whole_in_range
 from hart_runtime.runtime.backends.names import (
     AUTO,
     CPU,
@@ -127,6 +127,8 @@ def open_backend(
 
     kind, number = parse_device(device)
     one_of("backend", backend, BACKENDS)
+    true_or_false("strict", strict)
+    true_or_false("tf32", tf32)
     if threads is not None:
         threads = whole_in_range("threads", threads, 1, MOST_THREADS)
     entries = [entry for entry in REGISTRY if backend in (AUTO, entry.name)]

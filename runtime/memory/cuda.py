@@ -50,6 +50,7 @@ class CudaMemory:
     """
 
     limits: Limits | None = None
+    stays = True
 
     def __init__(self, index: int = 0) -> None:
         """``index`` of the GPU among those that CUDA sees.

@@ -29,6 +29,9 @@ class Executor(Protocol):
     device: str
     limits: Limits | None
     """See :class:`hart_runtime.runtime.backends.backend.Backend`."""
+    stays: bool
+    """Whether it works in the process alone that opened it, and not in one that was forked from that: it
+    has threads, or a GPU."""
 
     def allocate(self, nbytes: int) -> int:
         """Address of new device memory."""

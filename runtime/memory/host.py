@@ -19,6 +19,7 @@ class HostMemory:
 
     device = "cpu"
     limits: Limits | None = None
+    stays = True
 
     def __init__(self) -> None:
         self._memory: dict[int, mmap.mmap] = {}

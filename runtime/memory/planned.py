@@ -8,6 +8,7 @@ text encoder) get memory of their own.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Value, Values, joined
+from hart_runtime.runtime.backends.names import CPU
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.executor import Binding, Executor
 from hart_runtime.runtime.memory.plan import Plan, PlannedCall, View, make_plan, split_view
@@ -60,6 +62,7 @@ class PlannedBackend(Backend):
         self._arena, self._size = 0, 0
         self._turn, self._owner = threading.Lock(), 0
         self._one_run = threading.RLock()
+        self._process = os.getpid()
         self._idle: dict[int, list[int]] = {}
 
     @contextlib.contextmanager
@@ -70,6 +73,7 @@ class PlannedBackend(Backend):
                 "a picture is being drawn here already, by the same thread: finish or close that drawing "
                 "before another one begins (a callback cannot draw; load a second pipeline for that)"
             )
+        self._refuse_after_fork()
         with self._turn:
             self._owner = me
             try:
@@ -83,6 +87,7 @@ class PlannedBackend(Backend):
 
     def run(self, run: Run, inputs: Values) -> Outputs:
         """A run with memory of its own."""
+        self._refuse_after_fork()
         spec = self._graphs[run.graph]
         with self._one_run:
             stays = self.executor.on_host(run.graph)
@@ -95,6 +100,27 @@ class PlannedBackend(Backend):
             bindings |= {name: own.binding for name, own in outputs.items()}
             self.executor.execute(run.graph, bindings, host, None)
         return outputs
+
+    def _refuse_after_fork(self) -> None:
+        """A process that was forked has none of the threads that graphs ran on, nothing of a GPU, and may
+        have locks whose owners are not there. Whoever waits for any of these waits for ever.
+
+        Raises:
+            InputError: this is one, and it cannot draw here.
+        """
+        if self._process == os.getpid():
+            return
+        locks = () if self.executor.stays else (self._turn, self._one_run)
+        free = [lock for lock in locks if lock.acquire(blocking=False)]
+        for lock in free:
+            lock.release()
+        if self.executor.stays or len(free) < len(locks):
+            alone = "" if self.device != CPU else ", or with `threads=1` before it, while nothing is drawn"
+            raise InputError(
+                f"this process was forked after the pipeline was loaded, and parts of it stayed behind; load "
+                f"it after the fork{alone}"
+            )
+        self._process = os.getpid()
 
     def append(self, past: Value, new: Value) -> Value:
         return joined(self.to_host(past), self.to_host(new))
