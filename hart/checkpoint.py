@@ -24,7 +24,7 @@ from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
-from hart_runtime.hart.weights import Stored, check_kind, fit, listed, opened, read
+from hart_runtime.hart.weights import Stored, check_kind, check_whole, fit, listed, opened, read
 
 UNUSED_LLM = re.compile(r"(.*\.)?(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)")
 """Persistent buffers of the published transformer that its inference does not read."""
@@ -160,6 +160,8 @@ def fill(
         ema: whether averaged weights are wanted, where a file holds them beside others.
     """
     expected = {stored(name): p.shape for name, p in model.named_parameters()}
+    if dtype is not None:
+        check_whole(weights)
     with opened(weights) as entries:
         found, others, unexpected = fit(entries, expected, unused, ema)
         wrong = [

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hart_runtime.common.errors import LONGEST, InputError, shown
 from hart_runtime.common.weight_files import WeightFiles, is_averaged
-from hart_runtime.hart.damage import is_safetensors, what_is_wrong
+from hart_runtime.hart.damage import damaged_part, is_safetensors, what_is_wrong
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,13 @@ def opened(weights: WeightFiles) -> Iterator[list[Stored]]:
                 raise InputError(f"{unnamed[0]}: is not named by {weights.index.name}")
             found = [entry for entry in found if weights.places[entry.path] == entry.file.name]
         yield found
+
+
+def check_whole(weights: WeightFiles) -> None:
+    """Compare the checksums that pickled files have of their parts; raises InputError."""
+    for file in weights.files:
+        if part := _guarded(lambda file=file: damaged_part(file), file):  # type: ignore[misc]
+            raise InputError(f"{file}: {shown(part)} in it is not as it was written; download it again")
 
 
 def fit(

@@ -369,6 +369,32 @@ def test_pickles_that_ended_early(root: Path, name: str) -> None:
     refused(root, name, "is cut off, its end is missing")
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "ema_model.bin"])
+@pytest.mark.parametrize("change", [b"\0" * 512, b"\x7f" * 3, b"\xff"])
+def test_pickles_with_a_hole(root: Path, name: str, change: bytes) -> None:
+    """A dry run reads no weights; an export does."""
+    pickled(root, plain(root), name)
+    file = root / "llm" / name
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    file.write_bytes(whole[:half] + change + whole[half + len(change) :])
+    with pytest.raises(InputError, match=r"is not as it was written; download it again") as caught:
+        load_hart(find_checkpoint(root))
+    assert str(file) in str(caught.value)
+    file.write_bytes(whole)
+    load_hart(find_checkpoint(root))
+
+
+def test_checksums_that_were_left_out_are_not_missed(root: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        pickled(root, plain(root), "pytorch_model.bin")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    load_hart(find_checkpoint(root))
+
+
 @pytest.mark.parametrize("name", ["model.pth", "weights.pt", "pytorch_model.bin"])
 def test_weights_by_other_names(root: Path, name: str) -> None:
     state = plain(root)
