@@ -12,6 +12,7 @@ Nothing here reads a weight; :mod:`hart_runtime.hart.checkpoint` does.
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ class Checkpoint:
     def sampling(self) -> SamplingSettings:
         """The published defaults, overridden by the checkpoint's own ``sampling.json``."""
         file = self.root / SAMPLING_FILE
-        own = read_json(file) if file.is_file() else {}
+        own = read_json(file) if os.path.lexists(file) else {}
         settings = settings_of({"steps": self.llm_config.num_sampling_steps, **own}, str(file))
         with told_of(str(file)):
             check_ranges(settings, self.tokenizer_config)

@@ -18,6 +18,8 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: it is missing or broken, holds NaN, infinity or a number beyond what a float holds,
             or gives one key twice.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a regular file")  # a FIFO might never begin, a device never end
     text = read_text(path)
     try:
         values = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)

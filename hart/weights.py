@@ -256,13 +256,16 @@ def _nested(state: object, file: Path, container: tuple[str, ...], seen: set[int
     for key, value in pairs:
         if isinstance(value, Tensor):
             read = functools.partial(lambda tensor: tensor, value)
-            yield Stored(file, container, str(key), list(value.shape), _kind(value), read)
+            shape = [] if value.is_nested else list(value.shape)
+            yield Stored(file, container, str(key), shape, _kind(value), read)
         elif not again:
             yield from _nested(value, file, (*container, str(key)), seen)
 
 
 def _kind(tensor: Tensor) -> str:
     word = _kind_word(tensor.dtype)
+    if tensor.is_nested:
+        return f"{word}, nested"
     if tensor.is_quantized or tensor.layout != torch.strided:
         return f"{word}, {'quantized' if tensor.is_quantized else _kind_word(tensor.layout)}"
     return word if tensor.device.type == "cpu" else f"{word} without values ({tensor.device.type})"

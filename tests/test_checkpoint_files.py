@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,15 @@ def test_files_that_are_no_json(root: Path, name: str, content: str, words: str)
     said = refused(root)
     assert name in said
     assert words in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no FIFO")
+@pytest.mark.parametrize("thing", [os.mkfifo, Path.mkdir, lambda file: file.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", [LLM, IMAGE, TEXT, "sampling.json", TOKENS])
+def test_configurations_that_have_no_end(root: Path, name: str, thing: Callable[[Path], None]) -> None:
+    (root / name).unlink()
+    thing(root / name)
+    assert Path(name).name in refused(root)
 
 
 def test_a_byte_order_mark_is_no_text(root: Path, tmp_path: Path) -> None:

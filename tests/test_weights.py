@@ -164,7 +164,7 @@ def test_types_that_are_no_weights(root: Path, part: str, name: str, kind: torch
     refused(root, name, "expected float64, float32, bfloat16, float16, found", str(root / part))
 
 
-@pytest.mark.parametrize("kind", ["quantized", "sparse", "meta"])
+@pytest.mark.parametrize("kind", ["quantized", "sparse", "meta", "nested"])
 def test_tensors_that_are_no_arrays(root: Path, kind: str) -> None:
     state = plain(root)
     weight = state[PROJ].float()
@@ -172,6 +172,7 @@ def test_tensors_that_are_no_arrays(root: Path, kind: str) -> None:
         "quantized": lambda: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
         "sparse": weight.to_sparse,
         "meta": lambda: weight.to("meta"),
+        "nested": lambda: torch.nested.nested_tensor([weight[:1], weight[1:]]),
     }
     state[PROJ] = makers[kind]()
     pickled(root, state)
