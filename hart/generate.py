@@ -5,7 +5,7 @@ HART and VAR share it: they differ in what begins a scale, and in how the last o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,11 @@ Record = Callable[[str, Tensor], None]
 
 def _ignore(name: str, value: Tensor) -> None:
     pass
+
+
+def _recorded(scale: int) -> str:
+    """What begins the names of a scale's tensors."""
+    return f"scale{scale}"
 
 
 @torch.inference_mode()
@@ -69,13 +74,13 @@ def generate(
     position_ids = mask.long().cumsum(1) - 1
     position_ids = torch.cat([position_ids, torch.zeros_like(position_ids)])
     record("offset", position_ids[:, -1:].float())
-    first = {"x": context.tokens + levels[0], "angles": context_angles(position_ids, head_dim)}
+    first = (context.tokens + levels[0], context_angles(position_ids, head_dim))
 
     def following(cells: Tensor, scale: int) -> Inputs:
-        record(f"scale{scale - 1}.next_level", levels[scale])
+        record(f"{_recorded(scale - 1)}.next_level", levels[scale])
         x = llm.embed_tokens(cells, levels[scale]).repeat(2, 1, 1)
         places = torch.from_numpy(cell_positions(patch_nums[scale], size)).to(x.device)
-        return {"x": x, "angles": image_angles(places + position_ids[:, -1:, None], head_dim)}
+        return x, image_angles(places + position_ids[:, -1:, None], head_dim)
 
     condition = Condition(first, context.block_condition, context.head_condition, following)
     return _draw(model, condition, noise, settings, patch_nums, record)
@@ -95,16 +100,15 @@ def generate_classes(
     record("cond", condition)
 
     def following(cells: Tensor, scale: int) -> Inputs:
-        return {"x": transformer.embed_tokens(cells, scale).repeat(2, 1, 1)}
+        return (transformer.embed_tokens(cells, scale).repeat(2, 1, 1),)
 
-    asked = Condition(
-        {"x": transformer.start(condition)}, transformer.modulations(condition), condition, following
-    )
+    first = (transformer.start(condition),)
+    asked = Condition(first, transformer.modulations(condition), condition, following)
     return _draw(model, asked, noise, settings, transformer.config.patch_nums, record)
 
 
-Inputs = Mapping[str, Tensor]
-"""What the transformer takes of a scale's tokens: ``x`` (2B, L, C), and ``angles`` where it rotates them."""
+Inputs = tuple[Tensor, ...]
+"""What the transformer takes of a scale's tokens: (2B, L, C), and their angles where it rotates them."""
 
 
 class Condition(NamedTuple):
@@ -141,11 +145,10 @@ def _draw(
     inputs, cache = condition.first, None
 
     for step in steps:
-        name = f"scale{step.index}"
-        record(f"{name}.x_in", inputs["x"])
-        if "angles" in inputs:
-            record(f"{name}.angles", inputs["angles"])
-        hidden, cache = transformer(*inputs.values(), condition.blocks, cache)
+        name = _recorded(step.index)
+        for value, what in zip(inputs, (".x_in", ".angles"), strict=False):
+            record(f"{name}{what}", value)
+        hidden, cache = transformer(*inputs, condition.blocks, cache)
         record(f"{name}.hidden", hidden)
         # Of a text the last position, padded or not, predicts scale 0.
         raw = transformer.logits(hidden, condition.head)[:, -step.num_tokens :]

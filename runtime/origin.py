@@ -35,7 +35,8 @@ def exported_from(
         InputError: it is not there, or its weights are not those that were exported.
     """
     manifest = bundle.manifest
-    found = find_checkpoint(given or default, text_encoder, ema=manifest.averaged)
+    averaged = None if manifest.averaged else False  # where there are none, others are told apart by hash
+    found = find_checkpoint(given or default, text_encoder, averaged)
     if not bundle.has_text_encoder or TEXT_ENCODER not in networks:
         found = replace(found, text_encoder=None)
     weights = found.weights
