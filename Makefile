@@ -18,8 +18,8 @@ test: .venv/dev.done
 	"$(BIN)/python" -m mypy
 	"$(BIN)/python" -m pytest -n 2 --dist loadfile
 
-# Changed bundles, kills, full disks and a soak, with one table of how each trial ended: twenty minutes on two
-# cores. A share of it is in make test. make torture TRIALS=10000 for the big one.
+# Changed bundles, kills, full disks and a soak, with one table of how each trial ended. A share of it is in
+# make test. make torture TRIALS=10000 for the big one.
 torture: .venv/dev.done
 	"$(BIN)/python" -m tests.torture --trials "$(TRIALS)"
 

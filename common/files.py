@@ -43,9 +43,13 @@ def read_regular(file: Path) -> bytes:
     Raises:
         OSError: it is none, or cannot be read.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+
+    def without_waiting(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)
+
+    # An opener, since what it opened is closed again where it turns out to be a folder.
+    with open(file, "rb", opener=without_waiting) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(file))
         return opened.read()
 

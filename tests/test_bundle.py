@@ -15,6 +15,7 @@ import pytest
 from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.files import read_regular
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.runtime.bundle import open_bundle
@@ -226,6 +227,9 @@ def test_bundle_names(tmp_path: Path) -> None:
         assert find_checkpoint(tmp_path / place / "llm").name == name
 
 
+OPEN_FILES = Path("/proc/self/fd")
+
+
 def in_a_circle(file: Path) -> None:
     file.symlink_to(file.name)
 
@@ -241,6 +245,17 @@ def endless(file: Path) -> None:
 
 def silent(file: Path) -> None:
     os.mkfifo(file)
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="this system does not list open files")
+@pytest.mark.parametrize("thing", [in_a_circle, endless, silent, Path.mkdir, lambda file: None])
+def test_what_cannot_be_read_stays_closed(tmp_path: Path, thing: Callable[[Path], None]) -> None:
+    thing(tmp_path / "file")
+    before = len([*OPEN_FILES.iterdir()])
+    for _ in range(3):
+        with pytest.raises(OSError, match="file"):
+            read_regular(tmp_path / "file")
+    assert len([*OPEN_FILES.iterdir()]) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows, and it has no FIFO")
