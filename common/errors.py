@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
+Made = TypeVar("Made")
 NOTE = logging.WARNING + 1
 """Level of what is no warning and yet to be read, also where nobody has configured logging."""
 logging.addLevelName(NOTE, "NOTE")
@@ -50,6 +51,24 @@ def told_of(source: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{source}: {str(error).replace('`', '')}") from None
+
+
+def guarded(work: Callable[[], Made], failed: str) -> Made:
+    """What a library makes of what it is given; whatever it says of what it cannot do becomes one line.
+
+    Args:
+        failed: begins the message; what the library says follows in parentheses.
+
+    Raises:
+        InputError: the library raised something else, be it a panic of Rust, which is no Exception.
+    """
+    try:
+        return work()
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{failed} ({reason})") from None
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:

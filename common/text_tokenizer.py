@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from hart_runtime.common.errors import InputError, shown
-from hart_runtime.common.tokenizer_file import guarded
+from hart_runtime.common.errors import InputError, guarded, shown
 
 
 class PromptTokenizer:

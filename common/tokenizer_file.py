@@ -7,16 +7,15 @@ it cannot use it tells with bare exceptions and with panics of Rust, which are n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.errors import InputError, guarded, shown
 from hart_runtime.common.json_files import read_json
 
-Made = TypeVar("Made")
 MOST_ROWS = 1 << 20
 """Of any embedding."""
 
@@ -52,17 +51,6 @@ def check_number(token: object, number: object, rows: int, source: Path) -> None
             f"{source}: token {shown(token)} has number {shown(number)}, the text encoder's embedding has "
             f"rows 0 to {rows - 1}"
         )
-
-
-def guarded(work: Callable[[], Made], failed: str) -> Made:
-    """What the library makes; whatever it says of what it cannot do becomes an InputError of one line."""
-    try:
-        return work()
-    except (InputError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{failed} ({reason})") from None
 
 
 def _numbers(values: Any) -> Iterator[tuple[object, object, bool]]:

@@ -8,10 +8,10 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.errors import InputError, guarded, shown
 from hart_runtime.common.json_files import object_in, read_json
 from hart_runtime.common.text_files import lines_of, read_text
-from hart_runtime.common.tokenizer_file import MOST_ROWS, check_number, guarded, open_tokenizer_file
+from hart_runtime.common.tokenizer_file import MOST_ROWS, check_number, open_tokenizer_file
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import pickle
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hart_runtime.common.errors import LONGEST, InputError, shown
+from hart_runtime.common.errors import LONGEST, InputError, Made, guarded, shown
 from hart_runtime.common.weight_files import WeightFiles, is_averaged
 from hart_runtime.hart.damage import damaged_part, is_safetensors, what_is_wrong
 
@@ -96,7 +97,7 @@ def opened(weights: WeightFiles) -> Iterator[list[Stored]]:
 def check_whole(weights: WeightFiles) -> None:
     """Compare the checksums that pickled files have of their parts; raises InputError."""
     for file in weights.files:
-        if part := _guarded(lambda file=file: damaged_part(file), file):  # type: ignore[misc]
+        if part := _from(file, functools.partial(damaged_part, file)):
             raise InputError(f"{file}: {shown(part)} in it is not as it was written; download it again")
 
 
@@ -148,7 +149,7 @@ def read(entry: Stored, dtype: torch.dtype) -> Tensor:
     Raises:
         InputError: a value is not finite, or is not in this type.
     """
-    tensor = _guarded(entry.read, entry.file)
+    tensor = _from(entry.file, entry.read)
     converted = tensor.to(dtype)
     if not tensor.numel():
         return converted
@@ -212,17 +213,17 @@ def _below(prefix: str, name: str) -> str | None:
 
 def _entries(file: Path, stack: contextlib.ExitStack) -> Iterator[Stored]:
     """What a weight file holds, read when it is asked for."""
-    if wrong := _guarded(lambda: what_is_wrong(file), file):
+    if wrong := _from(file, lambda: what_is_wrong(file)):
         raise InputError(f"{file}: {wrong}")
     if is_safetensors(file):
-        opened = _guarded(lambda: stack.enter_context(safe_open(file, framework="pt")), file)
+        opened = _from(file, lambda: stack.enter_context(safe_open(file, framework="pt")))
         for key in opened.keys():  # noqa: SIM118 - not a dict
             part = opened.get_slice(key)
             kind = part.get_dtype()
             read = functools.partial(opened.get_tensor, key)
             yield Stored(file, (), key, list(part.get_shape()), STORED.get(kind, kind), read)
         return
-    state = _guarded(lambda: _unpickled(file), file)
+    state = _from(file, lambda: _unpickled(file))
     found = list(_nested(state, file, (), set()))
     if not found:
         raise InputError(f"{file}: expected a dictionary of tensors")
@@ -232,7 +233,11 @@ def _entries(file: Path, stack: contextlib.ExitStack) -> Iterator[Stored]:
 def _unpickled(file: Path) -> Any:
     with file.open("rb") as start:
         mapped = start.read(2) == b"PK"  # the format before torch 1.6 cannot be mapped
-    return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+    except pickle.UnpicklingError:
+        reason = "it holds more than tensors, and pickled code is never run"
+        raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
 
 
 def _nested(state: object, file: Path, container: tuple[str, ...], seen: set[int]) -> Iterator[Stored]:
@@ -279,15 +284,6 @@ def _is_finite(number: float) -> bool:
     return number - number == 0
 
 
-def _guarded(function: Callable[[], Any], file: Path) -> Any:
-    """Turn whatever a damaged or malicious weight file causes into a sentence."""
-    try:
-        return function()
-    except InputError:
-        raise
-    except Exception as error:  # torch's and safetensors' errors share no base class
-        if type(error).__name__ == "UnpicklingError":
-            reason = "it holds more than tensors, and pickled code is never run"
-        else:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
+def _from(file: Path, work: Callable[[], Made]) -> Made:
+    """What a library makes of a weight file, damaged or malicious as it may be."""
+    return guarded(work, f"{file}: cannot be read as a weight file")
