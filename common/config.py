@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from hart_runtime.common import config_keys
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError, meant, shown
+from hart_runtime.common.errors import InputError, listed, meant, shown
 from hart_runtime.common.settings import SamplingSettings
 
 log = logging.getLogger(__name__)
@@ -299,8 +299,7 @@ def _tell_unknown(source: str, values: Iterable[str], known: Iterable[str], unre
     names = [*known]
     unknown = [name for name in values if name not in {*names, *unread} and not name.startswith("_")]
     if unknown:
-        listed = ", ".join(shown(name)[1:-1] for name in unknown)
-        log.warning("%s: unknown keys, not read: %s%s", source, listed, meant(unknown[0], names))
+        log.warning("%s: unknown keys, not read: %s%s", source, listed(unknown), meant(unknown[0], names))
 
 
 def _check_type(name: str, expected: object, value: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
@@ -17,6 +17,8 @@ NO_ROOM = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.E
 """Errors of a machine, and not of what it was asked for."""
 LONGEST = 200
 """Characters of a value that a message shows."""
+MOST_NAMED = 5
+"""Names that a message lists."""
 
 
 class InputError(ValueError):
@@ -95,7 +97,7 @@ def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
     if unknown := [name for name in found if name not in names]:
         hint = meant(unknown[0], names)
-        raise InputError(f"{what}: unknown {', '.join(unknown)}; there are {', '.join(names)}{hint}")
+        raise InputError(f"{what}: unknown {listed(unknown)}; there are {', '.join(names)}{hint}")
 
 
 def in_range(name: str, value: object, low: float, high: float, note: str = "") -> None:
@@ -131,6 +133,18 @@ def shown(value: object) -> str:
     except ValueError:  # Python writes no number of thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def named(name: str) -> str:
+    """A name out of a file as a sentence can hold it: on one line, of bounded length, without backticks."""
+    plain = name.isprintable() and "`" not in name and len(name) <= LONGEST
+    return name if plain else shown(name)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, of many only the first."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(named, names[:MOST_NAMED])) + more
 
 
 def plain(value: Any) -> Any:

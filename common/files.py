@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from hart_runtime.common.errors import NO_ROOM, NOTE, InputError, RunError, parameter
+from hart_runtime.common.errors import NO_ROOM, NOTE, InputError, RunError, listed, parameter
 
 log = logging.getLogger(__name__)
 
 PARTIAL, ASIDE = ".partial", ".aside"
 """Ends of hidden names beside an output: what is being written, and what it replaces."""
 LEFT = re.compile(r"\.(.+)-[0-9a-f]{8}(\.partial|\.aside)")
-MOST_NAMED = 3
 LONGEST = 60
 """Characters of an output's name that the hidden names repeat."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -71,11 +70,7 @@ def refuse_strangers(folder: Path, owned: Owned) -> None:
         raise InputError(f"{folder}: is the folder you are in, which cannot be replaced; go to another")
     strangers = sorted(_strangers(folder, owned))
     if strangers:
-        more = f" and {len(strangers) - MOST_NAMED} more" if len(strangers) > MOST_NAMED else ""
-        raise InputError(
-            f"{folder}: holds {', '.join(strangers[:MOST_NAMED])}{more}, which would be lost; "
-            f"move it elsewhere"
-        )
+        raise InputError(f"{folder}: holds {listed(strangers)}, which would be lost; move it elsewhere")
 
 
 def _strangers(folder: Path, owned: Owned) -> Iterator[str]:

@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.errors import InputError, listed, named, shown
 
 Record = TypeVar("Record")
 Readers = Mapping[type, Callable[[Any, str], Any]]
 """Functions for records that are read in another way: from a value and the words for its place."""
 
+LONGEST_TEXT = 255
+"""Characters of a name, a version or a hash: what records hold is shown in messages."""
+LARGEST = 2**63 - 1
+"""Of the numbers of a record: those of a graph's tensors have 64 bits."""
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -54,7 +58,8 @@ def _read(hint: Any, value: object, place: str, readers: Readers) -> Any:
     elif origin is dict:
         items = _expected(dict, "an object", value, place).items()
         found = {
-            _text(key, place): _read(arguments[1], item, f"{place}.{key}", readers) for key, item in items
+            _text(key, place): _read(arguments[1], item, f"{place}.{named(key)}", readers)
+            for key, item in items
         }
     else:
         found = _plain(hint, value, place)
@@ -65,10 +70,7 @@ def _record(kind: type, value: object, place: str, readers: Readers) -> Any:
     values = _expected(dict, "an object", value, place)
     hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
     if unknown := [str(name) for name in values if name not in known]:
-        raise InputError(
-            f"{place}: unknown {', '.join(shown(name) for name in unknown)}; a newer version of "
-            f"hart-runtime may know it"
-        )
+        raise InputError(f"{place}: unknown {listed(unknown)}; a newer version of hart-runtime may know it")
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{place}: {name} is missing")
@@ -104,10 +106,16 @@ def _plain(kind: Any, value: object, place: str) -> Any:
     fine = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
     if not fine or (isinstance(value, float) and not math.isfinite(value)):
         raise InputError(f"{place}: expected {WORDS.get(kind, kind)}, found {shown(value)}")
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise InputError(f"{place}: expected {-LARGEST} to {LARGEST}, found {shown(value)}")
     return _text(value, place) if isinstance(value, str) else value
 
 
 def _text(value: str, place: str) -> str:
+    if len(value) > LONGEST_TEXT:
+        raise InputError(
+            f"{place}: expected at most {LONGEST_TEXT} characters, found {len(value)}: {shown(value)}"
+        )
     try:
         value.encode()
     except UnicodeEncodeError:

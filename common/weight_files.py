@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.errors import InputError, listed, shown
 from hart_runtime.common.json_files import object_in, read_json
 
 NAMES = (
@@ -100,7 +100,7 @@ def _first(folder: Path, there: list[Path]) -> Path:
         if len(stems) == 1:  # one set of weights in several formats
             suffixes = {entry.name[len(entry.name.partition(".")[0]) :]: entry for entry in there}
             return next((suffixes[suffix] for suffix in order if suffix in suffixes), there[0])
-        names = ", ".join(entry.name for entry in there)
+        names = listed([entry.name for entry in there])
         raise InputError(f"{folder}: several weights, and no rule says which: {names}; keep one of them")
     if shards := sorted(entry.name for entry in folder.iterdir() if SHARD.search(entry.name)):
         raise InputError(f"{folder}: expected {NAMES[1]} or its like beside shards, found {shards[0]} alone")

@@ -16,7 +16,7 @@ from torch import nn
 
 from hart_runtime.common.checkpoint import Checkpoint, Network
 from hart_runtime.common.config import config_to_dict
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.weight_files import WeightFiles
 from hart_runtime.hart.layers import Linear
 from hart_runtime.hart.model import Hart
@@ -24,7 +24,7 @@ from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
-from hart_runtime.hart.weights import Stored, check_kind, check_whole, fit, listed, opened, read
+from hart_runtime.hart.weights import Stored, check_kind, check_whole, fit, opened, read
 
 UNUSED_LLM = re.compile(r"(.*\.)?(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)")
 """Persistent buffers of the published transformer that its inference does not read."""

@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hart_runtime.common.errors import LONGEST, InputError, Made, guarded, shown
+from hart_runtime.common.errors import InputError, Made, guarded, named, shown
 from hart_runtime.common.weight_files import WeightFiles, is_averaged
 from hart_runtime.hart.damage import damaged_part, is_safetensors, what_is_wrong
 
@@ -39,7 +39,7 @@ STORED = {
 """What safetensors calls the types that are read."""
 NOTABLE = 0.01
 """The share of a matrix that may become zero without a word."""
-SHOWN, DEPTH = 5, 8
+DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -170,18 +170,6 @@ def read(entry: Stored, dtype: torch.dtype) -> Tensor:
             words = "%s: %.0f%% of its values are too small for %s and become 0"
             log.warning(words, entry, 100 * lost, _kind_word(dtype))
     return converted
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence, of many only the first."""
-    more = len(names) - SHOWN
-    return ", ".join(map(named, names[:SHOWN])) + (f" ... and {more} more" if more > 0 else "")
-
-
-def named(name: str) -> str:
-    """A name out of a file as a sentence can hold it: on one line, of bounded length, without backticks."""
-    plain = name.isprintable() and "`" not in name and len(name) <= LONGEST
-    return name if plain else shown(name)
 
 
 def _prefix(entries: Sequence[Stored], names: set[str], ema: bool | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.families.names import TEXT_ENCODER
@@ -80,7 +80,7 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
     if TEXT_ENCODER in manifest.graphs:
         parsed.add(TEXT_TOKENIZER)
     if unsealed := sorted(({WEIGHTS} | parsed) - manifest.files.keys()):
-        raise InputError(f"{folder / MANIFEST}: {', '.join(unsealed)} not listed in files")
+        raise InputError(f"{folder / MANIFEST}: {listed(unsealed)} not listed in files")
     for name in manifest.files:
         _refuse_outside(folder, name)
     _refuse_apart(folder, [WEIGHTS, *(file for graph in manifest.graphs.values() for file in graph.files)])

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER
-from hart_runtime.common.errors import NOTE, InputError, parameter
+from hart_runtime.common.errors import NOTE, InputError, listed, parameter
 from hart_runtime.common.files import read_regular
 
 log = logging.getLogger(__name__)
 
 MANIFEST, WEIGHTS = "manifest.json", "weights.bin"
-MOST_NAMED = 5
 """Things that a folder without bundles is described by."""
 
 
@@ -79,8 +78,7 @@ def _contents(place: Path) -> str:
         names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in place.iterdir())
     except OSError as error:
         return f"the folder cannot be read ({error.strerror})"
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"found {', '.join(names[:MOST_NAMED])}{more}" if names else "the folder is empty"
+    return f"found {listed(names)}" if names else "the folder is empty"
 
 
 def _line(folder: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.checkpoint import LLM
-from hart_runtime.common.errors import InputError, one_of, shown, told_of
+from hart_runtime.common.errors import InputError, listed, one_of, shown, told_of
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
@@ -158,11 +158,12 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
         ("unknown", found.keys() - expected.keys()),
     ):
         if names:
-            raise InputError(f"{source}: graphs {', '.join(sorted(names))} {what}; {mend}")
+            raise InputError(f"{source}: graphs {listed(sorted(names))} {what}; {mend}")
     for name, spec in expected.items():
         if (spec.file, spec.forms) != (found[name].file, found[name].forms):
             raise InputError(
-                f"{source}: graph {name}: files expected {spec.files}, found {found[name].files}; {mend}"
+                f"{source}: graph {name}: files expected {spec.files}, "
+                f"found {shown(found[name].files)}; {mend}"
             )
         for kind, wanted, there in (
             ("inputs", spec.inputs, found[name].inputs),
@@ -182,7 +183,7 @@ def _first_difference(
 
 
 def _said(tensor: TensorSpec | None) -> str:
-    return f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" if tensor else "no more"
+    return f"{tensor.name} {tensor.dtype} {shown(list(tensor.shape))}" if tensor else "no more"
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

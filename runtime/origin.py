@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint, find_checkpoint
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, listed, parameter
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.manifest import Manifest
 
@@ -78,4 +78,4 @@ def check_same_weights(
 
 
 def _listed(files: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({digest[:12]}...)" for name, digest in files.items()) or "none"
+    return listed([f"{name} ({digest[:12]}...)" for name, digest in files.items()]) or "none"

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -293,10 +293,16 @@ def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_p
         ("{", "damaged"),
         (json.dumps({**values, "schema": ENGINE_SCHEMA + 1}), "newer"),
         (json.dumps({**values, "engines": {"decoder": {}}}), "engines.decoder: file is missing"),
+        (json.dumps({**values, "version": "1." * 10**5}), "version: expected at most 255 characters"),
+        (json.dumps({**values, "system": "x" * 10**5}), "system: expected at most 255 characters"),
+        (json.dumps({**values, "gpu": {**asdict(ADA), "name": "x" * 10**5}}), "gpu: expected"),
+        (json.dumps({**values, "gpu": {**asdict(ADA), "memory": 10**400}}), "gpu: expected"),
+        (json.dumps({**values, "compute_capabilities": ["8.6"] * 10**5}), "and 99995 more, this GPU has"),
     ):
         file.write_text(text)
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=words) as caught:
             find_engines(open_bundle(folder), rtx, ADA)
+        assert len(str(caught.value)) < 1000
 
 
 def test_a_backend_asked_for_by_name_is_not_replaced(built: Path) -> None:

@@ -58,8 +58,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "graphs in a list": (at("graphs", value=[]), "graphs: expected an object, found []"),
     "a graph that is null": (at("graphs", "sample", value=None), "graphs.sample: expected an object"),
     "an opset that is text": (at("graphs", "sample", "opset", value="23"), "opset: expected a whole number"),
-    "a field of a later version": (at("colour", value=1), "unknown 'colour'; a newer version"),
-    "one of a graph": (at("graphs", "sample", "colour", value=1), "graphs.sample: unknown 'colour'"),
+    "a field of a later version": (at("colour", value=1), "unknown colour; a newer version"),
+    "one of a graph": (at("graphs", "sample", "colour", value=1), "graphs.sample: unknown colour"),
     "negative depth": (at("model", "depth", value=-1), "model: depth: expected 1 to 512, found -1"),
     "depth without end": (at("model", "depth", value=10**9), "model: depth: expected 1 to 512"),
     "depth that is a fraction": (at("model", "depth", value=6.0), "model.depth: expected a whole number"),
@@ -114,6 +114,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "half of a character": (at("name", value="\ud800"), "name: expected text, found half of a character"),
     "a noise that is text": (at("noise", value="1"), "noise: expected a whole number"),
+    "a name without end": (at("name", value="x" * 10**6), "name: expected at most 255 characters"),
+    "a version without end": (at("tools", "torch", value="2." * 10**5), "tools.torch: expected at most 255"),
+    "a shape without end": (at(*SAMPLE, "shape", value=[1] * 10**5), "hidden float32 [1, 1, 1"),
+    "graphs without end": (
+        lambda values: values["graphs"].update({f"g{n}": values["graphs"]["sample"] for n in range(10**4)}),
+        "and 9995 more unknown",
+    ),
+    "a number without end": (at(*SAMPLE, "shape", 1, value=10**400), "inputs[0].shape[1]: expected"),
     "a schema that is true": (at("schema", value=True), "expected a schema number, found True"),
 }
 

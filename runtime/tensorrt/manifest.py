@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, parameter, shown
+from hart_runtime.common.errors import InputError, listed, parameter, shown
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.common.records import read_record
@@ -186,7 +186,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: 
     if manifest.version != package.version:
         reasons.append(f"built with {package.name} {manifest.version}, installed is {package.version}")
     if manifest.compute_capabilities and gpu.capability not in manifest.compute_capabilities:
-        built = ", ".join(manifest.compute_capabilities)
+        built = listed(manifest.compute_capabilities)
         reasons.append(f"built for compute capability {built}, this GPU has {gpu.capability}")
     elif manifest.gpu is not None and not manifest.gpu.is_like(gpu):
         reasons.append(f"built on {manifest.gpu}, this is {gpu}")
