@@ -31,7 +31,7 @@ from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.qwen2_config import text_config_from_dict
 from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
-from hart_runtime.common.weight_files import SUFFIXES, WeightFiles, find_weights, is_averaged
+from hart_runtime.common.weight_files import WeightFiles, any_weights, find_weights
 
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
 """The networks of a checkpoint, and the folders they lie in."""
@@ -54,7 +54,7 @@ class Network:
     @property
     def has_weights(self) -> bool:
         """Whether there is any weight file; configurations alone are enough for a dry run."""
-        return any(file.suffix in SUFFIXES for file in self.folder.iterdir())
+        return any_weights(self.folder)
 
     @functools.cached_property
     def weights(self) -> WeightFiles:
@@ -92,11 +92,6 @@ class Checkpoint:
         """Those that are there, by name."""
         parts = {LLM: self.llm, TOKENIZER: self.tokenizer, TEXT_ENCODER: self.text_encoder}
         return {name: part for name, part in parts.items() if part is not None}
-
-    @property
-    def averaged(self) -> bool:
-        """Whether the transformer's weights are the averaged ones (EMA)."""
-        return any(map(is_averaged, self.llm.names))
 
     @property
     def source(self) -> str:

@@ -94,7 +94,7 @@ def describe(
         weights={**checkpoint.weights, "system_prompt": system_prompt_identity(manifest)},
         made_with={
             "checkpoint": checkpoint.root.resolve().name,
-            "llm_weights": "EMA" if checkpoint.averaged else "plain",
+            "llm_weights": "EMA" if manifest.averaged else "plain",
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "torch": torch.__version__,
         },

@@ -12,7 +12,7 @@ import click
 
 from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.console import PATH, WORD, command, in_options
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, parameter, shown
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.runtime.backends.names import AUTO, MODULES
@@ -21,6 +21,7 @@ from hart_runtime.runtime.backends.registry import BACKENDS
 if TYPE_CHECKING:
     from hart_runtime.export.bundle import Progress
     from hart_runtime.export.request import Request
+    from hart_runtime.runtime.manifest import Manifest
 
 ENGINES, DEMO = Path("engines"), "demo"
 
@@ -63,7 +64,8 @@ ENGINES, DEMO = Path("engines"), "demo"
 @click.option(
     "--ema/--no-ema",
     default=None,
-    help="Averaged weights, such as ema_model.bin, or the others. [default: averaged ones if there are any]",
+    help="Averaged weights, in a file such as ema_model.bin or below a key such as ema, or the others. "
+    "[default: averaged ones if there are any]",
 )
 @click.option(
     "--backend",
@@ -173,20 +175,24 @@ def _export(request: Request, target: Path, force: bool) -> None:
         f"{target}: {len(manifest.graphs)} graphs, {request.precision}, {size / 1e6:.1f} MB, "
         f"{time.monotonic() - start:.1f} s"
     )
-    _tell_weights(request)
+    _tell_weights(request, manifest)
     if request.checkpoint.text_encoder is not None:
         _tell_system_prompt(manifest.checkpoint["system_prompt"])
 
 
-def _tell_weights(request: Request) -> None:
+def _tell_weights(request: Request, manifest: Manifest) -> None:
     """Which files went in, and which of the same folders did not: pictures alone do not show it."""
     said = []
     for name, network in request.checkpoint.networks.items():
         first, *more = network.names
         said.append(f"{name}/{first}{f' and {len(more)} more' if more else ''}")
-        if name == LLM and request.checkpoint.averaged:
-            said[-1] += " (averaged)"
-        if others := network.weights.passed_over:
+        others = list(network.weights.passed_over)
+        if name == LLM:
+            chosen, *unused = manifest.sets
+            others += [f"what is below {shown(key)}" for key in unused]
+            said[-1] += f" below {shown(chosen)}" if chosen else ""
+            said[-1] += " (averaged)" if manifest.averaged else ""
+        if others:
             said[-1] += f" (not {', '.join(others)})"
     click.echo(f"weights: {', '.join(said)}")
 

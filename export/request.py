@@ -13,10 +13,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
-from hart_runtime.common.errors import InputError, one_of, parameter, whole_in_range
+from hart_runtime.common.errors import InputError, one_of, parameter, shown, whole_in_range
 from hart_runtime.common.files import refuse_strangers
 from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
+from hart_runtime.common.weight_files import choose_set
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
@@ -161,6 +162,10 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
         found.append("another text tokenizer")
     if not found and described.get("weights") != checkpoint.weights:
         found.append("other weights")
+    elif not found and not checkpoint.llm.weights.averaged:
+        chosen = choose_set(checkpoint.llm.files[0], manifest.sets, checkpoint.llm.ema)
+        if chosen != manifest.sets[0]:
+            found.append(f"weights below {shown(manifest.sets[0])}, asked for those below {shown(chosen)}")
     return found
 
 

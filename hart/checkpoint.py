@@ -57,18 +57,22 @@ def empty_hart(checkpoint: Checkpoint) -> Hart:
     return Hart(transformer, image_tokenizer)
 
 
-def check_hart(checkpoint: Checkpoint) -> None:
+def check_hart(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Compare names, shapes and types in what weight files there are with the configuration.
 
     No values are read.
 
+    Returns:
+        the keys that whole sets of the transformer's weights lie below, first the one that is used; "" is
+        no key.
+
     Raises:
         InputError: as :func:`load_hart`.
     """
-    _fill_hart(empty_hart(checkpoint), checkpoint, None)
+    return _fill_hart(empty_hart(checkpoint), checkpoint, None)
 
 
-def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[str, ...]:
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
@@ -77,7 +81,8 @@ def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -
         fill(model.tokenizer, checkpoint.tokenizer.weights, dtype, ignored, tables)
     if dtype is not None or checkpoint.llm.has_weights:
         llm, tables = checkpoint.llm, _llm_tables(checkpoint)
-        fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
+        return fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
+    return ("",)
 
 
 def load_text_encoder(
@@ -148,7 +153,7 @@ def fill(
     tables: Mapping[str, Table] | None = None,
     stored: Callable[[str], str] = str,
     ema: bool | None = False,
-) -> None:
+) -> tuple[str, ...]:
     """Load weights strictly into a model built on the meta device, tensor by tensor.
 
     Without a ``dtype``, names, shapes and types are compared and no weight is read.
@@ -158,33 +163,37 @@ def fill(
         tables: those of them, by their last part, that depend on the configuration.
         stored: what a parameter is called in the file.
         ema: whether averaged weights are wanted, where a file holds them beside others.
+
+    Returns:
+        the sets of weights in the files, see :class:`hart_runtime.hart.weights.Fitted`.
     """
-    expected = {stored(name): p.shape for name, p in model.named_parameters()}
+    expected = {stored(name): list(p.shape) for name, p in model.named_parameters()}
     if dtype is not None:
         check_whole(weights)
     with opened(weights) as entries:
-        found, others, unexpected = fit(entries, expected, unused, ema)
+        fitted = fit(entries, expected, unused, None if weights.averaged else ema)
+        found = fitted.tensors
         wrong = [
-            f"{entry.path} {entry.shape} instead of {list(expected[name])}"
+            f"{entry.path} {entry.shape} instead of {expected[name]}"
             for name, entry in found.items()
-            if entry.shape != list(expected[name])
+            if entry.shape != expected[name]
         ]
         missing = sorted(expected.keys() - found.keys())
         problems = [
             f"{kind}: {listed(keys)}"
-            for kind, keys in (("missing", missing), ("unexpected", unexpected), ("shape", wrong))
+            for kind, keys in (("missing", missing), ("unexpected", fitted.unexpected), ("shape", wrong))
             if keys
         ]
         if problems:
             names = listed([str(file) for file in weights.files])
             raise InputError(f"{names}: does not fit the model ({'; '.join(problems)})")
-        for name, entry in others.items():
+        for name, entry in fitted.tables.items():
             if table := (tables or {}).get(name.rpartition(".")[2]):
                 table(entry)
         for entry in found.values():
             check_kind(entry)
         if dtype is None:
-            return
+            return fitted.sets
         low = matrix_parameters(model)
         state = {
             name: read(found[stored(name)], dtype if name in low else torch.float32)
@@ -192,6 +201,7 @@ def fill(
         }
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
+    return fitted.sets
 
 
 Table = Callable[[Stored], None]

@@ -23,7 +23,7 @@ def is_safetensors(file: Path) -> bool:
     """By what is inside, whatever its name."""
     with file.open("rb") as opened:
         start = opened.read(9)
-    return start[8:9] == b"{" or (file.suffix == ".safetensors" and start[:1] not in (b"P", b"\x80"))
+    return start[8:9] == b"{" or (file.suffix.lower() == ".safetensors" and start[:1] not in (b"P", b"\x80"))
 
 
 def what_is_wrong(file: Path) -> str | None:
@@ -47,7 +47,7 @@ def what_is_wrong(file: Path) -> str | None:
 
 
 def _pickle_damage(file: Path, size: int, start: bytes) -> str | None:
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         return "is a file of PyTorch's under another name; call it pytorch_model.bin"
     if start.startswith(b"PK") and not zipfile.is_zipfile(file):
         return _ends_early(_pickled_end(file) - size, f"found {size:,}")

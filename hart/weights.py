@@ -1,8 +1,9 @@
 """Tensors of weight files, as training tools and hubs leave them, for the names that a network has.
 
 Names may stand below a prefix, below keys of nested dictionaries, and with the wrappers of training
-tools in between. The prefix is the only one below which every name of the network is found; where there
-are several, nothing is guessed. Pickles are read with ``weights_only=True``, never otherwise.
+tools in between. The prefix is one below which every name of the network is found; of several,
+:func:`~hart_runtime.common.weight_files.choose_set` takes one by its name, and nothing is guessed. Pickles
+are read with ``weights_only=True``, never otherwise.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import functools
 import logging
 import pickle
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from hart_runtime.common.errors import InputError, Made, guarded, named, shown
-from hart_runtime.common.weight_files import WeightFiles, is_averaged
+from hart_runtime.common.weight_files import WeightFiles, choose_set, is_averaged
 from hart_runtime.hart.damage import damaged_part, is_safetensors, what_is_wrong
 
 log = logging.getLogger(__name__)
@@ -101,20 +102,37 @@ def check_whole(weights: WeightFiles) -> None:
             raise InputError(f"{file}: {shown(part)} in it is not as it was written; download it again")
 
 
+class Fitted(NamedTuple):
+    """What of weight files is a network's."""
+
+    tensors: dict[str, Stored]
+    """By name."""
+    tables: dict[str, Stored]
+    """Those that inference does not read, by their name below the prefix."""
+    unexpected: list[str]
+    """Names that belong to nothing."""
+    sets: tuple[str, ...]
+    """Prefixes of all sets of weights that are whole, first that of the one that is used; "" is none."""
+
+
 def fit(
-    entries: Sequence[Stored], expected: Iterable[str], unused: Sequence[re.Pattern[str]], ema: bool | None
-) -> tuple[dict[str, Stored], dict[str, Stored], list[str]]:
+    entries: Sequence[Stored],
+    expected: Mapping[str, Sequence[int]],
+    unused: Sequence[re.Pattern[str]],
+    ema: bool | None,
+) -> Fitted:
     """Which tensor belongs to which name of a network.
 
-    Returns:
-        tensors by name; those that inference does not read, by their name below the prefix; and names
-        that belong to nothing.
+    Args:
+        expected: shapes by name.
+        ema: as for :func:`hart_runtime.common.weight_files.choose_set`.
 
     Raises:
-        InputError: two tensors for one name, or several sets of weights.
+        InputError: two tensors for one name, or several sets of weights and no rule which counts.
     """
-    names = set(expected)
-    prefix = _prefix(entries, names, ema)
+    names = expected.keys()
+    sets = _sets(entries, names, ema)
+    prefix = sets[0]
     homes = {entry.container for entry in entries if _below(prefix, entry.name) in names}
     fitting: dict[str, Stored] = {}
     tables: dict[str, Stored] = {}
@@ -129,12 +147,15 @@ def fit(
             fitting[name] = entry
         elif any(pattern.fullmatch(entry.name) for pattern in unused):
             tables[name or entry.name] = entry
+        elif any(_below(other, entry.name) in names for other in sets[1:]):
+            continue
         elif entry.container in homes and entry.shape:  # single numbers count steps
             unexpected.append(entry.path)
-    unread = [e for e in entries if e.container not in homes and is_averaged(".".join(e.container))]
-    if unread and ema is not False and not is_averaged(prefix):
-        log.warning("%s: averaged weights in a form that is not read, the others are used", unread[0])
-    return fitting, tables, unexpected
+    if ema is not False and not is_averaged(prefix):
+        others = [entry for entry in entries if entry.container not in homes]
+        if unread := [e for e in others if is_averaged(e.path)] or _copies(others, expected.values()):
+            log.warning("%s: averaged weights in a form that is not read, the others are used", unread[0])
+    return Fitted(fitting, tables, unexpected, sets)
 
 
 def check_kind(entry: Stored) -> None:
@@ -172,25 +193,32 @@ def read(entry: Stored, dtype: torch.dtype) -> Tensor:
     return converted
 
 
-def _prefix(entries: Sequence[Stored], names: set[str], ema: bool | None) -> str:
-    """The part of stored names that is in front of the network's own."""
+def _sets(entries: Sequence[Stored], names: Collection[str], ema: bool | None) -> tuple[str, ...]:
+    """What is in front of the network's own names: of each whole set, the chosen one first."""
     found: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         parts = entry.name.split(".")
         for start in range(len(parts)):
             if (rest := ".".join(parts[start:])) in names:
                 found[".".join(parts[:start])].add(rest)
-    complete = [prefix for prefix, held in found.items() if held == names]
-    if len(complete) > 1:
-        where = " and ".join(shown(prefix) for prefix in complete)
-        raise InputError(
-            f"{entries[0].file}: holds several sets of weights, below {where}, and nothing says "
-            f"which; save one of them by itself"
-        )
-    if complete and ema is False and is_averaged(complete[0]):
-        log.warning("%s: holds averaged weights and no others, they are used", entries[0].file)
-    best = complete or sorted(found, key=lambda prefix: (-len(found[prefix]), len(prefix)))
-    return best[0] if best else ""
+    whole = [prefix for prefix, held in found.items() if len(held) == len(names)]
+    if not whole:
+        return tuple(sorted(found, key=lambda prefix: (-len(found[prefix]), len(prefix)))[:1]) or ("",)
+    file = entries[0].file
+    chosen = choose_set(file, whole, ema)
+    if ema is False and is_averaged(chosen):
+        log.warning("%s: holds averaged weights and no others, they are used", file)
+    return (chosen, *(prefix for prefix in whole if prefix != chosen))
+
+
+def _copies(entries: Iterable[Stored], shapes: Iterable[Sequence[int]]) -> list[Stored]:
+    """Tensors of one dictionary or list that has one of every shape of the network, whatever their names."""
+    wanted = Counter(map(tuple, shapes))
+    held: dict[tuple[str, ...], list[Stored]] = defaultdict(list)
+    for entry in entries:
+        held[entry.container].append(entry)
+    copies = (found for found in held.values() if not wanted - Counter(tuple(e.shape) for e in found))
+    return next(copies, [])
 
 
 def _below(prefix: str, name: str) -> str | None:

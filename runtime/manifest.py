@@ -92,7 +92,12 @@ class Manifest:
     @property
     def averaged(self) -> bool:
         """Whether it was exported from averaged weights (EMA)."""
-        return any(map(is_averaged, self.checkpoint["weights"][LLM]))
+        return any(map(is_averaged, [*self.checkpoint["weights"][LLM], self.sets[0]]))
+
+    @property
+    def sets(self) -> list[str]:
+        """Keys of the transformer's file that whole sets of weights lie below, first of those exported."""
+        return self.checkpoint.get("sets") or [""]
 
     def scale_dims(self, batch: int) -> list[Dims]:
         """The free dimensions of graphs at each scale."""
@@ -251,6 +256,7 @@ def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
     weights = read_value(dict[str, dict[str, str]], checkpoint.get("weights"), f"{place}.weights")
     if LLM not in weights:
         raise InputError(f"{place}.weights: {LLM} is missing")
+    read_value(tuple[str, ...], checkpoint.get("sets", []), f"{place}.sets")
     prompt = read_value(dict[str, Any] | None, checkpoint.get("system_prompt"), f"{place}.system_prompt")
     if prompt is not None:
         read_value(str, prompt.get("sha256"), f"{place}.system_prompt.sha256")

@@ -137,11 +137,27 @@ def test_what_does_not_fit(full: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "everything fits this machine" in run(DEMO_CHECKPOINT, "--output", tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("part", ["llm", "tokenizer", "text_encoder"])
-def test_what_was_not_looked_at_is_named(part: str, tmp_path: Path) -> None:
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("part", "left"),
+    [
+        *((part, "nothing") for part in ("llm", "tokenizer", "text_encoder")),
+        *(("llm", left) for left in (INDEX, "optimizer.bin", "training_args.bin", "ema/README.md")),
+    ],
+)
+def test_what_was_not_looked_at_is_named(part: str, left: str, tmp_path: Path) -> None:
+    """A download of configurations holds an index, too; training leaves files that hold no weights."""
     root = shutil.copytree(DEMO_CHECKPOINT, tmp_path / "checkpoint")
     (root / part / "model.safetensors").unlink()
+    if left != "nothing":
+        (root / part / left).parent.mkdir(exist_ok=True)
+        (root / part / left).write_text('{"weight_map": {"head.bias": "model-00001-of-00001.safetensors"}}')
     assert f"of weight files, not their values; there are none of {part}" in run(root)
+    refused = CliRunner().invoke(main, [str(root), "--output", str(tmp_path / "bundle")])
+    assert refused.exit_code == 2, "an export needs them"
+    assert str(root / part) in refused.stderr
     other = "llm" if part != "llm" else "tokenizer"
     rename = (root / other / "model.safetensors").read_bytes().replace(b".bias", b".bios", 1)
     (root / other / "model.safetensors").write_bytes(rename)

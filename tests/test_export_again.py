@@ -10,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from hart_runtime.common.checkpoint import SAMPLING_FILE
 from hart_runtime.export import system_prompt
 from hart_runtime.export.cli import main as export
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.find import MANIFEST
+from hart_runtime.runtime.manifest import read_manifest
+from tests.golden_runs import HERE
 
 
 @pytest.fixture
@@ -148,6 +152,32 @@ def test_force_makes_it_anew(bundle: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("exporting ")]
     assert len(lines) > 10  # a line a graph where there is no terminal
     assert lines[0].endswith("(1 of 12)")
+
+
+def test_which_set_of_a_file_went_in_is_said_and_kept(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(HERE / "t2i_main", tmp_path / "two sets"))
+    state = load_file(root / "llm" / "model.safetensors")
+    for name in ("model.safetensors", "ema_model.bin"):
+        (root / "llm" / name).unlink()
+    torch.save({"model": state, "ema": state}, root / "llm" / "pytorch_model.bin")
+    done = again(tmp_path / "bundle", root)
+    assert done.exit_code == 0, done.output
+    assert (
+        "weights: llm/pytorch_model.bin below 'ema' (averaged) (not what is below 'model'), " in done.output
+    )
+    manifest = read_manifest(tmp_path / "bundle")[0]
+    assert (manifest.sets, manifest.averaged) == (["ema", "model"], True)
+    for arguments in ([], ["--ema"]):
+        assert "is there already" in again(tmp_path / "bundle", root, *arguments).output
+    done = again(tmp_path / "bundle", root, "--no-ema")
+    assert done.exit_code == 2
+    assert "not as asked for (weights below 'ema', asked for those below 'model')" in done.stderr
+
+
+def test_averaged_weights_are_asked_of_a_bundle_without(bundle: Path) -> None:
+    done = again(bundle, "--ema")
+    assert done.exit_code == 2
+    assert "--ema: expected averaged weights" in done.stderr
 
 
 def test_a_missing_text_encoder_is_told_before_the_work(checkpoint: Path, tmp_path: Path) -> None:

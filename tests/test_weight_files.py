@@ -100,6 +100,33 @@ def test_shards_alone_and_links_to_nothing(root: Path) -> None:
     refused(root, "is a link to '../../blobs/gone'")
 
 
+CAPITALS = ["MODEL.SAFETENSORS", "Model.SafeTensors", "PYTORCH_MODEL.BIN", "Weights.PTH", "EMA.PT"]
+
+
+@pytest.mark.parametrize("name", CAPITALS)
+def test_capitals_are_small_letters(root: Path, name: str) -> None:
+    state = plain(root)
+    (root / "llm" / WEIGHTS).unlink()
+    (save_file if name.lower().endswith("safetensors") else torch.save)(state, root / "llm" / name)
+    torch.save({"lr": 0.1}, root / "llm" / "OPTIMIZER.PT")
+    assert torch.equal(head(root), state["head.weight"].float())
+    (root / "llm" / name).write_bytes(b"")
+    refused(root, f"{name}: is empty")
+
+
+def test_shards_and_index_in_capitals(root: Path) -> None:
+    expected = plain(root)["head.weight"].float()
+    shard(root, "llm", lambda shards, places: None)
+    index = root / "llm" / f"{WEIGHTS}.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {key: name.upper() for key, name in places.items()}}))
+    for file in (root / "llm").glob("model*"):
+        file.rename(file.with_name(file.name.upper()))
+    assert torch.equal(head(root), expected)
+    (root / "llm" / "MODEL-00003-OF-00003.SAFETENSORS").write_bytes(b"")
+    refused(root, "does not name MODEL-00003-OF-00003.SAFETENSORS")
+
+
 @pytest.mark.parametrize("name", ["model.pth", "weights.pt", "pytorch_model.bin"])
 def test_weights_by_other_names(root: Path, name: str) -> None:
     state = plain(root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from safetensors.torch import save_file
 
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
+from hart_runtime.common.weight_files import is_averaged
+from hart_runtime.hart.checkpoint import check_hart
 from tests.checkpoint_copies import (
     BIAS,
     State,
@@ -71,8 +72,11 @@ def test_prefixes_of_every_network(root: Path, part: str, prefix: str) -> None:
     ("change", "words"),
     [
         (lambda s: {"state_dict": s, "model": s}, ("several sets of weights", "state_dict", "model")),
-        (lambda s: {"model": s, "ema": s}, ("several sets of weights", "'model' and 'ema'")),
-        (lambda s: {**below(s, "ema_model."), **below(s, "online_model.")}, ("several sets of weights",)),
+        (
+            lambda s: {"ema": s, "averaged": s, "x": s},
+            ("several sets of weights", "'ema' and 'averaged'"),
+        ),
+        (lambda s: {**below(s, "model."), **below(s, "net.")}, ("several sets of weights",)),
         (lambda s: {**s, "module.head.bias": s[BIAS]}, ("module.head.bias: is stored twice", "head.bias")),
         (lambda s: {"model": {k: v for k, v in s.items() if k != BIAS}}, ("missing: head.bias",)),
         (lambda s: {f"x{i}.{k}": v for i, (k, v) in enumerate(s.items())}, ("missing", "more")),
@@ -146,38 +150,76 @@ def test_averaged_weights_in_any_form(root: Path, name: str) -> None:
     AVERAGED.get(name, averaged_shards)(averaged, root / "llm")
     for ema in (None, True):
         assert torch.equal(head(root, ema), averaged["head.weight"].float())
-        assert find_checkpoint(root, ema=ema).averaged
+        assert find_checkpoint(root, ema=ema).llm.weights.averaged
     found = find_checkpoint(root, ema=False)
     assert torch.equal(head(root, ema=False), state["head.weight"].float())
-    assert not found.averaged
+    assert not found.llm.weights.averaged
     assert found.llm.weights.passed_over
 
 
+TWO: dict[str, Callable[[State, State], Any]] = {
+    "keys": lambda plain, averaged: {"model": plain, "ema": averaged, "step": 5},
+    "deep": lambda plain, averaged: {"state": {"net": below(plain, "module.")}, "model_ema": {"x": averaged}},
+    "prefixes": lambda plain, averaged: {**below(plain, "online_model."), **below(averaged, "ema_model.")},
+    "beside": lambda plain, averaged: {**plain, **below(averaged, "averaged.")},
+    "opposite": lambda plain, averaged: {"non_ema": plain, "ema": averaged},
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_averaged_weights_beside_others_in_one_file(root: Path, name: str) -> None:
+    state = plain(root)
+    averaged = {key: value * 2 if value.is_floating_point() else value for key, value in state.items()}
+    pickled(root, TWO[name](state, averaged))
+    for ema, expected in ((None, averaged), (True, averaged), (False, state)):
+        assert torch.equal(head(root, ema), expected["head.weight"].float())
+        chosen, other = check_hart(find_checkpoint(root, ema=ema))
+        assert (is_averaged(chosen), is_averaged(other)) == (ema is not False, ema is False)
+
+
+@pytest.mark.parametrize("key", ["ema", "model_ema", "averaged"])
+def test_averaged_weights_alone(root: Path, key: str, caplog: pytest.LogCaptureFixture) -> None:
+    state = plain(root)
+    pickled(root, {key: state})
+    for ema in (None, True):
+        assert torch.equal(head(root, ema), state["head.weight"].float())
+    assert caplog.records == []
+    head(root, ema=False)
+    assert "holds averaged weights and no others, they are used" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["model_non_ema.bin", "schema.bin", None])
-def test_averaged_weights_that_are_not_there(root: Path, name: str | None) -> None:
+@pytest.mark.parametrize("key", [None, "model", "non_ema"])
+def test_averaged_weights_that_are_not_there(root: Path, name: str | None, key: str | None) -> None:
+    state = plain(root)
     if name:
-        torch.save(plain(root), root / "llm" / name)
+        torch.save(state, root / "llm" / name)
+    if key:
+        pickled(root, {key: state})
     head(root)
-    with pytest.raises(InputError, match="`ema`: expected averaged weights"):
+    with pytest.raises(InputError, match="`ema`: expected averaged weights, in a file such as"):
         head(root, ema=True)
 
 
 @pytest.mark.parametrize(
     "averaged",
     [
-        lambda s: {"shadow_params": list(s.values()), "decay": 0.999},
-        lambda s: {key.replace(".", ""): value for key, value in s.items()},
-        lambda s: {key: value for key, value in s.items() if "proj" in key},
+        lambda s: {"ema": {"shadow_params": list(s.values()), "decay": 0.999}},
+        lambda s: {"ema": {key.replace(".", ""): value for key, value in s.items()}},
+        lambda s: {"ema": {key: value for key, value in s.items() if "proj" in key}},
+        lambda s: {"ema_flat": torch.cat([value.flatten().float() for value in s.values()])},
+        lambda s: {"shadow": {"params": list(s.values()), "decay": 0.999}},
+        lambda s: {"callbacks": {"average": {str(n): value for n, value in enumerate(s.values())}}},
     ],
 )
 def test_averaged_weights_that_are_not_read_are_told_of(
     root: Path, averaged: Callable[[State], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     state = plain(root)
-    pickled(root, {"model": state, "ema": averaged(state)})
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(head(root), state["head.weight"].float())
-    assert "ema" in caplog.text
+    optimizer = {"state": {n: {"exp_avg": value} for n, value in enumerate(state.values())}}
+    pickled(root, {"model": state, "optimizer": optimizer, **averaged(state)})
+    assert torch.equal(head(root), state["head.weight"].float())
+    assert str(root / "llm" / "pytorch_model.bin") in caplog.text
     assert "averaged weights in a form that is not read" in caplog.text
     caplog.clear()
     head(root, ema=False)  # asked for
