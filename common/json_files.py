@@ -20,15 +20,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is not a regular file")  # a FIFO might never begin, a device never end
-    text = read_text(path)
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, source: str) -> dict[str, Any]:
+    """The same of what was read; messages begin with ``source``."""
     try:
         values = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:
-        raise InputError(f"{path}: not a readable JSON file (nested too deeply)") from None
+        raise InputError(f"{source}: not a readable JSON file (nested too deeply)") from None
     except ValueError as error:  # also of a whole number of thousands of digits
-        raise InputError(f"{path}: not a readable JSON file ({error})") from None
+        raise InputError(f"{source}: not a readable JSON file ({error})") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object, found {kind_of(values)}")
+        raise InputError(f"{source}: expected a JSON object, found {kind_of(values)}")
     return values
 
 

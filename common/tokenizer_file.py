@@ -30,8 +30,13 @@ def open_tokenizer_file(file: Path, rows: int = MOST_ROWS) -> Tokenizer:
         InputError: a token has a number that the embedding has no row for, or another token's; or the
             library cannot use the file.
     """
-    values, failed = read_json(file), f"{file}: not a tokenizer file"
-    guarded(lambda: _check_numbers(values, rows, file), failed)
+    return make_tokenizer(read_json(file), file, rows)
+
+
+def make_tokenizer(values: dict[str, Any], source: Path, rows: int = MOST_ROWS) -> Tokenizer:
+    """The same of a parsed file; messages begin with ``source``."""
+    failed = f"{source}: not a tokenizer file"
+    guarded(lambda: _check_numbers(values, rows, source), failed)
     return guarded(lambda: Tokenizer.from_str(json.dumps(values)), failed)
 
 

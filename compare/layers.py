@@ -7,13 +7,9 @@ places marked as outputs. Both carry the reference's module path, the graph in i
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -250,21 +246,19 @@ def _run_marked(
     spec = bundle.manifest.graphs[call.graph]
     outputs = list(dict.fromkeys(tensors))
     marked = modify_outputs(model, outputs)
-    with tempfile.TemporaryDirectory(prefix="hart-layers-") as name:
-        folder = Path(name)
-        (folder / spec.file).write_bytes(marked.SerializeToString())
-        try:
-            os.link(bundle.path(WEIGHTS).resolve(), folder / WEIGHTS)
-        except OSError:  # another file system
-            shutil.copy(bundle.path(WEIGHTS), folder / WEIGHTS)
-        specs = tuple(TensorSpec(output, "float32", ()) for output in outputs)
-        marked_graphs = {call.graph: replace(spec, outputs=specs)}
-        manifest = replace(bundle.manifest, graphs=marked_graphs)
-        kind, index = parse_device(device)
-        gpu = OnGpu(None, index) if kind == CUDA else None
-        sessions = open_sessions(Bundle(folder, manifest, bundle.identity), marked_graphs, None, gpu)
-        inputs = {tensor.name: np.asarray(call.inputs[tensor.name], tensor.dtype) for tensor in spec.inputs}
-        return dict(zip(outputs, sessions[call.graph].run(outputs, inputs), strict=True))
+    specs = tuple(TensorSpec(output, "float32", ()) for output in outputs)
+    kind, index = parse_device(device)
+    gpu = OnGpu(None, index) if kind == CUDA else None
+    graph = {call.graph: replace(spec, outputs=specs)}
+    weights = bundle.path(WEIGHTS).resolve()  # libraries do not follow a link out of the graph's folder
+    for entry in (entry for tensor in marked.graph.initializer for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = weights.name
+    contents = {call.graph: marked.SerializeToString()}
+    sessions = open_sessions(replace(bundle, folder=weights.parent), graph, None, gpu, contents)
+    bundle.seal.check()  # by now graph and weights were read
+    inputs = {tensor.name: np.asarray(call.inputs[tensor.name], tensor.dtype) for tensor in spec.inputs}
+    return dict(zip(outputs, sessions[call.graph].run(outputs, inputs), strict=True))
 
 
 def _in_shape_of(expected: Array, shape: tuple[int, ...]) -> Array | None:

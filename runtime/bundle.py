@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
-from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 from hart_runtime.runtime.graph_check import bounds_of, check_graph
 from hart_runtime.runtime.graph_file import Known
@@ -32,6 +32,8 @@ class Bundle:
     identity: str = field(repr=False)
     """sha256 of the manifest, and with it of everything in the bundle."""
     seal: Seal = field(default_factory=Seal, repr=False, compare=False)
+    tokenizer: bytes = field(default=b"", repr=False, compare=False)
+    """Contents of :data:`TEXT_TOKENIZER` that were hashed; empty without a text encoder."""
 
     @property
     def has_text_encoder(self) -> bool:
@@ -71,7 +73,7 @@ def open_bundle(place: Path, wait: bool = True) -> Bundle:
     _check_graphs(folder, manifest, contents)
     if wait:
         seal.check()
-    return Bundle(folder, manifest, identity, seal)
+    return Bundle(folder, manifest, identity, seal, contents.get(TEXT_TOKENIZER, b""))
 
 
 def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, bytes]:
@@ -117,7 +119,8 @@ def _refuse_apart(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_graphs(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size)
+    tables = {TOKEN_IDS: rows} if (rows := manifest.text_rows) else {}
+    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size, tables)
     known = Known({}, {})
     for name, graph in manifest.graphs.items():
         contract = manifest.contract(name)

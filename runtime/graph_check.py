@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from hart_runtime.common.errors import InputError, shown
@@ -40,14 +40,19 @@ class Bounds:
     """Bytes of the weight file."""
     elements: int
     """More than any tensor of the model has."""
+    tables: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the table that the numbers of an input are looked up in, by its name."""
 
 
-def bounds_of(model: ModelSpec, max_batch: int, weights: int) -> Bounds:
+def bounds_of(
+    model: ModelSpec, max_batch: int, weights: int, tables: Mapping[str, int] | None = None
+) -> Bounds:
     """Of a model that draws ``max_batch`` pictures at once."""
     sizes = model.sizes
     widest = max(sizes[name] for name in ("vocab", "dim", "context_dim", "width", "channels"))
     places = max(sizes["cells"], sizes["tokens"])
-    return Bounds(weights, 2 * max_batch * max(places * widest, 3 * sizes["pixels"] ** 2))
+    elements = 2 * max_batch * max(places * widest, 3 * sizes["pixels"] ** 2)
+    return Bounds(weights, elements, tables or {})
 
 
 def check_graph(
@@ -82,6 +87,9 @@ def check_graph(
     for weight in graph.weights.values():
         _check_place(weight, bounds)
     _check_sizes(graph, bounds)
+    for tensor in graph.inputs:
+        if tensor.name in bounds.tables:
+            _check_table(graph, tensor.name, bounds.tables[tensor.name])
 
 
 def _said(tensor: TensorSpec | None) -> str:
@@ -101,6 +109,17 @@ def _check_place(weight: Weight, bounds: Bounds) -> None:
             f"weight {shown(weight.name)}: expected a place within the {bounds.weights} bytes of {WEIGHTS}, "
             f"found {length} bytes from {offset} on"
         )
+
+
+def _check_table(graph: GraphFile, name: str, rows: int) -> None:
+    """Refuse a table of another size than what is fed was checked against: libraries do not all look."""
+    for node in graph.nodes:
+        if name not in node.inputs:
+            continue
+        table = graph.weights.get(node.inputs[0])
+        if node.operator != "Gather" or table is None or table.shape[:1] != (rows,):
+            found = f"{shown(node.operator)} of {shown(table.shape if table else node.inputs[0])}"
+            raise InputError(f"input {name}: expected rows of a table of {rows}, found {found}")
 
 
 def _check_sizes(graph: GraphFile, bounds: Bounds) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.checkpoint import LLM
+from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
 from hart_runtime.common.errors import InputError, listed, one_of, shown, told_of
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
@@ -33,7 +34,7 @@ from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.program import Program, make_program
 from hart_runtime.runtime.shapes import Dims
-from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec, check_model
+from hart_runtime.runtime.spec import LARGEST, GraphSpec, ModelSpec, TensorSpec, check_model
 
 SCHEMA_VERSION = 3
 
@@ -98,6 +99,12 @@ class Manifest:
     def sets(self) -> list[str]:
         """Keys of the transformer's file that whole sets of weights lie below, first of those exported."""
         return self.checkpoint.get("sets") or [""]
+
+    @property
+    def text_rows(self) -> int | None:
+        """Rows of the text encoder's embedding; None in bundles without one."""
+        described = self.checkpoint[TEXT_NETWORK] if TEXT_ENCODER in self.graphs else {}
+        return described.get("vocab_size")
 
     def scale_dims(self, batch: int) -> list[Dims]:
         """The free dimensions of graphs at each scale."""
@@ -246,6 +253,8 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
     with told_of(f"{file}: sampling"):
         check_ranges(manifest.sampling, manifest.model)
     _check_origin(manifest.checkpoint, f"{file}: checkpoint")
+    if TEXT_ENCODER in manifest.graphs:
+        _check_text_rows(manifest.checkpoint, f"{file}: checkpoint")
     for name, spec in manifest.files.items():
         check_file_spec(spec, f"{file}: files: {shown(name)}")
     return manifest
@@ -261,6 +270,13 @@ def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
     if prompt is not None:
         read_value(str, prompt.get("sha256"), f"{place}.system_prompt.sha256")
         read_value(tuple[int, ...], prompt.get("tokens"), f"{place}.system_prompt.tokens")
+
+
+def _check_text_rows(checkpoint: dict[str, Any], place: str) -> None:
+    described = read_value(dict[str, Any], checkpoint.get(TEXT_NETWORK), f"{place}.{TEXT_NETWORK}")
+    rows = read_value(int, described.get("vocab_size"), f"{place}.{TEXT_NETWORK}.vocab_size")
+    if not 1 <= rows <= (most := LARGEST["vocab_size"]):
+        raise InputError(f"{place}.{TEXT_NETWORK}.vocab_size: expected 1 to {most}, found {shown(rows)}")
 
 
 def _sampling(value: Any, place: str) -> SamplingSettings:

@@ -7,16 +7,19 @@ everything is open.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.hashing import PIECE, begin_hashing
+from hart_runtime.common.hashing import PIECE, begin_hashing, sha256_of_pieces
 from hart_runtime.common.text_files import not_the_file
 from hart_runtime.runtime.manifest import FileSpec
 
+CHANGED = "was changed while the bundle was opened; try again"
 START = 1024
 """Bytes of a file that tell what else it is."""
 
@@ -47,6 +50,31 @@ class Seal:
         self._see(path, expected)
         self._coming.append((path, expected, begin_hashing(path)))
 
+    def matches(self, path: Path, expected: FileSpec) -> bool:
+        """Hash a file of any size now; one that is what was expected belongs to what is sealed from then on.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        told = _told(path)
+        found = told[2] == expected.size and sha256_of_pieces(path) == expected.sha256
+        if found:
+            self._seen[path] = told
+        return found
+
+    def open(self, path: Path) -> BinaryIO:
+        """A file that was hashed, for who does not open it by its path.
+
+        Raises:
+            InputError: another one lies there by now, or it was changed.
+        """
+        with contextlib.suppress(OSError):
+            file = path.open("rb")
+            if _told(file.fileno()) == self._seen[path]:
+                return file
+            file.close()
+        raise InputError(f"{path}: {CHANGED}")
+
     def check(self) -> None:
         """Wait for the hashes, and see that no file changed since its own was begun.
 
@@ -65,7 +93,7 @@ class Seal:
             except OSError:
                 same = False
             if not same:
-                raise InputError(f"{path}: was changed while the bundle was opened; try again")
+                raise InputError(f"{path}: {CHANGED}")
 
     def _see(self, path: Path, expected: FileSpec) -> None:
         if not path.is_file():
@@ -82,7 +110,7 @@ class Seal:
             )
 
 
-def _told(path: Path) -> tuple[int, ...]:
+def _told(path: Path | int) -> tuple[int, ...]:
     """What tells one file from another, and one state of it from the next."""
     status = os.stat(path)  # noqa: PTH116 - the same for a link to it
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import LONGEST, InputError
+from hart_runtime.common.json_files import parse_json
+from hart_runtime.common.text_files import decoded
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.common.tokenizer_file import MOST_ROWS, open_tokenizer_file
+from hart_runtime.common.tokenizer_file import make_tokenizer
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend, Value
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, Bundle
-from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.program import Run
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> Given:
         """On the device, for the prompts in their order."""
         ids, mask = self.tokenizer(prompts)
-        outputs = self.backend.run(ENCODE, {"input_ids": ids, "mask": mask})
+        outputs = self.backend.run(ENCODE, {TOKEN_IDS: ids, "mask": mask})
         return {**outputs, "mask": mask}
 
     def known(self, prompts: Sequence[str], batch: int) -> EncodedPrompts:
@@ -85,9 +87,8 @@ def open_tokenizer(bundle: Bundle) -> PromptTokenizer:
     """The tokenizer of a bundle's text encoder; raises InputError where there is none."""
     require_text_encoder(bundle)
     manifest, file = bundle.manifest, bundle.path(TEXT_TOKENIZER)
-    described = manifest.checkpoint.get(TEXT_ENCODER)
-    rows = described.get("vocab_size") if isinstance(described, dict) else None
-    tokenizer = open_tokenizer_file(file, min(rows, MOST_ROWS) if type(rows) is int else MOST_ROWS)
+    values = parse_json(decoded(bundle.tokenizer, str(file)), str(file))
+    tokenizer = make_tokenizer(values, file, manifest.text_rows or 0)
     if tokenizer.padding is None:
         raise InputError(f"{file}: names no padding; export the bundle again")
     return PromptTokenizer(tokenizer, manifest.model.context_token)

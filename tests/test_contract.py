@@ -194,7 +194,7 @@ ELSEWHERE = {
     "runtime.pipeline": 4,
     "runtime.stages": 5,
     "runtime.tensorrt.profiles": 1,
-    "runtime.text": 3,
+    "runtime.text": 2,
 }
 """Strings that are equal to a graph's or a tensor's name, by module: options, folders, recorded tensors and
 words of every day among them. May only shrink."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from hart_runtime.runtime.families.names import (
     TRANSFORMER,
 )
 from hart_runtime.runtime.families.operators import EVERYWHERE
-from hart_runtime.runtime.find import WEIGHTS
+from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from hart_runtime.runtime.graph_file import read_graph
 from tests.conftest import ExportOnce
 from tests.golden_runs import HERE
@@ -112,6 +113,33 @@ def external(**places: str) -> Change:
             entry.value = places.get(entry.key, entry.value)
 
     return change
+
+
+def with_rows(count: int) -> Change:
+    """An embedding that ends early."""
+
+    def change(model: Model) -> None:
+        weight = next(t for t in model.graph.initializer if t.name.endswith("embed_tokens.weight"))
+        size = TensorProto.DataType.Name(weight.data_type)
+        weight.dims[0] = count
+        for entry in weight.external_data:
+            if entry.key == "length":
+                entry.value = str(count * weight.dims[1] * {"FLOAT16": 2, "FLOAT": 4}[size])
+
+    return change
+
+
+def moved_ids(model: Model) -> None:
+    """Token ids with something added before they are looked up."""
+    node = next(node for node in model.graph.node if "input_ids" in node.input)
+    model.graph.node.insert(0, helper.make_node("Add", ["input_ids", "input_ids"], ["moved"]))
+    node.input[1] = "moved"
+
+
+def table_that_is_computed(model: Model) -> None:
+    node = next(node for node in model.graph.node if "input_ids" in node.input)
+    model.graph.node.insert(0, helper.make_node("Transpose", [node.input[0]], ["table"]))
+    node.input[0] = "table"
 
 
 def with_sparse_weight(model: Model) -> None:
@@ -246,6 +274,10 @@ CASES: dict[str, Case] = {
     "an input of another shape": (LATENT, reshaped, "found 'f_hat' float32 ['batch', 7, 8, 8]"),
     "a dimension that takes a day": (LATENT, named_for_ever, "found 'f_hat' float32 ['9**9**9**9'"),
     "an output that is no tensor": (LATENT, in_a_sequence, "'f_hat_out': expected a tensor"),
+    "a shorter embedding": (TEXT_ENCODER, with_rows(338), "table of 339, found 'Gather' of (338, 128)"),
+    "a much shorter one": (TEXT_ENCODER, with_rows(1), "table of 339, found 'Gather' of (1, 128)"),
+    "token ids that are moved": (TEXT_ENCODER, moved_ids, "input input_ids: expected rows of a table of 339"),
+    "a computed embedding": (TEXT_ENCODER, table_that_is_computed, "found 'Gather' of 'table'"),
     "a newer opset": (LATENT, newer, "opset: expected 20, found {'': 99}"),
     "an opset of nobody": (LATENT, of_another_domain, "opset: expected 20, found"),
 }
@@ -286,11 +318,30 @@ def test_what_no_graph_of_ours_declares(copy: Path, name: str) -> None:
     assert time.perf_counter() - began < 20
 
 
+@pytest.mark.parametrize("rows", [338, 340, 1 << 20])
+def test_a_manifest_of_another_vocabulary(copy: Path, rows: int) -> None:
+    """Token ids are checked against its number, and some libraries read whatever lies behind a table."""
+    file = copy / MANIFEST
+    before = file.read_text()
+    values = json.loads(before)
+    values["checkpoint"]["text_encoder"]["vocab_size"] = rows
+    file.write_text(json.dumps(values))
+    try:
+        with pytest.raises(InputError, match=rf"text_encoder.onnx: input input_ids: .* table of {rows}, "):
+            open_bundle(copy)
+    finally:
+        file.write_text(before)
+
+
 def test_every_form_is_checked(copy: Path) -> None:
     file = graph_file(TRANSFORMER, WRITTEN_OUT)
     model = onnx.load(copy / file, load_external_data=False)
     with_node("Loop", "", "")(model)
     assert "'Loop'" in refused(copy, file, model.SerializeToString())
+    file = graph_file(TEXT_ENCODER, WRITTEN_OUT)
+    model = onnx.load(copy / file, load_external_data=False)
+    with_rows(10)(model)
+    assert "expected rows of a table of 339" in refused(copy, file, model.SerializeToString())
 
 
 @pytest.mark.parametrize("name", [b"f_hat", b"h", b"val_3", b"permute"])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.hashing import PIECE
-from hart_runtime.runtime.bundle import describe_files
+from hart_runtime.runtime.backends.registry import open_backend
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files, open_bundle
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec
 from hart_runtime.runtime.seal import Seal
+from hart_runtime.runtime.text import open_tokenizer
 
 CONTENTS = b"weights of a network" * 1000
+CHANGED = "was changed while the bundle was opened; try again"
 
 
 @pytest.fixture
@@ -67,8 +73,10 @@ def test_a_change_after_it_was_hashed(file: Path, change: Callable[[Path], None]
     seal = begun(file)
     seal.check()
     change(file)
-    with pytest.raises(InputError, match=rf"^{file}: was changed while the bundle was opened; try again$"):
+    with pytest.raises(InputError, match=rf"^{file}: {CHANGED}$"):
         seal.check()
+    with pytest.raises(InputError, match=rf"^{file}: {CHANGED}$"), seal.open(file):
+        pass
 
 
 @pytest.mark.parametrize("change", [exchanged, written_into, cut])
@@ -79,10 +87,16 @@ def test_a_change_before_it_is_hashed(file: Path, change: Callable[[Path], None]
         begun(file, spec).check()
     with pytest.raises(InputError, match=f"^{file}: expected"):
         Seal().read(file, spec)
+    seal = Seal()
+    assert not seal.matches(file, spec)
+    seal.check()  # what is none of the bundle's may change
 
 
 def test_what_stays_is_fine(file: Path) -> None:
     seal = begun(file)
+    with seal.open(file) as opened:
+        assert opened.read() == CONTENTS
+    assert seal.matches(file, spec_of(file))
     assert seal.read(file, spec_of(file)) == CONTENTS
     seal.check()
     file.read_bytes()
@@ -120,3 +134,24 @@ def test_every_piece_counts(tmp_path: Path, piece: int) -> None:
         opened.write(b"x")
     with pytest.raises(InputError, match="the file was changed"):
         begun(large, spec).check()
+
+
+@pytest.mark.parametrize("name", [TEXT_TOKENIZER, WEIGHTS, "decoder.onnx", "text_encoder.onnx"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_another_file_before_libraries_open_it(
+    demo_bundle: Path, tmp_path: Path, name: str, backend: str
+) -> None:
+    """The tokenizer's bytes are handed on; what is opened by its path is noticed."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    bundle = open_bundle(folder, wait=False)
+    assert (folder / name).is_file()
+    other = tmp_path / "other"
+    shutil.copy(folder / name, other)
+    if name == TEXT_TOKENIZER:
+        other.write_text(other.read_text().replace("circle", "square"))
+    other.replace(folder / name)
+    if name == TEXT_TOKENIZER:
+        expected = open_tokenizer(open_bundle(demo_bundle))(["a red circle"])[0]
+        assert np.array_equal(open_tokenizer(bundle)(["a red circle"])[0], expected)
+    with pytest.raises(InputError, match=f"{name}: {CHANGED}"):
+        open_backend(bundle, backend=backend)

@@ -29,8 +29,9 @@ def change(demo_bundle: Path, tmp_path: Path) -> Callable[[Callable[[Values], ob
         bundle = open_bundle(demo_bundle)
         values = json.loads(bundle.path(TEXT_TOKENIZER).read_text(encoding="utf-8"))
         edit(values)
-        (tmp_path / TEXT_TOKENIZER).write_text(json.dumps(values), encoding="utf-8")
-        return replace(bundle, folder=tmp_path)
+        raw = json.dumps(values).encode()
+        (tmp_path / TEXT_TOKENIZER).write_bytes(raw)
+        return replace(bundle, folder=tmp_path, tokenizer=raw)
 
     return changed
 

@@ -8,14 +8,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.files import resolved
 from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
 from hart_runtime.common.telemetry import OPENVINO_SENDER, kept_out
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
-from hart_runtime.runtime.backends.sessions import first_line
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.contract import DEQUANTIZED
+from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.host import HostMemory, array_at
 from hart_runtime.runtime.memory.planned import PlannedBackend
@@ -55,6 +56,7 @@ class OpenVinoExecutor(HostMemory):
         self._ov = openvino()
         manifest = bundle.manifest
         self._graphs = manifest.graphs
+        _require_weights_inside(bundle)
         core = self._ov.Core()
         reduced = manifest.precision == INT8
         bfloat16 = reduced and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -74,7 +76,7 @@ class OpenVinoExecutor(HostMemory):
             except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
                 raise InputError(
                     f"{path}: OpenVINO {self._ov.__version__} cannot load this graph "
-                    f"({first_line(error)}); use {parameter('backend', ONNXRUNTIME)}"
+                    f"({last_line(error)}); use {parameter('backend', ONNXRUNTIME)}"
                 ) from None
             self._requests[name] = compiled.create_infer_request()
 
@@ -87,7 +89,26 @@ class OpenVinoExecutor(HostMemory):
                 request.set_tensor(name, self._ov.Tensor(array_at(binding), shared_memory=True))
             request.infer()
         except Exception as error:  # as above
-            raise RunError(f"graph {graph}: {first_line(error)}") from None
+            raise RunError(f"graph {graph}: {last_line(error)}") from None
+
+
+def _require_weights_inside(bundle: Bundle) -> None:
+    """OpenVINO follows no link out of the folder of a graph, even where both lead to one place.
+
+    Raises:
+        InputError: such a link is there, with ways out.
+    """
+    weights = resolved(bundle.path(WEIGHTS))
+    if not weights.is_relative_to(resolved(bundle.folder)):
+        raise InputError(
+            f"{bundle.path(WEIGHTS)}: is a link to {weights}, which OpenVINO does not follow; use "
+            f"{parameter('backend', ONNXRUNTIME)}, or copy the bundle to a folder without links"
+        )
+
+
+def last_line(error: Exception) -> str:
+    """Of an exception's text, where OpenVINO says what is wrong behind lines of its own code."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def on_openvino(bundle: Bundle, threads: int | None = None) -> Backend:

@@ -23,6 +23,8 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 CUDNN = ("libcudnn.so.9", "libcudnn.so")
 """Names of a library that ONNX Runtime loads when the first graph wants it, in the middle of a picture."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Where the weights of a graph lie that is not opened by its path."""
 SAME_AS_REQUESTED = 1
 """How an arena grows: ONNX Runtime's kSameAsRequested."""
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -104,9 +106,16 @@ class OnGpu:
 
 
 def open_sessions(
-    bundle: Bundle, graphs: Mapping[str, GraphSpec], threads: int | None, gpu: OnGpu | None = None
+    bundle: Bundle,
+    graphs: Mapping[str, GraphSpec],
+    threads: int | None,
+    gpu: OnGpu | None = None,
+    instead: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """One ONNX Runtime session a graph, on the CPU or on a GPU. All share one arena of scratch memory.
+
+    Args:
+        instead: contents of graphs in the place of the bundle's files, with the same weights.
 
     Raises:
         InputError: CUDA is not there, a graph cannot be loaded, reads files outside the bundle or
@@ -131,7 +140,13 @@ def open_sessions(
     if gpu is not None:  # weights go back to the device with their session; on the CPU they are mapped
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.enable_mem_pattern = False  # it keeps a block for every scale's shapes
-    return {name: _open(bundle.path(graph.file), graph, options, gpu) for name, graph in graphs.items()}
+    contents = instead or {}
+    if contents:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle.folder))
+    return {
+        name: _open(bundle.path(graph.file), graph, options, gpu, contents.get(name))
+        for name, graph in graphs.items()
+    }
 
 
 @functools.cache
@@ -156,12 +171,14 @@ def _share_gpu_memory(index: int) -> None:
     ort.create_and_register_allocator_v2(PROVIDERS["cuda"], memory, {"device_id": str(index)}, arena)
 
 
-def _open(path: Path, graph: GraphSpec, options: Any, gpu: OnGpu | None) -> Any:
+def _open(path: Path, graph: GraphSpec, options: Any, gpu: OnGpu | None, contents: bytes | None) -> Any:
     import onnxruntime as ort
 
     try:
         # By path: the weights are then mapped, and not read as a whole.
-        session = _captured(path, options, gpu) or ort.InferenceSession(path, options, _providers(gpu))
+        session = _captured(path, options, gpu) or ort.InferenceSession(
+            contents or path, options, _providers(gpu)
+        )
     except InputError:
         raise
     except Exception as error:  # the runtime's exceptions have no public base class

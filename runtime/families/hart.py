@@ -58,6 +58,7 @@ from hart_runtime.runtime.families.names import (
     SAMPLE,
     SMOOTH,
     TEXT_ENCODER,
+    TOKEN_IDS,
     TRANSFORMER,
     UNCONDITIONAL,
 )
@@ -85,7 +86,7 @@ _GRAPHS = (
     Contract(
         TEXT_ENCODER,
         stages.TEXT_ENCODER,
-        (Row("input_ids", _TEXT, INT, "input_ids"), Row("mask", _TEXT, BOOL, "ctx.mask")),
+        (Row(TOKEN_IDS, _TEXT, INT, TOKEN_IDS), Row("mask", _TEXT, BOOL, "ctx.mask")),
         (Row("features", (*_TEXT, "context_dim"), recorded="ctx.features"),),
         opset=NORM,
         operations="batch * (2 * tokens * text_weights + 4 * tokens**2 * text_width)",

@@ -85,7 +85,7 @@ class EngineExecutor(CudaMemory):
         self._alive = _Alive(self._cuda, [package.api.Runtime(self._log)])
         self.closing.append(self._alive.close)
         for name in bundle.manifest.graphs:
-            self._alive.engines[name] = self._load(folder, name)
+            self._alive.engines[name] = self._load(bundle, folder, name)
         for warning in dict.fromkeys(self._log.warnings):
             log.warning("%s: %s", folder, warning)
         self._scratch_size = max(
@@ -128,10 +128,10 @@ class EngineExecutor(CudaMemory):
             self._alive.drop(call)
         self._forget_staged(calls)
 
-    def _load(self, folder: Path, name: str) -> Any:
+    def _load(self, bundle: Bundle, folder: Path, name: str) -> Any:
         """Deserialize an engine from its file, which is mapped and not read as a whole."""
         path = folder / engine_file(name)
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        with bundle.seal.open(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             view = memoryview(plan)
             try:
                 engine = self._alive.runtime[0].deserialize_cuda_engine(view)

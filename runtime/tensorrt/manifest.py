@@ -14,7 +14,6 @@ from pathlib import Path
 
 from hart_runtime.common.errors import InputError, listed, parameter, shown
 from hart_runtime.common.files import read_regular
-from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.common.records import read_record
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.find import WEIGHTS
@@ -213,7 +212,11 @@ def _verify_files(folder: Path, manifest: EngineManifest, bundle: Bundle) -> Non
         if not path.is_file():
             mend = build_command(bundle.folder, manifest.package)
             raise InputError(f"{path}: missing; build it with: {mend}")
-        if sha256_of_pieces(path) != engine.file.sha256:
+        try:
+            same = bundle.seal.matches(path, engine.file)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        if not same:
             mend = build_command(bundle.folder, manifest.package, force=True)
             raise InputError(
                 f"{path}: expected sha256 {engine.file.identity[:12]}..., found another; the file "
