@@ -13,8 +13,6 @@ import click
 
 from hart_runtime.common.console import PATH, WORD, command, sampling_options
 from hart_runtime.common.errors import InputError, shown, told_of
-from hart_runtime.common.version import __version__
-from hart_runtime.runtime.backends.names import CPU
 from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def main(
     from hart_runtime.runtime.call import checked_settings
     from hart_runtime.runtime.outputs import DEFAULT_OUTPUT, places, refuse_inputs, tell_replaced
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
-    from hart_runtime.runtime.png import Origin, PngWriter, check_writable, read_origin
+    from hart_runtime.runtime.png import Origin, PngWriter, check_writable, means, read_origin
     from hart_runtime.runtime.prompts import as_typed, hint_at_quotes, read_prompts
     from hart_runtime.runtime.stages import LOAD
 
@@ -140,7 +138,7 @@ def main(
         pipeline = Pipeline.for_prompts(
             opened, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
         )
-    drawn_with = _means(pipeline.backend, tf32)
+    drawn_with = means(pipeline.backend, tf32)
     if origin is not None:
         _tell_other_means(origin, drawn_with, from_image)
     drawn: list[Origin] = []
@@ -212,12 +210,6 @@ def _with_progress(
         for result in pipeline.batches(texts, watch=watch, **options):
             progress.advance(every, len(result.images))
             yield result
-
-
-def _means(backend: Backend, tf32: bool) -> str:
-    """What else decides a picture's last bits."""
-    rounded = ", tf32" if tf32 and backend.device != CPU else ""
-    return f"hart-runtime {__version__}, {backend.name} on {backend.device}{rounded}"
 
 
 def _tell_other_means(origin: Origin, here: str, image: Path | None) -> None:

@@ -27,21 +27,33 @@ def find_bundle(place: Path) -> Path:
         InputError: nothing there, or no bundle: with what was found and how to make one; or several:
             with a line for each.
     """
+    bundles = find_bundles(place)
+    if bundles[0] in (place, place.parent):
+        return bundles[0]
+    if len(bundles) > 1:
+        lines = "".join(f"\n  {_line(folder)}" for folder in bundles)
+        raise InputError(f"{place}: holds {len(bundles)} bundles, choose one:{lines}")
+    log.log(NOTE, "using the bundle %s", bundles[0])
+    return bundles[0]
+
+
+def find_bundles(place: Path) -> list[Path]:
+    """The same where several are as good as one: all that a folder holds, sorted.
+
+    Raises:
+        InputError: there is none.
+    """
     if place.name == MANIFEST and _is_file(place):
-        return place.parent
+        return [place.parent]
     if _is_file(place / MANIFEST):
-        return place
+        return [place]
     bundles = [folder for folder in _folders(place) if _is_bundle(folder)]
     if not bundles:
         raise InputError(
             f"{place}: no bundle here, {_contents(place)}; hart-export makes bundles; expected one, its "
             f"{MANIFEST}, or a folder that holds them"
         )
-    if len(bundles) > 1:
-        lines = "".join(f"\n  {_line(folder)}" for folder in bundles)
-        raise InputError(f"{place}: holds {len(bundles)} bundles, choose one:{lines}")
-    log.log(NOTE, "using the bundle %s", bundles[0])
-    return bundles[0]
+    return bundles
 
 
 def _folders(place: Path) -> list[Path]:

@@ -219,6 +219,27 @@ class Pipeline:
         told = self._teller(callback, previews, watch)
         return self._batches(jobs, size, settings, told)
 
+    def jobs(
+        self,
+        jobs: Sequence[tuple[str, int]],
+        settings: SamplingSettings,
+        watch: Callable[[Snapshot], None] | None = None,
+    ) -> Iterator[Result]:
+        """Draw prompts, each with a seed of its own, in as few batches as the backend holds them.
+
+        Args:
+            jobs: prompts and seeds.
+            settings: all of them, as :func:`hart_runtime.runtime.call.checked_settings` returns them.
+            watch: as for :meth:`batches`.
+
+        Raises:
+            InputError: the backend was not built for that.
+            RunError: the run produced no usable picture.
+        """
+        size = batch_size(self.bundle.manifest, len(jobs), None, self.backend.limits)
+        self.drawer.check(settings, size)
+        return self._batches([*jobs], size, settings, watch)
+
     def _batches(
         self,
         jobs: list[tuple[str, int]],

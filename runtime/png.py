@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,10 @@ from hart_runtime.common.files import check_output, whole_file
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.settings import LIMITS, SamplingSettings, settings_of
 from hart_runtime.common.version import __version__
+from hart_runtime.runtime.backends.names import CPU
+
+if TYPE_CHECKING:
+    from hart_runtime.runtime.backends.backend import Backend
 
 KEY = "hart"
 SIGNATURE, RGB, SUB = b"\x89PNG\r\n\x1a\n", 2, 1
@@ -53,13 +58,24 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    record = json.dumps({**asdict(origin), "version": __version__}, ensure_ascii=False)
-    data = encoded(image, {KEY: record, "Description": origin.prompt})
+    data = png_bytes(image, origin)
     try:
         with whole_file(path) as file:
             file.write(data)
     except InputError as error:  # what was there before the drawing, and is no more
         raise RunError(str(error)) from None
+
+
+def png_bytes(image: Image.Image, origin: Origin) -> bytes:
+    """The file that :func:`save_png` writes."""
+    record = json.dumps({**asdict(origin), "version": __version__}, ensure_ascii=False)
+    return encoded(image, {KEY: record, "Description": origin.prompt})
+
+
+def means(backend: Backend, tf32: bool = False) -> str:
+    """What else decides a picture's last bits, as :attr:`Origin.drawn_with` tells it."""
+    rounded = ", tf32" if tf32 and backend.device != CPU else ""
+    return f"hart-runtime {__version__}, {backend.name} on {backend.device}{rounded}"
 
 
 def encoded(image: Image.Image, texts: Mapping[str, str]) -> bytes:

@@ -14,7 +14,7 @@ from tests.imports import PACKAGE, ROOMS, ROOT, Graph, circles, imported, module
 BUDGET = 45 << 20
 """Bytes of all tracked files. A machine with a GPU takes 64 MiB at once, with what is carried beside them."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-WITHOUT_TORCH = ("common", "runtime")
+WITHOUT_TORCH = ("common", "runtime", "serve")
 
 
 def test_circles_are_found() -> None:
@@ -38,6 +38,7 @@ def test_data_flows_one_way() -> None:
     assert rooms["common"] == set()
     assert rooms["hart"] == {"common"}
     assert rooms["runtime"] == {"common", "hart"}  # hart: the safety model alone
+    assert rooms["serve"] == {"common", "runtime"}
     reached = {
         m for m, targets in module_graph().items() for t in targets if t.startswith(f"{PACKAGE}.hart.")
     }

@@ -1,0 +1,110 @@
+"""The contract's answers: one JSON object, or events as the pictures appear."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from hart_runtime.serve.errors import Refusal
+from hart_runtime.serve.order import Complete, News, Order, Partial
+from hart_runtime.serve.requests import Asked
+
+PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
+PING, QUIET = b": still drawing\n\n", 10.0
+"""What keeps proxies from giving up, and the seconds of silence before it. No ``id`` or ``retry`` is ever
+sent: after one, OpenAI's client takes a comment for an event."""
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def event(kind: str | None, values: dict[str, Any]) -> bytes:
+    """A server-sent event, with the blank line without which clients drop it."""
+    named = f"event: {kind}\n" if kind else ""
+    return f"{named}data: {json.dumps(values)}\n\n".encode()
+
+
+async def answer(order: Order) -> dict[str, Any]:
+    """All pictures of an order.
+
+    Raises:
+        Refusal: there are none.
+    """
+    found: dict[int, Complete] = {}
+    while len(found) < order.asked.n:
+        news = await order.news()
+        if isinstance(news, Refusal):
+            raise news
+        if isinstance(news, Complete):
+            found[news.index] = news
+    asked = order.asked
+    return {
+        "created": int(time.time()),
+        "data": [{"b64_json": found[index].data, "seed": seed} for index, seed in enumerate(asked.seeds)],
+        **_what_it_is(asked, asked.final.format),
+        "usage": usage(asked, found[0].tokens, asked.n),
+        **_identifier(asked),
+    }
+
+
+async def events(order: Order) -> AsyncIterator[bytes]:
+    """The pictures of an order as they appear; ends with its last picture.
+
+    Raises:
+        Refusal: no more will come.
+    """
+    left = order.asked.n
+    waiting = asyncio.ensure_future(order.news())
+    try:
+        while left:
+            done, _ = await asyncio.wait({waiting}, timeout=QUIET)
+            if not done:
+                yield PING
+                continue
+            news = waiting.result()
+            if isinstance(news, Refusal):
+                raise news
+            left -= isinstance(news, Complete)
+            yield _told(order.asked, news)
+            waiting = asyncio.ensure_future(order.news())
+    finally:
+        waiting.cancel()
+
+
+def _told(asked: Asked, news: News) -> bytes:
+    assert isinstance(news, Partial | Complete)
+    encoding = asked.partial if isinstance(news, Partial) else asked.final
+    values = {
+        "b64_json": news.data,
+        "created_at": int(time.time()),
+        **_what_it_is(asked, encoding.format),
+        "image_index": news.index,
+        "seed": asked.seeds[news.index],
+    }
+    if isinstance(news, Partial):
+        patch_nums = asked.model.manifest.model.patch_nums
+        values |= {"partial_image_index": news.number, "scale": news.scale, "scales": len(patch_nums)}
+        return event(PARTIAL, {"type": PARTIAL, **values})
+    values |= {"usage": usage(asked, news.tokens, 1), **_identifier(asked)}
+    return event(COMPLETED, {"type": COMPLETED, **values})
+
+
+def _what_it_is(asked: Asked, form: str) -> dict[str, Any]:
+    return {"background": "opaque", "output_format": form, "quality": "auto", "size": asked.model.size}
+
+
+def _identifier(asked: Asked) -> dict[str, str]:
+    return {} if asked.identifier is None else {"safety_identifier": asked.identifier}
+
+
+def usage(asked: Asked, tokens: int, pictures: int) -> dict[str, Any]:
+    """Tokens of the prompt as the text encoder read them, and of all scales of the pictures."""
+    drawn = asked.model.tokens * pictures
+    return {
+        "input_tokens": tokens,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": tokens},
+        "output_tokens": drawn,
+        "output_tokens_details": {"image_tokens": drawn, "text_tokens": 0},
+        "total_tokens": tokens + drawn,
+    }

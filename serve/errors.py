@@ -1,0 +1,90 @@
+"""What a client is told when it gets no picture: OpenAI's error object and status codes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hart_runtime.common.errors import InputError
+
+INVALID, SERVER, BUSY = "invalid_request_error", "server_error", "rate_limit_error"
+
+
+@dataclass(eq=False)
+class Refusal(Exception):  # noqa: N818
+    """A request that is not answered with a picture.
+
+    The message is one sentence: the field, what was found, what is allowed. It holds no path, no name of this
+    machine and no other client's words.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's type of error, which follows from the status."""
+        return BUSY if self.status == 429 else SERVER if self.status >= 500 else INVALID
+
+    def body(self) -> dict[str, object]:
+        """The error object, which clients turn into an exception by the status, or in a stream by its key."""
+        told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": told}
+
+
+def bad_field(name: str, said: str, code: str = "invalid_value") -> Refusal:
+    """A field that cannot be honoured; ``said`` is what is allowed, and what was found."""
+    return Refusal(400, f"{name}: {said}", name, code)
+
+
+def of_input(error: InputError, spelled: Mapping[str, str]) -> Refusal:
+    """What the library refused, in the words of the request.
+
+    Args:
+        spelled: fields for parameters of the library that are called otherwise there.
+    """
+    message = re.sub(r"`(\w+)`", lambda found: spelled.get(found[1], found[1]), str(error))
+    named = re.match(r"(\w+):", message)
+    return Refusal(400, message, named[1] if named else "prompt", "invalid_value")
+
+
+def failed() -> Refusal:
+    """Why is in the log of the server, and nobody else's business."""
+    return Refusal(500, "the drawing failed; the server's log says why", code="server_error")
+
+
+def busy(waiting: int, seconds: int) -> Refusal:
+    """No room in the queue for so long, as far as can be told."""
+    return Refusal(
+        429,
+        f"{waiting} pictures are waiting and there is no room for more; try again in {seconds} s",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(seconds)},
+    )
+
+
+def stopping() -> Refusal:
+    """The server ends."""
+    return Refusal(
+        503,
+        "the server is shutting down and takes no new requests",
+        code="shutting_down",
+        headers={"Retry-After": "5"},
+    )
+
+
+def too_late(seconds: float) -> Refusal:
+    """A deadline of the server, which is not worth another try at once."""
+    return Refusal(
+        503,
+        f"the picture was not drawn within the {seconds:g} s that this server gives a request",
+        code="deadline_exceeded",
+        headers={"x-should-retry": "false"},
+    )

@@ -1,0 +1,153 @@
+"""The fields of a request as a table: of what kind each is, what is allowed, and why the rest is refused.
+
+What cannot be honoured is refused with its reason, never silently dropped; null stands for a field that is
+not there. The same table is the OpenAPI document's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hart_runtime.common.errors import LONGEST, shown
+from hart_runtime.serve.errors import Refusal, bad_field
+
+MOST_CHARACTERS, MOST_PICTURES, MOST_IDENTIFIER = 32_000, 10, 512
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+SCHEMAS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field. Without ``kinds`` it is known, and refused whatever it holds."""
+
+    kinds: tuple[type, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    """Limits of a number; of a text, how many characters it has."""
+    words: tuple[str, ...] = ()
+    """What a text may be."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Words of the contract that are not honoured, and why."""
+    why: str = ""
+    """Why the whole field is refused."""
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value, of the first of its kinds; raises Refusal."""
+        if not self.kinds:
+            raise bad_field(name, f"{self.why}; found {shown(value)}", "unsupported_value")
+        if type(value) not in self.kinds and not (type(value) is int and float in self.kinds):
+            kinds = " or ".join(WORDS[kind] for kind in self.kinds)
+            raise bad_field(name, f"expected {kinds}, found {_kind(value)}", "invalid_type")
+        if isinstance(value, str):
+            self._check_text(name, value)
+        elif not isinstance(value, bool):
+            self._check_number(name, value)
+        return float(value) if self.kinds == (float,) else value
+
+    def _check_text(self, name: str, value: str) -> None:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise bad_field(name, "expected text, found half of a surrogate pair") from None
+        if self.words and value not in self.words:
+            allowed = f"expected {' or '.join(self.words)}, found {shown(value)}"
+            why = self.refused.get(value)
+            code = "unsupported_value" if why else "invalid_value"
+            raise bad_field(name, f"{allowed}{f': {why}' if why else ''}", code)
+        if self.high is not None and len(value) > self.high:
+            raise bad_field(name, f"expected at most {self.high:.0f} characters, found {len(value)}")
+
+    def _check_number(self, name: str, value: float) -> None:
+        if self.low is not None and self.high is not None and not self.low <= value <= self.high:
+            raise bad_field(name, f"expected {self.low:g} to {self.high:g}, found {shown(value)}")
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """As OpenAPI describes it."""
+        kinds = [{"type": SCHEMAS[kind], **self._limits(kind)} for kind in self.kinds]
+        return {"anyOf": [*kinds, {"type": "null"}], **({"description": self.why} if self.why else {})}
+
+    def _limits(self, kind: type) -> dict[str, Any]:
+        if kind is str:
+            return {"enum": list(self.words)} if self.words else {"maxLength": self.high or LONGEST}
+        named = {"minimum": self.low, "maximum": self.high} if kind is not bool else {}
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+
+NO_EFFORT = "this model has one way to draw"
+NO_GIF = "this server draws still pictures"
+_SETTING = "see the options of hart-run"
+
+FIELDS: dict[str, Field] = {
+    "prompt": Field((str,), high=MOST_CHARACTERS),
+    "model": Field((str,), high=MOST_IDENTIFIER),
+    "n": Field((int,), 1, MOST_PICTURES),
+    "size": Field((str,), high=MOST_IDENTIFIER),
+    "quality": Field(
+        (str,),
+        words=("auto", "standard"),
+        refused=dict.fromkeys(("low", "medium", "high", "xhigh", "max", "hd"), NO_EFFORT),
+    ),
+    "background": Field(
+        (str,), words=("auto", "opaque"), refused={"transparent": "this model draws every pixel"}
+    ),
+    "output_format": Field(
+        (str,), words=("png", "jpeg", "webp"), refused=dict.fromkeys(("gif", "svg"), NO_GIF)
+    ),
+    "output_compression": Field((int,), 0, 100),
+    "response_format": Field(
+        (str,),
+        words=("b64_json",),
+        refused={"url": "this server keeps no pictures that an address could name"},
+    ),
+    "stream": Field((bool,)),
+    "partial_images": Field((int,)),  # up to the model's scales
+    "moderation": Field(
+        (str,), words=("auto",), refused={"low": "how prompts are screened is up to who runs this server"}
+    ),
+    "style": Field(why="this model has one style, which the prompt decides"),
+    "user": Field((str,), high=MOST_IDENTIFIER),
+    "safety_identifier": Field((str,), high=MOST_IDENTIFIER),
+    "complexity": Field(why=NO_EFFORT),
+    "frame_count": Field(why=NO_GIF),
+    "frame_duration_ms": Field(why=NO_GIF),
+    "svg": Field(why=NO_GIF),
+    # Ours.
+    "seed": Field((int,)),
+    "guidance": Field((float,), why=_SETTING),
+    "top_k": Field((int,), why=_SETTING),
+    "top_p": Field((float,), why=_SETTING),
+    "smooth": Field((bool,), why=_SETTING),
+    "residual": Field((bool,), why=_SETTING),
+    "steps": Field((str, int), why=_SETTING),
+    "label": Field(why="this model draws from a prompt, and has no classes"),
+    "negative": Field(why="guidance is away from the empty prompt, and this model was trained with no other"),
+}
+"""OpenAI's, and the project's own extras, which clients send as ``extra_body``."""
+
+
+def checked(body: object) -> dict[str, Any]:
+    """The fields of a request by name, each of its kind; those that are null are left out.
+
+    Raises:
+        Refusal: with the field, what was found and what is allowed.
+    """
+    if not isinstance(body, dict):
+        raise Refusal(400, f"the body: expected a JSON object, found {_kind(body)}", code="invalid_type")
+    if unknown := [name for name in body if name not in FIELDS]:
+        listed = ", ".join(map(shown, unknown[:10]))
+        raise Refusal(
+            400,
+            f"unknown {listed}; there are {', '.join(FIELDS)}",
+            unknown[0] if unknown[0].isidentifier() and len(unknown[0]) <= LONGEST else None,
+            "unknown_parameter",
+        )
+    return {name: FIELDS[name].check(name, value) for name, value in body.items() if value is not None}
+
+
+def _kind(value: object) -> str:
+    """What a value is, without its contents where they may be somebody's words."""
+    kinds = {dict: "an object", list: "a list", type(None): "null", str: f"text ({shown(value)})"}
+    return kinds.get(type(value)) or shown(value)

@@ -1,0 +1,77 @@
+"""The bundles that a server offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.find import MANIFEST, find_bundles
+from hart_runtime.runtime.manifest import Manifest, check_contract, read_manifest
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle by its manifest; its weights are opened by the workers."""
+
+    folder: Path
+    manifest: Manifest
+    created: int
+    """Seconds since 1970, of the manifest."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        return self.manifest.name
+
+    @property
+    def size(self) -> str:
+        """Of its pictures, as the contract spells it."""
+        return f"{self.manifest.model.image_size}x{self.manifest.model.image_size}"
+
+    @property
+    def tokens(self) -> int:
+        """Of a picture, all scales together."""
+        return sum(side**2 for side in self.manifest.model.patch_nums)
+
+
+def find_models(places: Iterable[Path]) -> dict[str, Model]:
+    """All bundles at some places, by name; the first is what requests without a name get.
+
+    Raises:
+        InputError: no bundle, one that takes no prompts, or two of one name.
+    """
+    models: dict[str, Model] = {}
+    for folder in dict.fromkeys(folder for place in places for folder in find_bundles(place)):
+        manifest, _ = read_manifest(folder)
+        check_contract(manifest, str(folder / MANIFEST))
+        if TEXT_ENCODER not in manifest.graphs:
+            raise InputError(
+                f"{folder}: this bundle has no text encoder, and requests bring prompts; export it again "
+                f"with one (`text_encoder`)"
+            )
+        if manifest.name in models:
+            raise InputError(
+                f"{folder}: is called {manifest.name}, as {models[manifest.name].folder} is; requests choose "
+                f"by name, so export one of them under another (`output`)"
+            )
+        models[manifest.name] = Model(folder, manifest, int((folder / MANIFEST).stat().st_mtime))
+    return models
+
+
+def spread(patch_nums: Sequence[int], count: int) -> tuple[int, ...]:
+    """``count`` scales, after which pictures are shown about equally long after each other.
+
+    A scale takes about as long as it has tokens, so the last ones take most of the time.
+    """
+    done = [0]
+    for side in patch_nums:
+        done.append(done[-1] + side**2)
+    found: list[int] = []
+    for number in range(1, count + 1):
+        low, high = (found[-1] + 1 if found else 0), len(patch_nums) - (count - number)
+        moment = done[-1] * number / (count + 1)
+        found.append(min(range(low, high), key=lambda scale: abs(done[scale + 1] - moment)))
+    return tuple(found)

@@ -1,0 +1,35 @@
+"""Text features of prompts that come again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hart_runtime.runtime.pipeline import MOST_ENCODED
+from hart_runtime.runtime.text import EncodedPrompts, Given, TextEncoder
+
+
+class RememberedPrompts(EncodedPrompts):
+    """Encodes prompts, but for those that it encoded lately."""
+
+    def __init__(self, encoder: TextEncoder, most: int = MOST_ENCODED) -> None:
+        """``most``: prompts that are kept, 2 MB each in a published model."""
+        super().__init__({})
+        self.encoder, self.most = encoder, most
+        self.encoded = 0
+        """Prompts that were not known, so far."""
+
+    def __call__(self, prompts: Sequence[str]) -> Given:
+        """As :class:`TextEncoder`, on the host."""
+        kept, wanted = dict(self.rows), list(dict.fromkeys(prompts))
+        new = [prompt for prompt in wanted if prompt not in kept]
+        if new:
+            kept |= self.encoder.known(new, len(new)).rows
+            self.encoded += len(new)
+        for prompt in wanted:  # those of now are the last to be forgotten
+            kept[prompt] = kept.pop(prompt)
+        self.rows = dict(list(kept.items())[-max(self.most, len(wanted)) :])
+        return super().__call__(prompts)
+
+    def tokens(self, prompt: str) -> int:
+        """Of a prompt that was encoded just now, without its padding."""
+        return int(self.rows[prompt]["mask"].sum())

@@ -1,0 +1,154 @@
+"""A request for pictures: the contract's fields to what is to be drawn."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from hart_runtime.common.errors import InputError, shown
+from hart_runtime.common.settings import LIMITS, SamplingSettings
+from hart_runtime.runtime.call import checked_settings
+from hart_runtime.serve.errors import Refusal, bad_field, of_input
+from hart_runtime.serve.fields import FIELDS, checked
+from hart_runtime.serve.messages import Encoding
+from hart_runtime.serve.models import Model, spread
+
+SPELLED = {"num_images": "n"}
+"""Fields that the library calls otherwise."""
+MOST_SEED = 2**32
+"""Of seeds that the server chooses; JavaScript reads them as they are."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client wants, and the server can do."""
+
+    model: Model
+    prompt: str
+    n: int
+    seed: int
+    """Of the first picture; the next has ``seed + 1``."""
+    settings: SamplingSettings
+    final: Encoding
+    partial: Encoding
+    stream: bool
+    scales: tuple[int, ...]
+    """After which the pictures are shown, in order."""
+    identifier: str | None
+    """The client's word for its user, which is handed back and not kept."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.n)
+
+
+def parsed(raw: bytes) -> object:
+    """The JSON of a body.
+
+    Raises:
+        Refusal: it is none: NaN and names that stand twice included.
+    """
+    try:
+        return json.loads(raw.decode(), parse_constant=_no_number, object_pairs_hook=_once)
+    except RecursionError:
+        raise Refusal(400, "the body: is nested too deeply", code="invalid_json") from None
+    except ValueError as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Refusal(400, f"the body: expected JSON, found none ({why})", code="invalid_json") from None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
+    """What the fields of a request stand for.
+
+    Args:
+        models: by name; the first is drawn with where none is named.
+
+    Raises:
+        Refusal: one of them cannot be honoured; with the field, what was found and what is allowed.
+    """
+    given = checked(body)
+    if "prompt" not in given:
+        raise Refusal(400, "prompt: is required", "prompt", "missing_required_parameter")
+    model = _model(given.get("model"), models)
+    if given.get("size", "auto") not in ("auto", model.size):
+        raise bad_field("size", f"{model.name} draws {model.size} (or auto), found {shown(given['size'])}")
+    n, seed = given.get("n", 1), given.get("seed")
+    if seed is None:
+        seed = secrets.randbelow(MOST_SEED)
+    overrides = {name: given[name] for name in LIMITS if name in given}
+    try:
+        settings = checked_settings(model.manifest, [given["prompt"]], seed=seed, num_images=n, **overrides)
+    except InputError as error:
+        raise of_input(error, SPELLED) from None
+    final, partial = _encodings(given)
+    return Asked(
+        model=model,
+        prompt=given["prompt"],
+        n=n,
+        seed=seed,
+        settings=settings,
+        final=final,
+        partial=partial,
+        stream=given.get("stream", False),
+        scales=_scales(given, model),
+        identifier=given.get("safety_identifier", given.get("user")),
+    )
+
+
+def _model(name: str | None, models: Mapping[str, Model]) -> Model:
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise Refusal(
+            404,
+            f"model: there is no {shown(name)}, there are {', '.join(models)}",
+            "model",
+            "model_not_found",
+        )
+    return models[name]
+
+
+def _scales(given: Mapping[str, Any], model: Model) -> tuple[int, ...]:
+    """Which scales are shown; any number as an extra, where the contract has up to three."""
+    count, patch_nums = given.get("partial_images", 0), model.manifest.model.patch_nums
+    if not 0 <= count <= len(patch_nums):
+        allowed = f"expected 0 to {len(patch_nums)} (the scales of {model.name})"
+        raise bad_field("partial_images", f"{allowed}, found {shown(count)}")
+    if count and not given.get("stream", False):
+        raise bad_field("partial_images", f"needs stream: true, found {count} without it")
+    return spread(patch_nums, count)
+
+
+def _encodings(given: Mapping[str, Any]) -> tuple[Encoding, Encoding]:
+    """Of the picture, and of what is shown before it: JPEG, which takes no time, unless asked otherwise."""
+    name, compression = given.get("output_format"), given.get("output_compression", 100)
+    if name in (None, "png") and compression != 100:
+        raise bad_field("output_compression", f"is for jpeg and webp, found {compression} for png")
+    final = Encoding(name or "png", compression)
+    return final, final if name else Encoding("jpeg")
+
+
+def schema() -> dict[str, Any]:
+    """Of a request's body, for the OpenAPI document."""
+    described = {name: field.schema for name, field in FIELDS.items()}
+    described["prompt"] = described["prompt"]["anyOf"][0]
+    return {
+        "type": "object",
+        "properties": described,
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }
