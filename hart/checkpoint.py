@@ -44,8 +44,8 @@ def load_hart(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Har
             message lists them.
     """
     model = empty_hart(checkpoint)
-    _fill_hart(model, checkpoint, dtype)
-    return Hart(model.transformer.eval(), model.tokenizer.eval())
+    sets = _fill_hart(model, checkpoint, dtype)
+    return Hart(model.transformer.eval(), model.tokenizer.eval(), sets)
 
 
 def empty_hart(checkpoint: Checkpoint) -> Hart:
@@ -57,19 +57,15 @@ def empty_hart(checkpoint: Checkpoint) -> Hart:
     return Hart(transformer, image_tokenizer)
 
 
-def check_hart(checkpoint: Checkpoint) -> tuple[str, ...]:
+def check_hart(checkpoint: Checkpoint) -> None:
     """Compare names, shapes and types in what weight files there are with the configuration.
 
     No values are read.
 
-    Returns:
-        the keys that whole sets of the transformer's weights lie below, first the one that is used; "" is
-        no key.
-
     Raises:
         InputError: as :func:`load_hart`.
     """
-    return _fill_hart(empty_hart(checkpoint), checkpoint, None)
+    _fill_hart(empty_hart(checkpoint), checkpoint, None)
 
 
 def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[str, ...]:
