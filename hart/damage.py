@@ -32,6 +32,8 @@ def what_is_wrong(file: Path) -> str | None:
     Raises:
         OSError: it cannot be read.
     """
+    if not file.is_file():
+        return "is no regular file" if file.exists() else "no such file"
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(START)

@@ -17,7 +17,7 @@ import torch
 from hart_runtime.common.config import DISCRETE, ClassTransformerConfig, TokenizerConfig
 from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.common.weight_files import WeightFiles
-from hart_runtime.hart.checkpoint import UNUSED_LLM, UNUSED_TOKENIZER, fill
+from hart_runtime.hart.checkpoint import UNUSED_LLM, UNUSED_TOKENIZER, Table, fill
 from hart_runtime.hart.class_transformer import ClassTransformer
 from hart_runtime.hart.model import Var
 from hart_runtime.hart.tokenizer import ImageTokenizer
@@ -25,7 +25,7 @@ from hart_runtime.hart.weights import Stored, opened
 
 HEAD = 64
 """Width of a head in every published model; files without l2-normalised attention do not tell it."""
-SHARED = "shared_ada_lin.1.weight"
+HEADS, SHARED = "blocks.0.attn.scale_mul_1H11", "shared_ada_lin.1.weight"
 TRANSFORMER, TOKENIZER = "pos_1LC", "quantize.embedding.weight"
 """A name that only files of the one, or of the other have."""
 
@@ -48,8 +48,11 @@ def load_var(
             shape; in one sentence.
     """
     model = empty_var(transformer, tokenizer, num_heads)
-    fill(model.tokenizer, WeightFiles((tokenizer,)), dtype, [UNUSED_TOKENIZER])
-    fill(model.transformer, WeightFiles((transformer,)), dtype, [UNUSED_LLM], stored=_stored)
+    tokens = sum(side * side for side in model.transformer.config.patch_nums)
+    hits = {"ema_vocab_hit_SV": _table("codes", None, model.tokenizer.config.vocab_size)}
+    mask = {"attn_bias_for_masking": _table("tokens", 1, 1, tokens, tokens)}
+    fill(model.tokenizer, WeightFiles((tokenizer,)), dtype, [UNUSED_TOKENIZER], hits)
+    fill(model.transformer, WeightFiles((transformer,)), dtype, [UNUSED_LLM], mask, stored=_stored)
     return Var(model.transformer.eval(), model.tokenizer.eval())
 
 
@@ -71,6 +74,18 @@ def _stored(name: str) -> str:
     return name.replace(".qkv_proj.", ".mat_qkv.")
 
 
+def _table(what: str, *shape: int | None) -> Table:
+    """Refuses a stored table of another shape; None is any number."""
+
+    def check(entry: Stored) -> None:
+        if len(entry.shape) != len(shape) or any(
+            wanted not in (None, found) for found, wanted in zip(entry.shape, shape, strict=True)
+        ):
+            raise InputError(f"{entry}: is {entry.shape}, but the other tensors are for {shape[-1]} {what}")
+
+    return check
+
+
 def _transformer_config(file: Path, num_heads: int | None) -> tuple[ClassTransformerConfig, int]:
     """Of a transformer, and the channels of the latents it takes."""
     with opened(WeightFiles((file,))) as entries:
@@ -78,19 +93,21 @@ def _transformer_config(file: Path, num_heads: int | None) -> tuple[ClassTransfo
         shapes = {name: entry.shape for name, entry in found.items()}
         sizes = _Sizes(file, shapes)
         classes, dim = sizes.of("class_emb.weight", 2)
-        stored_heads = shapes.get("blocks.0.attn.scale_mul_1H11")
+        normalised = HEADS in shapes
+        heads = sizes.of(HEADS, 4)[1] if normalised else num_heads or max(dim // HEAD, 1)
         levels = found.get("lvl_1L")
         if levels is None:
             raise InputError(f"{file}: expected lvl_1L, which holds the scales, found none")
+        sides, hidden = _sides(levels), sizes.of("blocks.0.ffn.fc1.weight", 2)[0]
         with told_of(str(file)):
             config = ClassTransformerConfig(
-                depth=_count(shapes, r"blocks\.(\d+)\."),
+                depth=_count(shapes, r"blocks\."),
                 embed_dim=dim,
-                num_heads=stored_heads[1] if stored_heads else num_heads or max(dim // HEAD, 1),
+                num_heads=heads,
                 num_classes=classes - 1,
-                patch_nums=_sides(levels),
-                mlp_hidden=sizes.of("blocks.0.ffn.fc1.weight", 2)[0],
-                attn_l2_norm=stored_heads is not None,
+                patch_nums=sides,
+                mlp_hidden=hidden,
+                attn_l2_norm=normalised,
                 shared_aln=SHARED in shapes,
             )
         return config, sizes.of("word_embed.weight", 2)[1]
@@ -103,19 +120,18 @@ def _tokenizer_config(file: Path, patch_nums: tuple[int, ...]) -> TokenizerConfi
     sizes = _Sizes(file, shapes)
     vocabulary, channels = sizes.of(TOKENIZER, 2)
     width = sizes.of("encoder.conv_in.weight", 4)[0]
-    levels = range(_count(shapes, r"encoder\.down\.(\d+)\."))
+    levels = range(_count(shapes, r"encoder\.down\."))
     widths = [sizes.of(f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in levels]
-    shared, own = (
-        _count(shapes, rf"quantize\.quant_resi\.{part}(\d+)\.weight") for part in ("qresi_ls\\.", "")
-    )
+    shared, own = (_count(shapes, rf"quantize\.quant_resi\.{part}", "weight") for part in ("qresi_ls\\.", ""))
     single = "quantize.quant_resi.qresi.weight" in shapes
+    kernel = sizes.of("quant_conv.weight", 4)[-1]
     with told_of(str(file)):
         return TokenizerConfig(
             vocab_size=vocabulary,
             z_channels=channels,
             ch=width,
             ch_mult=tuple(w // width for w in widths),
-            quant_conv_ks=sizes.of("quant_conv.weight", 4)[-1],
+            quant_conv_ks=kernel,
             quant_resi=TokenizerConfig.quant_resi if shared or own or single else 0.0,
             share_quant_resi=shared or int(single),
             default_qresi_counts=own,
@@ -132,9 +148,9 @@ class _Sizes:
 
     def of(self, name: str, dimensions: int) -> Sequence[int]:
         shape = self.shapes.get(name)
-        if shape is None or len(shape) != dimensions:
+        if shape is None or len(shape) != dimensions or 0 in shape:
             found = "none" if shape is None else list(shape)
-            raise InputError(f"{self.file}: {name}: expected {dimensions} dimensions, found {found}")
+            raise InputError(f"{self.file}: {name}: expected {dimensions} dimensions above 0, found {found}")
         return shape
 
 
@@ -142,22 +158,27 @@ def _named(entries: Sequence[Stored], sign: str, file: Path, what: str) -> dict[
     """Tensors of one network by the names it has for them, of whatever else is in the file."""
     prefixes = {e.name.removesuffix(sign) for e in entries if f".{e.name}".endswith(f".{sign}")}
     if len(prefixes) != 1:
-        found = "found none" if not prefixes else f"found {len(prefixes)}"
-        raise InputError(f"{file}: expected {what}, which has one {sign}, {found}")
+        places = " and ".join(shown(prefix.rstrip(".")) for prefix in sorted(prefixes))
+        found = f"{len(prefixes)}, below {places}" if prefixes else "none"
+        raise InputError(f"{file}: expected {what}, which has one {sign}, found {found}")
     (prefix,) = prefixes
     return {e.name.removeprefix(prefix): e for e in entries if e.name.startswith(prefix)}
 
 
-def _count(names: Mapping[str, object], pattern: str) -> int:
-    """One more than the largest number in names that begin like this."""
-    return max((int(found[1]) + 1 for name in names if (found := re.match(pattern, name))), default=0)
+def _count(names: Mapping[str, object], before: str, after: str = "") -> int:
+    """One more than the largest number that names have between these parts."""
+    pattern = re.compile(rf"{before}(\d{{1,9}})\.{after}")  # of any length, it would not be a number
+    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
 
 
 def _sides(levels: Stored) -> tuple[int, ...]:
-    """The scales, of the level of every token."""
-    found = sorted(Counter(levels.read().flatten().tolist()).items())
+    """The scales, of the level of every token, in order."""
+    if not levels.readable:
+        raise InputError(f"{levels}: expected numbers, found {levels.kind}")
+    stored = levels.read().flatten().tolist()
+    found = list(Counter(stored).items())
     sides = tuple(math.isqrt(tokens) for _, tokens in found)
-    if found != [(level, side * side) for level, side in enumerate(sides)]:
+    if stored != [level for level, side in enumerate(sides) for _ in range(side * side)]:
         raise InputError(
             f"{levels}: expected square numbers of tokens at levels 0, 1, ..., found {shown(dict(found))}"
         )

@@ -117,7 +117,7 @@ def test_without_normalised_attention_heads_are_64_wide(tmp_path: Path) -> None:
         ("var", "var", "expected VAR's image tokenizer"),
         ("no_levels", "vae", "lvl_1L"),
         ("odd_levels", "vae", "square numbers of tokens"),
-        ("flat", "vae", "class_emb.weight: expected 2 dimensions"),
+        ("flat", "vae", "class_emb.weight: expected 2 dimensions above 0"),
         ("missing", "vae", "missing: blocks.1.ffn.fc2.weight"),
         ("more", "vae", "unexpected: blocks.1.ffn.fc3.weight"),
         ("narrow", "vae", "takes latents of 16 channels"),
