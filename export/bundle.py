@@ -20,7 +20,7 @@ from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.request import Request, check_place
 from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
 from hart_runtime.export.writer import WeightFile, write_graph
-from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
+from hart_runtime.hart.checkpoint import load_hart, load_text_encoder, stored_sets
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import FAMILIES
@@ -79,7 +79,7 @@ def export_bundle(
             sampling=checkpoint.sampling,
             graphs=graphs,
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, model.sets, described),
+            checkpoint=_identity(checkpoint, stored_sets(checkpoint), described),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         check_contract(manifest, str(output / MANIFEST), same_tensor)  # what was traced

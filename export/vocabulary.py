@@ -48,6 +48,8 @@ def read_vocabulary(folder: Path, rows: int = MOST_ROWS) -> Tokenizer:
     make = open_tokenizer_file if source.name == "tokenizer.json" else _byte_pairs
     vocabulary = make(source, rows)
     _add_tokens(vocabulary, object_in(values, "added_tokens_decoder", str(settings)), rows, settings)
+    if (older := folder / "added_tokens.json").is_file() and "added_tokens_decoder" not in values:
+        _add_older_tokens(vocabulary, read_json(older), rows, older)
     padding = vocabulary.padding or {}
     token = _content(values.get("pad_token")) or padding.get("pad_token")
     number = vocabulary.token_to_id(token) if isinstance(token, str) else None
@@ -103,12 +105,24 @@ def _add_tokens(vocabulary: Tokenizer, added: dict[str, Any], rows: int, setting
             raise InputError(f"{where}: {key}: {wrong[0]}: expected true or false, found {found}")
         check_number(content, int(key), rows, settings)
         numbered[int(key)] = AddedToken(content, **{flag: values[flag] for flag in FLAGS if flag in values})
-    for number, token in sorted(numbered.items()):
+    _number(vocabulary, numbered, settings)
+
+
+def _add_older_tokens(vocabulary: Tokenizer, added: dict[str, Any], rows: int, file: Path) -> None:
+    """The same from the file that was there before ``tokenizer_config.json`` held them."""
+    for content, number in added.items():
+        check_number(content, number, rows, file)
+    tokens = {number: AddedToken(content, normalized=False) for content, number in added.items()}
+    _number(vocabulary, tokens, file)
+
+
+def _number(vocabulary: Tokenizer, tokens: dict[int, AddedToken], source: Path) -> None:
+    """Add tokens, and see that the library gives them the numbers they are to have."""
+    for number, token in sorted(tokens.items()):
         vocabulary.add_tokens([token])
-        if vocabulary.token_to_id(token.content) != number:
+        if (given := vocabulary.token_to_id(token.content)) != number:
             raise InputError(
-                f"{settings}: {token.content!r} has number {number}, the vocabulary gives it "
-                f"{vocabulary.token_to_id(token.content)}"
+                f"{source}: {shown(token.content)} has number {number}, the vocabulary gives it {given}"
             )
 
 

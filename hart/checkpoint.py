@@ -24,7 +24,7 @@ from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
-from hart_runtime.hart.weights import Stored, check_kind, check_whole, fit, opened, read
+from hart_runtime.hart.weights import Stored, check_kind, check_whole, fit, opened, read, sets_of
 
 UNUSED_LLM = re.compile(r"(.*\.)?(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)")
 """Persistent buffers of the published transformer that its inference does not read."""
@@ -44,8 +44,8 @@ def load_hart(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Har
             message lists them.
     """
     model = empty_hart(checkpoint)
-    sets = _fill_hart(model, checkpoint, dtype)
-    return Hart(model.transformer.eval(), model.tokenizer.eval(), sets)
+    _fill_hart(model, checkpoint, dtype)
+    return Hart(model.transformer.eval(), model.tokenizer.eval())
 
 
 def empty_hart(checkpoint: Checkpoint) -> Hart:
@@ -68,7 +68,7 @@ def check_hart(checkpoint: Checkpoint) -> None:
     _fill_hart(empty_hart(checkpoint), checkpoint, None)
 
 
-def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[str, ...]:
+def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
@@ -77,8 +77,18 @@ def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -
         fill(model.tokenizer, checkpoint.tokenizer.weights, dtype, ignored, tables)
     if dtype is not None or checkpoint.llm.has_weights:
         llm, tables = checkpoint.llm, _llm_tables(checkpoint)
-        return fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
-    return ("",)
+        fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
+
+
+def stored_sets(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Keys that whole sets of the transformer's weights lie below, first of the one that is used; "" is none.
+
+    No values are read.
+    """
+    llm, (model, _) = checkpoint.llm, empty_hart(checkpoint)
+    names = dict(model.named_parameters()).keys()
+    with opened(llm.weights) as entries:
+        return sets_of(entries, names, None if llm.weights.averaged else llm.ema)
 
 
 def load_text_encoder(
@@ -149,7 +159,7 @@ def fill(
     tables: Mapping[str, Table] | None = None,
     stored: Callable[[str], str] = str,
     ema: bool | None = False,
-) -> tuple[str, ...]:
+) -> None:
     """Load weights strictly into a model built on the meta device, tensor by tensor.
 
     Without a ``dtype``, names, shapes and types are compared and no weight is read.
@@ -159,9 +169,6 @@ def fill(
         tables: those of them, by their last part, that depend on the configuration.
         stored: what a parameter is called in the file.
         ema: whether averaged weights are wanted, where a file holds them beside others.
-
-    Returns:
-        the sets of weights in the files, see :class:`hart_runtime.hart.weights.Fitted`.
     """
     expected = {stored(name): list(p.shape) for name, p in model.named_parameters()}
     if dtype is not None:
@@ -189,7 +196,7 @@ def fill(
         for entry in found.values():
             check_kind(entry)
         if dtype is None:
-            return fitted.sets
+            return
         low = matrix_parameters(model)
         state = {
             name: read(found[stored(name)], dtype if name in low else torch.float32)
@@ -197,7 +204,6 @@ def fill(
         }
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
-    return fitted.sets
 
 
 Table = Callable[[Stored], None]

@@ -14,8 +14,6 @@ class Hart(NamedTuple):
 
     transformer: ScaleTransformer
     tokenizer: ImageTokenizer
-    sets: tuple[str, ...] = ("",)
-    """Keys that whole sets of the transformer's weights lie below, first that of its own; "" is no key."""
 
 
 class Var(NamedTuple):

@@ -111,8 +111,6 @@ class Fitted(NamedTuple):
     """Those that inference does not read, by their name below the prefix."""
     unexpected: list[str]
     """Names that belong to nothing."""
-    sets: tuple[str, ...]
-    """Prefixes of all sets of weights that are whole, first that of the one that is used; "" is none."""
 
 
 def fit(
@@ -131,8 +129,9 @@ def fit(
         InputError: two tensors for one name, or several sets of weights and no rule which counts.
     """
     names = expected.keys()
-    sets = _sets(entries, names, ema)
-    prefix = sets[0]
+    prefix, *other_sets = sets_of(entries, names, ema)
+    if ema is False and is_averaged(prefix):
+        log.warning("%s: holds averaged weights and no others, they are used", entries[0].file)
     homes = {entry.container for entry in entries if _below(prefix, entry.name) in names}
     fitting: dict[str, Stored] = {}
     tables: dict[str, Stored] = {}
@@ -147,7 +146,7 @@ def fit(
             fitting[name] = entry
         elif any(pattern.fullmatch(entry.name) for pattern in unused):
             tables[name or entry.name] = entry
-        elif any(_below(other, entry.name) in names for other in sets[1:]):
+        elif any(_below(other, entry.name) in names for other in other_sets):
             continue
         elif entry.container in homes and entry.shape:  # single numbers count steps
             unexpected.append(entry.path)
@@ -155,7 +154,7 @@ def fit(
         others = [entry for entry in entries if entry.container not in homes]
         if unread := [e for e in others if is_averaged(e.path)] or _copies(others, expected.values()):
             log.warning("%s: averaged weights in a form that is not read, the others are used", unread[0])
-    return Fitted(fitting, tables, unexpected, sets)
+    return Fitted(fitting, tables, unexpected)
 
 
 def check_kind(entry: Stored) -> None:
@@ -193,8 +192,14 @@ def read(entry: Stored, dtype: torch.dtype) -> Tensor:
     return converted
 
 
-def _sets(entries: Sequence[Stored], names: Collection[str], ema: bool | None) -> tuple[str, ...]:
-    """What is in front of the network's own names: of each whole set, the chosen one first."""
+def sets_of(entries: Sequence[Stored], names: Collection[str], ema: bool | None) -> tuple[str, ...]:
+    """What is in front of the network's own names: of each set that is whole, the chosen one first.
+
+    Where none is whole it is that of the largest part of one, and "" without any.
+
+    Raises:
+        InputError: as :func:`~hart_runtime.common.weight_files.choose_set`.
+    """
     found: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         parts = entry.name.split(".")
@@ -204,10 +209,7 @@ def _sets(entries: Sequence[Stored], names: Collection[str], ema: bool | None) -
     whole = [prefix for prefix, held in found.items() if len(held) == len(names)]
     if not whole:
         return tuple(sorted(found, key=lambda prefix: (-len(found[prefix]), len(prefix)))[:1]) or ("",)
-    file = entries[0].file
-    chosen = choose_set(file, whole, ema)
-    if ema is False and is_averaged(chosen):
-        log.warning("%s: holds averaged weights and no others, they are used", file)
+    chosen = choose_set(entries[0].file, whole, ema)
     return (chosen, *(prefix for prefix in whole if prefix != chosen))
 
 

@@ -139,6 +139,9 @@ def test_numbers_that_make_no_model(root: Path, name: str, key: str, value: obje
         ({"text_config": {"rope_parameters": {"type": "su"}}}, "text_config.rope_parameters: type"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_theta: given as"),
         ({"text_config": {"hidden_size": 64}}, "hidden_size: given as"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected rotary positions without scaling"),
+        ({"rotary_pct": 0.25}, "rotary_pct: expected rotary positions without scaling"),
+        ({"text_config": {"rope_type": "yarn"}}, "text_config.rope_type: expected 'default'"),
         ({"rope_scaling": "yarn"}, "rope_scaling: expected an object, found 'yarn'"),
         ({"rope_parameters": ["yarn"]}, "rope_parameters: expected an object"),
         ({"text_config": [1]}, "text_config: expected an object"),
@@ -202,6 +205,10 @@ def settings_with(**changes: object) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "tokenizer_config.json", **changes)
 
 
+def older_tokens(**added: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "added_tokens.json", **added)
+
+
 def pairs_with(words: dict[str, int], merges: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / "tokenizer.json").unlink()
@@ -211,7 +218,7 @@ def pairs_with(words: dict[str, int], merges: str) -> Callable[[Path], None]:
     return change
 
 
-ADDED = {"content": "<|new|>", "special": True}
+ADDED: dict[str, Any] = {"content": "<|new|>", "special": True}
 
 
 @pytest.mark.parametrize(
@@ -230,6 +237,9 @@ ADDED = {"content": "<|new|>", "special": True}
             "900",
         ),
         (pairs_with({"a": 1 << 31}, ""), "'a' has number 2147483648"),
+        (older_tokens(late=339), "added_tokens.json: token 'late' has number 339, the text encoder's"),
+        (older_tokens(late="5"), "added_tokens.json: token 'late' has number '5'"),
+        (older_tokens(late=5), "added_tokens.json: 'late' has number 5, the vocabulary gives it 339"),
     ],
 )
 def test_tokens_beyond_the_embedding(root: Path, change: Callable[[Path], None], words: str) -> None:
@@ -264,6 +274,19 @@ def test_tokens_beyond_the_embedding(root: Path, change: Callable[[Path], None],
 def test_tokenizers_that_cannot_be_used(root: Path, change: Callable[[Path], None], words: str) -> None:
     change(root / "text_encoder")
     assert words in refused(root)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_added_tokens_are_told_in_two_files(tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(DEMO_CHECKPOINT / "text_encoder", tmp_path / "text"))
+    change = (
+        older_tokens(**{ADDED["content"]: 339})
+        if name == "added_tokens.json"
+        else settings_with(added_tokens_decoder={"339": ADDED})
+    )
+    change(folder)
+    encoded = read_vocabulary(folder, 400).encode(f"a {ADDED['content']} circle")
+    assert 339 in encoded.ids
 
 
 def test_a_vocabulary_smaller_than_its_embedding_is_normal(tmp_path: Path) -> None:

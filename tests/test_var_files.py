@@ -115,7 +115,11 @@ def test_tensors_that_cannot_be(
         (VAR, lambda s: {"state": s, "last": {"net": s}}, "found 2, below 'last.net' and 'state'"),
         (VAR, lambda s: {**s, "blocks.1000000000.x": s[LEVELS]}, "unexpected: blocks.1000000000.x"),
         (VAR, lambda s: {**s, f"blocks.{'9' * 5000}.x": s[LEVELS]}, "unexpected: 'blocks.999"),
-        (VAE, lambda s: {**s, "encoder.down.77777777.x": s[CODES]}, "unexpected: encoder.down.77777777.x"),
+        (
+            VAE,
+            lambda s: {**s, "encoder.down.77777777.x": s[CODES]},
+            f"encoder.down.2.block.0.conv1.weight: expected 4 {SIZES}",
+        ),
     ],
 )
 def test_names_that_cannot_be(root: Path, name: str, change: Callable[[State], Any], words: str) -> None:

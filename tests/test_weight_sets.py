@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.hart.checkpoint import load_hart
+from hart_runtime.hart.checkpoint import stored_sets
 from tests.checkpoint_copies import (
     BIAS,
     State,
@@ -173,7 +173,7 @@ def test_averaged_weights_beside_others_in_one_file(root: Path, name: str) -> No
     pickled(root, TWO[name](state, averaged))
     for ema, expected in ((None, averaged), (True, averaged), (False, state)):
         assert torch.equal(head(root, ema), expected["head.weight"].float())
-        chosen, other = load_hart(find_checkpoint(root, ema=ema)).sets
+        chosen, other = stored_sets(find_checkpoint(root, ema=ema))
         assert (is_averaged(chosen), is_averaged(other)) == (ema is not False, ema is False)
 
 
