@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hart_runtime.bench.machine import Company
+from hart_runtime.common.errors import shown
 
 AGREEMENT = 0.95
 """Share of all pairs of samples, one of each result, that have to agree on which is larger."""
@@ -88,7 +89,7 @@ def different_conditions(before: dict[str, Any], after: dict[str, Any]) -> list[
     for name, path in CONDITIONS.items():
         old, new = _at(before, path), _at(after, path)
         if old != new:
-            found.append(f"{name}: {_short(old, new)} -> {_short(new, old)}")
+            found.append(f"{name}: {shown(_short(old, new))} -> {shown(_short(new, old))}")
     for label, values in (("first", before), ("second", after)):
         if warning := Company(**values["company"]).warning():
             found.append(f"{label} run: {warning}")

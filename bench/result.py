@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hart_runtime.bench.against import Comparison
+from hart_runtime.bench.fresh import FirstPicture
+from hart_runtime.bench.machine import Company, Facts
+from hart_runtime.bench.peak import Peak
 from hart_runtime.bench.samples import Samples
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.json_files import read_json
-
-if TYPE_CHECKING:
-    from hart_runtime.bench.against import Comparison
-    from hart_runtime.bench.fresh import FirstPicture
-    from hart_runtime.bench.machine import Company, Facts
-    from hart_runtime.bench.peak import Peak
+from hart_runtime.common.records import read_record
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "bench.json"
@@ -93,16 +92,22 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a ``bench.json``, or that of a result folder, as plain values.
 
     Raises:
-        InputError: not a result, or of a newer schema.
+        InputError: not a result, or of a newer schema, or a damaged one.
     """
     file = path / RESULT_FILE if path.is_dir() else path
     values = read_json(file)
     found = values.get("schema")
-    if not isinstance(found, int) or "breakdown" not in values:
+    if type(found) is not int or found < 1 or "breakdown" not in values:
         raise InputError(f"{file}: not a result of hart-bench, expected a schema and a breakdown")
     if found > SCHEMA_VERSION:
         raise InputError(
             f"{file}: schema {found} is newer than the {SCHEMA_VERSION} this version reads; "
             f"upgrade hart-runtime"
         )
+    try:
+        result = read_record(Result, values, str(file))
+    except InputError as error:
+        raise InputError(f"{error}; measure again") from None
+    if not result.first_pictures:
+        raise InputError(f"{file}: first_pictures: expected at least one, found none; measure again")
     return values

@@ -8,11 +8,14 @@ randomness another stage consumed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hart_runtime.common.errors import InputError
 
 Array = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -108,7 +111,7 @@ class RecordedNoise:
 
     def __init__(self, tensors: Mapping[str, NDArray[np.floating]]) -> None:
         self.tensors = tensors
-        self.batch = len(tensors["scale0.u"])
+        self.batch = len(tensors.get("scale0.u", ()))
 
     def uniform(self, scale: int, tokens: int) -> Array:
         return self._get(f"scale{scale}.u", tokens)
@@ -125,5 +128,8 @@ class RecordedNoise:
         return self._get(f"final.diff.step{step}.noise", tokens, channels)
 
     def _get(self, name: str, *shape: int) -> Array:
-        values = np.asarray(self.tensors[name], dtype=np.float32)
+        values = np.asarray(self.tensors.get(name, ()), dtype=np.float32)
+        one = math.prod(shape)
+        if values.size % one or not 0 < self.batch * one <= values.size:
+            raise InputError(f"{name}: expected {list(shape)} for each picture, found {list(values.shape)}")
         return values.reshape(-1, *shape)[: self.batch]

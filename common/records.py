@@ -34,7 +34,7 @@ def read_record(kind: type[Record], value: object, place: str, readers: Readers 
     Raises:
         InputError: a field is missing or unknown, or a value has another type.
     """
-    found: Record = _read(kind, value, place, readers or {})
+    found: Record = _record(kind, value, place, readers or {}, ": ")
     return found
 
 
@@ -66,7 +66,7 @@ def _read(hint: Any, value: object, place: str, readers: Readers) -> Any:
     return found
 
 
-def _record(kind: type, value: object, place: str, readers: Readers) -> Any:
+def _record(kind: type, value: object, place: str, readers: Readers, join: str = ".") -> Any:
     values = _expected(dict, "an object", value, place)
     hints, known = get_type_hints(kind), {field.name: field for field in fields(kind)}
     if unknown := [str(name) for name in values if name not in known]:
@@ -75,7 +75,7 @@ def _record(kind: type, value: object, place: str, readers: Readers) -> Any:
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{place}: {name} is missing")
     return kind(
-        **{name: _read(hints[name], item, f"{place}.{name}", readers) for name, item in values.items()}
+        **{name: _read(hints[name], item, f"{place}{join}{name}", readers) for name, item in values.items()}
     )
 
 
@@ -104,11 +104,18 @@ def _tuple(kinds: tuple[Any, ...], value: object, place: str, readers: Readers) 
 def _plain(kind: Any, value: object, place: str) -> Any:
     wanted = (int, float) if kind is float else kind
     fine = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
-    if not fine or (isinstance(value, float) and not math.isfinite(value)):
+    if not fine or (kind is float and not _finite(value)):
         raise InputError(f"{place}: expected {WORDS.get(kind, kind)}, found {shown(value)}")
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
         raise InputError(f"{place}: expected {-LARGEST} to {LARGEST}, found {shown(value)}")
     return _text(value, place) if isinstance(value, str) else value
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
 
 
 def _text(value: str, place: str) -> str:

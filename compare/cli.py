@@ -153,17 +153,11 @@ def _reference(
     """Load the ruler, or make it; with the errors of torch in fp16 where they are the measure."""
     from dataclasses import replace
 
-    from hart_runtime.compare.reference import check_fits, load_reference
+    from hart_runtime.compare.reference import load_reference
     from hart_runtime.compare.reference import save_reference as save
 
     if saved is not None:
-        ruler = load_reference(saved)
-        check_fits(ruler, bundle.manifest, parameter("reference", saved))
-        if ruler.patch_nums != bundle.manifest.model.patch_nums:
-            raise InputError(
-                f"{parameter('reference', saved)}: was recorded with scales {list(ruler.patch_nums)}, "
-                f"{bundle.folder} has {list(bundle.manifest.model.patch_nums)}"
-            )
+        ruler = load_reference(saved, bundle.manifest)
     else:
         from hart_runtime.compare.record import capture_prompts, torch_device
         from hart_runtime.runtime.tensorrt.manifest import largest_batch

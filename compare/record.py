@@ -88,7 +88,7 @@ def describe(
 ) -> Reference:
     """Recorded batches together with where they came from."""
     return Reference(
-        prompts=list(prompts),
+        prompts=tuple(prompts),
         settings=settings,
         patch_nums=manifest.model.patch_nums,
         weights={**checkpoint.weights, "system_prompt": system_prompt_identity(manifest)},
@@ -98,6 +98,7 @@ def describe(
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "torch": torch.__version__,
         },
+        half_errors=None,
         batches=batches,
     )
 

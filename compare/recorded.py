@@ -7,6 +7,7 @@ outputs lie in a recording, and what the loop hands over is held against what wa
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, shown
 from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Values, Watched, joined
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
-from hart_runtime.runtime.families.names import SMOOTH
+from hart_runtime.runtime.families.names import SMOOTH, TOKEN_IDS
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Arrays, Program, Run, cache_of
@@ -32,6 +33,8 @@ from hart_runtime.runtime.text import ENCODE
 
 Tensors = Arrays
 """One batch's trajectory, under the names :func:`hart_runtime.hart.generate.generate` records."""
+WHOLE = {"ctx.mask": 2, "ctx.features": 3, "image": 4}
+"""Axes of what is used as it was recorded, pictures first."""
 CLOSE = 1e-6
 """How far numbers may be off that the host makes in float32 and the reference in float64."""
 EPS_ROUNDING = 1e-5
@@ -74,17 +77,25 @@ def recorded(tensors: Tensors, spec: TensorSpec, place: str, dims: Dims, image: 
         image: number of the picture, for what runs picture by picture.
 
     Raises:
-        InputError: it is not in the recording.
+        InputError: it is not in the recording, or is another one there.
     """
     if place not in tensors:
         raise InputError(f"the recording lacks {place}")
     array, shape = tensors[place], shape_of(spec, dims)
+    found = array
     if spec.name.startswith((PAST, NEW)):  # recorded whole, rows first
         start = dims.get("past", 0) if spec.name.startswith(NEW) else 0
-        return array.swapaxes(0, 1)[start : start + shape[0], : shape[1]]
-    if not shape:
-        return array.reshape(shape)
-    return array.reshape(-1, *shape[1:])[image : image + shape[0]]
+        if array.ndim == len(shape):
+            found = array.swapaxes(0, 1)[start : start + shape[0], : shape[1]]
+    elif array.size % max(1, math.prod(shape[1:])) == 0:
+        rows = array.reshape(-1, *shape[1:])
+        found = rows[image : image + shape[0]] if shape else rows[:1].reshape(rows.shape[1:])
+    if found.shape != shape or found.dtype.kind != np.dtype(spec.dtype).kind:
+        raise InputError(
+            f"{place}: expected {spec.name} {spec.dtype} {list(shape)} in it, found {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    return found
 
 
 def recorded_names(manifest: Manifest, settings: SamplingSettings) -> set[str]:
@@ -119,6 +130,33 @@ def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest
             for each in ((call, smooth[call.label]) if "logits" in call.outputs else (call,))
         ]
     return [*_encoding(tensors, manifest), *calls]
+
+
+def check_recording(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) -> int:
+    """Refuse a recording that is not one of a bundle's graphs.
+
+    Returns:
+        Number of its pictures.
+
+    Raises:
+        InputError: something is missing, no tensor, or one of another type or shape.
+        RunError: as :func:`graph_calls`.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, np.ndarray) or tensor.dtype.kind not in "biuf":
+            raise InputError(f"{shown(name)}: expected numbers, found {shown(type(tensor).__name__)}")
+    pictures = len(tensors["image"]) if "image" in tensors and tensors["image"].ndim else 0
+    for name, axes in WHOLE.items():
+        shape = tensors[name].shape if name in tensors else ()
+        if len(shape) != axes or shape[0] != pictures:
+            raise InputError(f"{name}: expected {axes} axes, the first of {pictures}, found {shown(shape)}")
+    for call in graph_calls(tensors, settings, manifest):
+        ids = call.inputs.get(TOKEN_IDS)
+        if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < (manifest.text_rows or 0):
+            raise InputError(
+                f"{TOKEN_IDS}: expected rows of a table of {manifest.text_rows}, found up to {ids.max()}"
+            )
+    return pictures
 
 
 def _follow(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) -> list[Call]:
@@ -245,7 +283,11 @@ class Recording:
             return {}
         (output,) = places(self.manifest, run)
         x = inputs[output.removesuffix(OUT)]
-        eps = np.split(self.tensors[predicted.format(index=run.index)], 2, axis=-1)[0].reshape(x.shape)
+        place = predicted.format(index=run.index)
+        halves = self.tensors.get(place, np.zeros(()))
+        if halves.size != 2 * x.size or halves.shape[-1] != 2 * x.shape[-1]:
+            raise InputError(f"{place}: expected {2 * x.size} numbers, found {list(halves.shape)}")
+        eps = np.split(halves, 2, axis=-1)[0].reshape(x.shape)
         return {output: step_slack(x, eps, inputs["coefficients"])}
 
 

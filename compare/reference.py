@@ -2,7 +2,8 @@
 
 A reference is a folder::
 
-    reference.json     where it came from, how it sampled, how far torch in fp16 is from it
+    reference.json     where it came from, how it sampled, how far torch in fp16 is from it, and what
+                       seals the other file
     trajectory.json    every recorded tensor, as Polygraphy RunResults; one iteration a batch
     calls/             one call of each graph as Polygraphy inputs and outputs, for its tools
 
@@ -14,20 +15,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, parameter, shown, told_of
 from hart_runtime.common.files import refuse_strangers, whole_folder
 from hart_runtime.common.json_files import read_json
-from hart_runtime.common.settings import SamplingSettings, settings_of
-from hart_runtime.compare.recorded import Call, Tensors, graph_calls
-from hart_runtime.runtime.manifest import Manifest
+from hart_runtime.common.records import read_record
+from hart_runtime.common.settings import SamplingSettings, check_ranges
+from hart_runtime.compare.recorded import Call, Tensors, check_recording, graph_calls
+from hart_runtime.runtime.bundle import describe_files
+from hart_runtime.runtime.manifest import FileSpec, Manifest, settings_in
 from hart_runtime.runtime.origin import check_same_weights
+from hart_runtime.runtime.seal import Seal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DESCRIPTION = "reference.json"
 TRAJECTORY = "trajectory.json"
 CALLS, INPUTS, OUTPUTS = "calls", ".inputs.json", ".outputs.json"
@@ -35,10 +39,10 @@ RUNNER = "reference float32"
 
 
 @dataclass(frozen=True)
-class Reference:
-    """Recorded runs of the reference model in float32."""
+class Description:
+    """What is known of recorded runs of the reference model in float32."""
 
-    prompts: list[str]
+    prompts: tuple[str, ...]
     """Empty when the runs started from given text features."""
     settings: SamplingSettings
     patch_nums: tuple[int, ...]
@@ -46,9 +50,23 @@ class Reference:
     """File name -> sha256 per network, as a bundle's manifest lists them."""
     made_with: dict[str, str]
     """Checkpoint, device and versions of the machine that recorded it."""
-    batches: list[Tensors]
-    half_errors: dict[str, float] | None = field(default=None)
+    half_errors: dict[str, float] | None
     """Relative error of torch in fp16, by :func:`error_key`; None if it was not measured."""
+
+
+@dataclass(frozen=True)
+class Reference(Description):
+    """The recorded runs themselves."""
+
+    batches: list[Tensors]
+
+
+@dataclass(frozen=True)
+class _Saved(Description):
+    """Contents of ``reference.json``."""
+
+    trajectory: FileSpec
+    schema: int
 
 
 def error_key(batch: int, call: Call, output: str) -> str:
@@ -77,8 +95,10 @@ def save_reference(reference: Reference, manifest: Manifest, folder: Path) -> No
             example = RunResults()
             example.add([call.outputs], runner_name=RUNNER)
             example.save(str(partial / CALLS / f"{call.graph}{OUTPUTS}"))
-        described = {"schema": SCHEMA_VERSION, **asdict(replace(reference, batches=[]))}
+        described = asdict(replace(reference, batches=[]))
         del described["batches"]
+        sealed = asdict(describe_files(partial, [TRAJECTORY])[TRAJECTORY])
+        described |= {"trajectory": sealed, "schema": SCHEMA_VERSION}
         text = json.dumps(described, indent=1, allow_nan=False) + "\n"
         (partial / DESCRIPTION).write_text(text, encoding="utf-8")
 
@@ -98,29 +118,57 @@ def _owned(path: Path) -> bool:
     return any(len(path.parts) == len(Path(name).parts) and path.match(name) for name in names)
 
 
-def load_reference(folder: Path) -> Reference:
-    """Read a reference folder.
+def load_reference(folder: Path, manifest: Manifest) -> Reference:
+    """Read a reference folder that was recorded of what a bundle was exported from.
 
     Raises:
-        InputError: no reference there, a newer schema, or a damaged file.
+        InputError: no reference there, another schema, a damaged file, or other weights, scales or another
+            system prompt than the bundle's.
     """
+    file, source = folder / DESCRIPTION, parameter("reference", folder)
+    values = read_json(file)
+    if (schema := values.get("schema")) != SCHEMA_VERSION:
+        raise InputError(f"{file}: expected schema {SCHEMA_VERSION}, found {shown(schema)}; make it again")
+    try:
+        saved = read_record(_Saved, values, str(file), {SamplingSettings: settings_in})
+        with told_of(f"{file}: settings"):
+            check_ranges(saved.settings, manifest.model)
+    except InputError as error:
+        raise InputError(f"{error}; make it again") from None
+    check_fits(saved, manifest, source)
+    described = {field.name: getattr(saved, field.name) for field in fields(Description)}
+    reference = Reference(**described, batches=_read_trajectory(folder / TRAJECTORY, saved.trajectory))
+    try:
+        _check_recordings(reference, manifest)
+    except InputError as error:
+        raise InputError(f"{folder / TRAJECTORY}: {error}; make it again") from None
+    return reference
+
+
+def _read_trajectory(file: Path, expected: FileSpec) -> list[Tensors]:
     from polygraphy.comparator import RunResults
 
-    values = read_json(folder / DESCRIPTION)
-    schema = values.pop("schema", None)
-    if schema != SCHEMA_VERSION:
-        raise InputError(
-            f"{folder / DESCRIPTION}: expected schema {SCHEMA_VERSION}, found {schema!r}; make it again"
-        )
     try:
-        iterations = RunResults.load(str(folder / TRAJECTORY))[RUNNER]
-        values["settings"] = settings_of(values["settings"], "settings")
-        values["patch_nums"] = tuple(values["patch_nums"])
-        return Reference(batches=[dict(iteration.items()) for iteration in iterations], **values)
+        if not Seal().matches(file, expected):
+            raise InputError(f"{file}: is truncated or was changed; make the reference again")
+        iterations = RunResults.load(str(file))[RUNNER]
+        return [dict(iteration.items()) for iteration in iterations]
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except InputError:
+        raise
     except Exception as error:  # Polygraphy's errors have no useful base class
-        raise InputError(
-            f"{folder}: the reference is damaged ({str(error).strip().splitlines()[0]}); make it again"
-        ) from None
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{file}: holds no recording ({reason}); make the reference again") from None
+
+
+def _check_recordings(reference: Reference, manifest: Manifest) -> None:
+    """Raises InputError for recordings that are not of a bundle's graphs."""
+    pictures = sum(check_recording(tensors, reference.settings, manifest) for tensors in reference.batches)
+    if not pictures:
+        raise InputError("expected recorded pictures, found none")
+    if reference.prompts and len(reference.prompts) != pictures:
+        raise InputError(f"expected a picture for each of {len(reference.prompts)} prompts, found {pictures}")
 
 
 def system_prompt_identity(manifest: Manifest) -> dict[str, str]:
@@ -129,14 +177,19 @@ def system_prompt_identity(manifest: Manifest) -> dict[str, str]:
     return {"text": prompt["sha256"]} if prompt else {}
 
 
-def check_fits(reference: Reference, manifest: Manifest, source: str) -> None:
-    """Refuse a reference that was recorded with other weights than a bundle's, or another system prompt."""
+def check_fits(reference: Description, manifest: Manifest, source: str) -> None:
+    """Refuse a reference of other weights or scales than a bundle's, or of another system prompt."""
     check_same_weights(reference.weights, manifest, source, mend="save it again from the checkpoint")
     prompt = system_prompt_identity(manifest)
     if reference.weights.get("system_prompt", {}) != prompt:
         raise InputError(
             f"{source}: was recorded with another system prompt than bundle {manifest.name} was exported "
             f"with; make it again"
+        )
+    if reference.patch_nums != manifest.model.patch_nums:
+        raise InputError(
+            f"{source}: was recorded with scales {list(reference.patch_nums)}, bundle {manifest.name} has "
+            f"{list(manifest.model.patch_nums)}"
         )
 
 

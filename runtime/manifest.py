@@ -235,7 +235,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def _parse(values: dict[str, Any], file: Path) -> Manifest:
-    manifest = read_record(Manifest, values, str(file), {SamplingSettings: _sampling})
+    manifest = read_record(Manifest, values, str(file), {SamplingSettings: settings_in})
     for name, value, known in (
         ("precision", manifest.precision, PRECISIONS),
         ("family", manifest.family, FAMILIES),
@@ -279,7 +279,8 @@ def _check_text_rows(checkpoint: dict[str, Any], place: str) -> None:
         raise InputError(f"{place}.{TEXT_NETWORK}.vocab_size: expected 1 to {most}, found {shown(rows)}")
 
 
-def _sampling(value: Any, place: str) -> SamplingSettings:
+def settings_in(value: Any, place: str) -> SamplingSettings:
+    """Sampling settings as a record holds them; raises InputError, which begins with ``place``."""
     if not isinstance(value, dict):
         raise InputError(f"{place}: expected an object, found {shown(value)}")
     return settings_of(value, place)

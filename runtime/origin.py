@@ -70,10 +70,10 @@ def check_same_weights(
     """
     exported: Weights = manifest.checkpoint["weights"]
     for network in networks:
-        if (other := found.get(network, {})) != exported[network]:
+        if (other := found.get(network, {})) != exported.get(network, {}):
             raise InputError(
                 f"{source}: its {network} weights are {_listed(other)}, bundle {manifest.name} was exported "
-                f"from {_listed(exported[network])}; {mend}"
+                f"from {_listed(exported.get(network, {}))}; {mend}"
             )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -282,8 +283,77 @@ def test_compare_refuses_what_is_no_result(results: Path, tmp_path: Path) -> Non
     refused(bench("compare", results, other), "other.json", "not a result")
     other.write_text('{"schema": 99, "breakdown": {}}')
     refused(bench("compare", results, other), "schema 99", "upgrade")
-    other.write_text('{"schema": 1, "breakdown": {}}')
-    refused(bench("compare", results, other), "damaged")
+
+
+def put(*path: str | int, value: Any) -> Callable[[Any], object]:
+    def change(values: Any) -> None:
+        for step in path[:-1]:
+            values = values[step]
+        values[path[-1]] = value
+
+    return change
+
+
+LATENCY, STAGE = ("latency", 0), ("breakdown", "stages", 3)
+DAMAGED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "no breakdown": (lambda v: v.pop("breakdown"), "not a result of hart-bench"),
+    "schema that is true": (put("schema", value=True), "not a result of hart-bench"),
+    "schema without end": (put("schema", value="1"), "not a result of hart-bench"),
+    "of nobody": (put("schema", value=0), "not a result of hart-bench"),
+    "a breakdown that is text": (put("breakdown", value="fast"), "breakdown: expected an object"),
+    "stages in an object": (put("breakdown", "stages", value={}), "breakdown.stages: expected a list"),
+    "a stage without a name": (
+        lambda v: v["breakdown"]["stages"][3].pop("name"),
+        "stages[3]: name is missing",
+    ),
+    "a name that is a number": (put(*STAGE, "name", value=3), "stages[3].name: expected text"),
+    "a name that is half a character": (put(*STAGE, "name", value="\ud800"), "expected text, found half"),
+    "samples that are text": (
+        put(*STAGE, "host", "values", value=["0.1"]),
+        "host.values[0]: expected a number",
+    ),
+    "a sample in a list": (
+        put(*LATENCY, "seconds", "values", 0, value=[1.0]),
+        "expected a number, found [1.0]",
+    ),
+    "a sample that is true": (
+        put(*LATENCY, "seconds", "values", 0, value=True),
+        "expected a number, found True",
+    ),
+    "a sample beyond a float": (put(*LATENCY, "seconds", "values", 0, value=10**400), "expected a number"),
+    "NaN": (put(*LATENCY, "seconds", "p50", value=float("nan")), "NaN is no number of JSON"),
+    "infinity": (put("peak", "bytes", value=float("inf")), "Infinity is no number of JSON"),
+    "no first picture": (put("first_pictures", value=[]), "first_pictures: expected at least one"),
+    "half a first picture": (lambda v: v["first_pictures"][0].pop("total"), "total is missing"),
+    "no company": (put("company", value=None), "company: expected an object"),
+    "a field of nobody": (put("colour", value=1), "unknown colour"),
+}
+BROKEN = [b"", b"[]", b'{"schema": 1', b"\xff\xfe{}", b"<!doctype html>", b"[" * 100_000]
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_compare_refuses_what_is_damaged(results: Path, tmp_path: Path, name: str) -> None:
+    """Whichever of the two it is, in one line that says where."""
+    change, words = DAMAGED[name]
+    values = json.loads((results / "bench.json").read_text())
+    change(values)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(values))
+    for pair in ((results, other), (other, results)):
+        done = bench("compare", *pair)
+        refused(done, f"{other}: ", words)
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize("raw", [*BROKEN, None])
+def test_compare_refuses_what_cannot_be_read(results: Path, tmp_path: Path, raw: bytes | None) -> None:
+    """None: half of a result."""
+    whole = (results / "bench.json").read_bytes()
+    (tmp_path / "other.json").write_bytes(whole[: len(whole) // 2] if raw is None else raw)
+    done = bench("compare", tmp_path / "other.json", results)
+    refused(done, "other.json: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_noise_is_not_a_change() -> None:

@@ -205,11 +205,12 @@ def test_bad_input(
 def test_a_reference_comes_back_as_it_was_saved(
     export_once: ExportOnce, saved: tuple[Path, Path, Result], tmp_path: Path
 ) -> None:
-    loaded = load_reference(saved[1])
+    manifest = open_bundle(export_once(DEMO_CHECKPOINT, "fp16")).manifest
+    loaded = load_reference(saved[1], manifest)
     assert loaded.prompts[0] == "a red circle on a white background"
     assert loaded.half_errors
-    save_reference(loaded, open_bundle(export_once(DEMO_CHECKPOINT, "fp16")).manifest, tmp_path / "again")
-    again = load_reference(tmp_path / "again")
+    save_reference(loaded, manifest, tmp_path / "again")
+    again = load_reference(tmp_path / "again", manifest)
     for first, second in zip(loaded.batches, again.batches, strict=True):
         assert all(np.array_equal(first[name], second[name]) for name in first)
 
