@@ -13,6 +13,8 @@ from hart_runtime.common.errors import InputError
 from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, threads_option
 
 KEY_VARIABLE = "HART_API_KEY"
+GRACE_TO_READ = 60
+"""Seconds that a client has to send its request and to read its pictures, beside the time they take."""
 
 
 @command(words={"key": "--api-key-file"})
@@ -101,7 +103,7 @@ def main(
     if not (alone or key or insecure):
         raise InputError(f"`host={host!r}`: everybody there could draw; give a key (`key`), or `insecure`")
     log_lines("hart_runtime.serve")
-    rules = Rules(key, LOOPBACK if alone else None, allow_origin)
+    rules = Rules(key, LOOPBACK if alone else None, allow_origin, timeout + GRACE_TO_READ)
     service = Service(
         bundles,
         host,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from hart_runtime.runtime.pipeline import MOST_ENCODED
@@ -17,13 +18,17 @@ class RememberedPrompts(EncodedPrompts):
         self.encoder, self.most = encoder, most
         self.encoded = 0
         """Prompts that were not known, so far."""
+        self.seconds = 0.0
+        """That encoding them took."""
 
     def __call__(self, prompts: Sequence[str]) -> Given:
         """As :class:`TextEncoder`, on the host."""
         kept, wanted = dict(self.rows), list(dict.fromkeys(prompts))
         new = [prompt for prompt in wanted if prompt not in kept]
         if new:
+            began = time.perf_counter()
             kept |= self.encoder.known(new, len(new)).rows
+            self.seconds += time.perf_counter() - began
             self.encoded += len(new)
         for prompt in wanted:  # those of now are the last to be forgotten
             kept[prompt] = kept.pop(prompt)

@@ -5,7 +5,9 @@ It is no middleware of Starlette's, behind which nobody hears that a client has 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from starlette.responses import JSONResponse
 
 from hart_runtime.serve.errors import Refusal
 
+log = logging.getLogger(__name__)
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -22,8 +26,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN = frozenset(["/health", "/", "/page.css", "/page.js", "/icon.svg"])
-"""Paths that need no key: whether the server lives, and the page, which asks for the key."""
+OPEN = frozenset(["/health", "/ready", "/", "/page.css", "/page.js"])
+"""Paths that need no key: how the server is, and the page, which asks for the key."""
 MOST_BODY = 1 << 20
 """Bytes: a prompt of 32 000 characters, each as an escape, and everything else."""
 HEADERS = {
@@ -47,6 +51,8 @@ class Rules:
     was made to point here, would be answered (DNS rebinding)."""
     origins: Collection[str] = ()
     """Of web pages elsewhere that may ask."""
+    seconds: float = 660.0
+    """Until a request is cut off, whatever its client is slow at: sending or reading."""
 
 
 class Guard:
@@ -79,7 +85,10 @@ class Guard:
         if scope["method"] == "OPTIONS" and headers.get("origin") in self.rules.origins:
             await JSONResponse({})(scope, receive, told)
             return
-        await self.app(scope, bounded, told)
+        try:
+            await asyncio.wait_for(self.app(scope, bounded, told), self.rules.seconds)
+        except asyncio.TimeoutError:  # uvicorn closes the connection
+            log.warning("a client was too slow", extra={"request_id": name})
 
     def _check_caller(self, scope: Scope, headers: dict[str, str]) -> None:
         """Raises Refusal."""

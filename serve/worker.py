@@ -109,7 +109,7 @@ class _Worker:
             return
         prompts = pipeline.text
         assert isinstance(prompts, RememberedPrompts)
-        batch, before = _Batch(self, order), prompts.encoded
+        batch, before, taken = _Batch(self, order), prompts.encoded, prompts.seconds
         seconds: dict[str, float] = {}
         jobs = [(job.prompt, job.seed) for job in order.jobs]
         try:
@@ -122,6 +122,7 @@ class _Worker:
         except (InputError, RunError) as error:
             self.send(Failed(order.number, str(error), isinstance(error, InputError)))
         else:
+            seconds[stages.TEXT_ENCODER] = prompts.seconds - taken
             self.send(Drawn(order.number, False, seconds, prompts.encoded - before))
 
     def hand_over(self, pipeline: Pipeline, batch: _Batch, result: Result) -> None:

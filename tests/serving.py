@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ import httpx
 from click.testing import CliRunner
 
 from hart_runtime.runtime.cli import main as run_main
+from hart_runtime.runtime.find import MANIFEST
+from tests.test_bundle import poisoned
 
 PROMPT = "a red circle on a white background"
+KEY = "a-key-of-this-test"
 LONG = "1000"
 """Denoising steps that keep a worker busy for many seconds; it looks for messages after each."""
 START = "import sys; from hart_runtime.serve.cli import main; main(sys.argv[1:])"
@@ -104,24 +107,23 @@ def until(true: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def serving(*arguments: object, env: dict[str, str] | None = None, ready: bool = True) -> Iterator[Running]:
-    """A server on a free port, until the end of the block."""
+def serving(*arguments: object, ready: bool = True, log: str | None = None) -> Iterator[Running]:
+    """A server on a free port, until the end of the block; ``log``: where its log goes."""
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("w") as stderr:
+        lines = Path(log or f"{folder}/log")
+        with lines.open("w") as stderr:
             process = subprocess.Popen(
                 [sys.executable, "-c", START, "--port", "0", "--device", "cpu", *map(str, arguments)],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env={**os.environ, **(env or {})},
             )
         assert process.stdout is not None
         try:
             url = process.stdout.readline().strip()
-            server = Running(process, url, log)
+            server = Running(process, url, lines)
             if ready:
-                assert url, log.read_text()
+                assert url, lines.read_text()
                 until(lambda: server.get("/ready").status_code == 200)
             yield server
         finally:
@@ -129,6 +131,28 @@ def serving(*arguments: object, env: dict[str, str] | None = None, ready: bool =
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def guarded_serving(bundle: Path, folder: Path) -> Iterator[Running]:
+    """One that needs a key, listens everywhere, and has a second model, of which every drawing fails."""
+    broken = poisoned(bundle, folder, float("nan"))
+    manifest = json.loads((broken / MANIFEST).read_text())
+    (broken / MANIFEST).write_text(json.dumps({**manifest, "name": "broken"}))
+    (key := folder / "key").write_text(f"{KEY}\n")
+    engines = ("--engine", bundle, "--engine", broken)
+    with serving(*engines, "--threads", 1, "--host", "0.0.0.0", "--api-key-file", key) as running:
+        running.url = running.url.replace("0.0.0.0", "127.0.0.1")
+        running.headers = {"Authorization": f"Bearer {KEY}"}
+        yield running
+
+
+def later(function: Callable[..., Any], *arguments: Any, **named: Any) -> Future[Any]:
+    """Call something in a thread."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function, *arguments, **named)
+    pool.shutdown(wait=False)
+    return future
 
 
 def events_of(response: httpx.Response) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from hart_runtime.serve.errors import Refusal
 from hart_runtime.serve.fields import FIELDS
 from hart_runtime.serve.models import Model, find_models, spread
 from hart_runtime.serve.requests import asked_for, parsed, schema
-from tests.serving import PROMPT, Running, events_of, hart_run, serving, until
+from tests.serving import PROMPT, Running, events_of, hart_run, later, serving, until
 
 
 @pytest.fixture(scope="module")
@@ -255,24 +255,15 @@ def test_requests_share_batches(server: Running) -> None:
     before = server.metrics()
     with server.busy():
         bodies = [{"prompt": PROMPT, "seed": seed, "n": n} for seed, n in ((1, 2), (5, 3), (9, 1))]
-        waiting = [_in_background(server, body) for body in (*bodies, {**bodies[0], "top_k": 3})]
+        waiting = [later(server.drawn, **body) for body in (*bodies, {**bodies[0], "top_k": 3})]
         until(lambda: server.metrics()["hart_queue_pictures"] == 8)
-    answers = [wait() for wait in waiting]
+    answers = [future.result() for future in waiting]
     after = server.metrics()
     assert after["hart_batches_stopped_total"] == before["hart_batches_stopped_total"] + 1
     assert after["hart_batch_pictures_count"] == before["hart_batch_pictures_count"] + 2
     assert after["hart_batch_pictures_sum"] == before["hart_batch_pictures_sum"] + 8
     assert answers[:3] == [server.drawn(seed=seed, n=n) for seed, n in ((1, 2), (5, 3), (9, 1))]
     assert answers[3] != answers[0]
-
-
-def _in_background(server: Running, body: dict[str, Any]) -> Any:
-    from concurrent.futures import ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(server.drawn, **body)
-    pool.shutdown(wait=False)
-    return future.result
 
 
 def test_a_full_queue(server: Running, client: openai.OpenAI) -> None:
