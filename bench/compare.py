@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hart_runtime.bench.machine import Company
-from hart_runtime.common.errors import shown
+from hart_runtime.common.errors import listed, shown
 
 AGREEMENT = 0.95
 """Share of all pairs of samples, one of each result, that have to agree on which is larger."""
@@ -90,6 +90,10 @@ def different_conditions(before: dict[str, Any], after: dict[str, Any]) -> list[
         old, new = _at(before, path), _at(after, path)
         if old != new:
             found.append(f"{name}: {shown(_short(old, new))} -> {shown(_short(new, old))}")
+    quantities = (_quantities(before), _quantities(after))
+    for label, own, other in (("first", *quantities), ("second", *reversed(quantities))):
+        if alone := [name for name in own if name not in other]:
+            found.append(f"only in the {label}: {listed(alone)}")
     for label, values in (("first", before), ("second", after)):
         if warning := Company(**values["company"]).warning():
             found.append(f"{label} run: {warning}")

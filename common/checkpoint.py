@@ -156,8 +156,9 @@ class Checkpoint:
         file = self.root / SAMPLING_FILE
         own = read_json(file) if os.path.lexists(file) else {}
         settings = settings_of({"steps": self.llm_config.num_sampling_steps, **own}, str(file))
+        sizes = self.tokenizer_config
         with told_of(str(file)):
-            check_ranges(settings, self.tokenizer_config)
+            check_ranges(settings, sizes)
             diffusion_schedule(settings.steps)
         return settings
 

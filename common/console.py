@@ -37,7 +37,7 @@ class NonEmptyPath(click.Path):
     """A path; an empty word, as of a variable that is not set, is none, and not the folder we are in."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
+        if not str(value).strip():
             self.fail("is empty", param, ctx)
         return super().convert(value, param, ctx)
 

@@ -229,6 +229,8 @@ def test_names_of_bundles(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest
         ("export", ["--revision", ""]),
         ("export", ["--system-prompt", " "]),
         ("export", [""]),
+        ("export", ["--output", " "]),
+        ("run", ["--output", ""]),
         ("run", ["--safety-model", ""]),
         ("run", ["--steps", ""]),
         ("build", ["--compute-capability", ""]),
