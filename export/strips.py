@@ -91,15 +91,19 @@ def _with_neighbours(strips: Strips, i: int) -> Tensor:
 
 
 def _statistics(norm: GroupNorm, strips: Strips) -> tuple[Tensor, Tensor]:
-    """Mean and gain of every channel, (B, C, 1, 1) in float32, from each strip's mean and variance."""
-    means, variances = [], []
+    """Mean and gain of every channel, (B, C, 1, 1) in float32, from each strip's mean and variance.
+
+    These two are one tensor, so that whoever computes them is done with a strip before the next: ONNX Runtime
+    goes from results back to what they need, and would have all strips in float32 at once otherwise.
+    """
+    found = []
     for x in strips:
         cells = x.float().unflatten(1, (norm.num_groups, -1)).flatten(2)  # (B, groups, cells)
-        means.append(cells.mean(2, keepdim=True))
-        variances.append((cells - means[-1]).square().mean(2, keepdim=True))
+        mean = cells.mean(2, keepdim=True)
+        found.append(torch.cat((mean, (cells - mean).square().mean(2, keepdim=True)), dim=2))
     rows = torch.tensor([x.shape[2] for x in strips], dtype=torch.float32)
     share = rows / rows.sum()
-    mean_of_strip, variance_in_strip = torch.cat(means, dim=2), torch.cat(variances, dim=2)
+    mean_of_strip, variance_in_strip = torch.stack(found, dim=3).unbind(2)  # (B, groups, strips) each
     mean = (mean_of_strip * share).sum(2, keepdim=True)
     variance = ((variance_in_strip + (mean_of_strip - mean).square()) * share).sum(2, keepdim=True)
     gain = (variance + norm.eps).rsqrt()

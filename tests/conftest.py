@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ from filelock import FileLock
 
 from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import find_checkpoint
+from hart_runtime.common.json_files import read_json
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.random_checkpoint import SHAPES
 from tests.imports import PACKAGE, ROOMS, ROOT
 
 
@@ -71,3 +74,13 @@ def demo_bundle(export_once: ExportOnce) -> Path:
 @pytest.fixture(scope="session")
 def demo(demo_bundle: Path) -> Pipeline:
     return Pipeline.load(demo_bundle, device="cpu")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """The configuration files of the full-size model."""
+    shape = read_json(SHAPES / "hart-0.7b-1024px.json")
+    for part in ("llm", "tokenizer"):
+        (tmp_path / "full" / part).mkdir(parents=True)
+        (tmp_path / "full" / part / "config.json").write_text(json.dumps(shape[part]))
+    return tmp_path / "full"

@@ -25,8 +25,6 @@ CUDNN = ("libcudnn.so.9", "libcudnn.so")
 """Names of a library that ONNX Runtime loads when the first graph wants it, in the middle of a picture."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Where the weights of a graph lie that is not opened by its path."""
-SAME_AS_REQUESTED = 1
-"""How an arena grows: ONNX Runtime's kSameAsRequested."""
 BUILDS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """Distributions of ONNX Runtime: all write the same folder, so that of two the last one installed wins."""
 
@@ -98,11 +96,7 @@ class OnGpu:
     def options(self) -> dict[str, str]:
         """Of the provider."""
         stream = {} if self.stream is None else {"user_compute_stream": str(self.stream)}
-        return stream | {
-            "device_id": str(self.index),
-            "use_tf32": str(int(self.tf32)),
-            "arena_extend_strategy": "kSameAsRequested",
-        }
+        return stream | {"device_id": str(self.index), "use_tf32": str(int(self.tf32))}
 
 
 def open_sessions(
@@ -139,6 +133,9 @@ def open_sessions(
     options.add_session_config_entry("session.use_env_allocators", "1")
     if gpu is not None:  # weights go back to the device with their session; on the CPU they are mapped
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        # The arena reuses memory too, and for any shape. This would hold it back for a later tensor of the
+        # same one: twice what a decoder needs in strips of different heights.
+        options.enable_mem_reuse = False
     options.enable_mem_pattern = False  # it keeps a block for every scale's shapes
     contents = instead or {}
     if contents:
@@ -166,8 +163,7 @@ def _share_gpu_memory(index: int) -> None:
     memory = ort.OrtMemoryInfo(
         "Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, index, ort.OrtMemType.DEFAULT
     )
-    growth = {"arena_extend_strategy": SAME_AS_REQUESTED, "max_mem": 0, "initial_chunk_size_bytes": -1}
-    arena = ort.OrtArenaCfg({**growth, "max_dead_bytes_per_chunk": -1})
+    arena = ort.OrtArenaCfg(0, -1, -1, -1)  # it doubles: blocks of what is asked for are never merged
     ort.create_and_register_allocator_v2(PROVIDERS["cuda"], memory, {"device_id": str(index)}, arena)
 
 

@@ -14,6 +14,8 @@ from hart_runtime.runtime.shapes import evaluate
 
 DRIVER = 500_000_000
 """Bytes that CUDA and the libraries take for themselves, about: kernels, tables, the context."""
+FIRST_BLOCK, LARGEST_BLOCK = 1 << 20, 1 << 30
+"""Bytes of the blocks that an arena of ONNX Runtime takes: each twice the one before it."""
 PROCESS = 300_000_000
 """Bytes that a process takes on the host, about: Python and the libraries."""
 
@@ -53,19 +55,29 @@ class Needed:
         return self.total + self.staged + PROCESS
 
 
-def needed(manifest: Manifest, batch: int, weights: int | None = None, scratch: int | None = None) -> Needed:
+def needed(
+    manifest: Manifest,
+    batch: int,
+    weights: int | None = None,
+    scratch: int | None = None,
+    engines: bool = False,
+) -> Needed:
     """What drawing a batch needs.
 
     Args:
         weights: bytes of all weights together, where the manifest does not list the file yet.
         scratch: the most that a library asks for beside a graph, where it is known.
+        engines: whether scratch is one block, and not an arena of ONNX Runtime.
     """
     stored = manifest.files[WEIGHTS].size if weights is None else weights
     sizes = manifest.sizes
     text = (sizes.get("text_weights", 0) + sizes.get("text_table", 0)) * sizes["unchanged"]
     text = min(text, stored) if TEXT_ENCODER in manifest.graphs else 0
     plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
-    inside = max(scratch_of(manifest, batch).values()) if scratch is None else scratch
+    inside = scratch
+    if inside is None:
+        largest = max(scratch_of(manifest, batch).values())
+        inside = largest if engines else doubled(largest)
     return Needed(
         weights=stored - text,
         text=text,
@@ -76,6 +88,15 @@ def needed(manifest: Manifest, batch: int, weights: int | None = None, scratch: 
         staged=plan.staged_nbytes,
         measured=scratch is not None,
     )
+
+
+def doubled(nbytes: int) -> int:
+    """Bytes of an arena that grew until it held these."""
+    total, block = 0, FIRST_BLOCK
+    while total < nbytes:
+        total += block
+        block = min(2 * block, LARGEST_BLOCK)
+    return total
 
 
 def scratch_of(manifest: Manifest, batch: int) -> dict[str, int]:

@@ -219,7 +219,8 @@ def _tell_memory(bundle: Bundle, options: BuildOptions, engines: EngineManifest 
     asked = [spec.scratch for spec in engines.engines.values()] if engines else []
     scratch = max((max(sizes) for sizes in asked if sizes), default=None) if all(asked) else None
     for batch in sorted(set(options.batches)):
-        click.echo(sentence(batch, needed(bundle.manifest, batch, scratch=scratch), shared))
+        memory = needed(bundle.manifest, batch, scratch=scratch, engines=True)
+        click.echo(sentence(batch, memory, shared))
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
     from hart_runtime.runtime.backends.backend import Backend, Outputs, Values, Watched
     from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import Bundle, open_bundle
+    from hart_runtime.runtime.memory.forecast import needed
     from hart_runtime.runtime.memory.plan import make_plan
     from hart_runtime.runtime.pipeline import Pipeline
     from hart_runtime.runtime.program import Run
@@ -98,6 +100,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
         "sessions": sessions,
         "warnings": warnings,
         "calls": calls,
+        "forecast": asdict(needed(opened.manifest, 1)),
         "arena": plan.nbytes,
         "constants": plan.constant_nbytes,
         "given": (manifest.model.context_dim * 4 + 1) * manifest.model.context_token,
