@@ -60,7 +60,10 @@ class SeededNoise:
         self.seeds = tuple(seeds)
 
     def uniform(self, scale: int, tokens: int) -> Array:
-        return np.stack([g.random(tokens, np.float32) for g in self._streams(self._UNIFORM, scale)])
+        drawn = self._room(tokens)
+        for row, stream in zip(drawn, self._streams(self._UNIFORM, scale), strict=True):
+            stream.random(dtype=np.float32, out=row)
+        return drawn
 
     def exponential(self, scale: int, tokens: int, vocab_size: int) -> tuple[Array, Places]:
         """A number for every code of every token would be 39 million for a published picture, of which
@@ -76,14 +79,14 @@ class SeededNoise:
 
         Logarithms of uniform numbers, as PyTorch's: twice as fast as numpy's own method.
         """
-        pools, starts = [], []
-        for stream in self._streams(self._EXPONENTIAL, scale):
-            pool = stream.random(pool_size(tokens, vocab_size), np.float32)  # k / 2**24, 0 among them
-            pool += np.float32(2**-26)  # changes small ones only: neither 0 nor 1 is left
+        pools, starts = self._room(pool_size(tokens, vocab_size)), []
+        for pool, stream in zip(pools, self._streams(self._EXPONENTIAL, scale), strict=True):
+            stream.random(dtype=np.float32, out=pool)  # k / 2**24, 0 among them
+            np.add(pool, np.float32(2**-26), out=pool)  # changes small ones only: neither 0 nor 1 is left
             np.log(pool, out=pool)
-            pools.append(np.negative(pool, out=pool))
+            np.negative(pool, out=pool)
             starts.append(SPREAD * stream.permutation(tokens) + stream.integers(SPREAD, size=tokens))
-        return np.stack(pools), np.stack(starts)
+        return pools, np.stack(starts)
 
     def residual_start(self, tokens: int, channels: int) -> Array:
         return self._normal(self._START, 0, (tokens, channels))
@@ -92,7 +95,14 @@ class SeededNoise:
         return self._normal(self._STEP, step, (tokens, channels))
 
     def _normal(self, use: int, index: int, shape: tuple[int, int]) -> Array:
-        return np.stack([g.standard_normal(shape, np.float32) for g in self._streams(use, index)])
+        drawn = self._room(*shape)
+        for row, stream in zip(drawn, self._streams(use, index), strict=True):
+            stream.standard_normal(dtype=np.float32, out=row)
+        return drawn
+
+    def _room(self, *shape: int) -> Array:
+        """For all seeds' numbers, which are drawn where they stay: a copy takes a fifth of the time."""
+        return np.empty((len(self.seeds), *shape), np.float32)
 
     def _streams(self, use: int, index: int) -> list[np.random.Generator]:
         return [
