@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hart_runtime import Pipeline
@@ -62,7 +63,7 @@ def test_a_third_picture_is_launches_only(onnx: StrictOnnx, demo_bundle: Path) -
     calls = sum(1 for _ in program.runs()) + 1  # and the decoder
     assert (counts.launches, counts.executions) == (calls - 1, 1)  # `context` has features of its caller
     scales, steps = len(manifest.model.patch_nums), 8
-    random = 3 * scales + steps + 1  # uniform numbers, pools and places in them; start and steps of the rest
+    random = 3 * scales + steps  # uniform numbers, pools and places in them; start, and steps but the last
     assert counts.uploads == random + 2, "the text and its mask beside them"
     assert counts.downloads <= 2
     assert counts.upload_bytes < manifest.model.vocab_size * 4 * 64 * 20
@@ -118,6 +119,33 @@ def test_a_lost_device_is_a_sentence(demo_bundle: Path, monkeypatch: pytest.Monk
     del pipeline
     gc.collect()
     cuda.tell()
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ("cudaStreamBeginCapture", cudaError_t.cudaErrorStreamCaptureUnsupported),
+        ("cudaStreamEndCapture", cudaError_t.cudaErrorStreamCaptureInvalidated),
+        ("cudaGraphInstantiate", cudaError_t.cudaErrorMemoryAllocation),
+    ],
+)
+def test_a_capture_that_breaks_is_a_plain_run(
+    onnx: StrictOnnx,
+    demo_bundle: Path,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    status: cudaError_t,
+) -> None:
+    """As when another thread asks for memory on the GPU meanwhile. One graph of them, once, in one line."""
+    pipeline = Pipeline.load(demo_bundle, device="cuda")
+    expected = np.asarray(pipeline(PROMPT, seed=3)[0])
+    onnx.cuda.fail(call, 3, status)
+    for _ in range(2):
+        assert np.array_equal(pipeline(PROMPT, seed=3)[0], expected)
+    told = [r.message for r in caplog.records if "without CUDA graphs" in r.message]
+    assert len(told) == 1
+    assert f"CUDA failure {int(status)}: {status.name}; it runs without CUDA graphs from now on" in told[0]
+    assert onnx.cuda.counts.launches > onnx.cuda.counts.executions / 2, "the others are captured"
 
 
 def test_a_missing_cudnn_is_told_before_a_picture(

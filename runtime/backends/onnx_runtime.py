@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,7 +21,9 @@ from hart_runtime.runtime.memory.host import HostMemory
 from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.spec import GraphSpec
 
-NOT_CAPTURED = "-1"
+log = logging.getLogger(__name__)
+
+NOT_CAPTURED = -1
 """What ONNX Runtime takes as the number of a run that is no CUDA graph."""
 OLDEST_CAPABILITY = (7, 5)
 """Of the kernels in its distributions."""
@@ -75,25 +79,49 @@ class CudaExecutor(CudaMemory):
             for (name, graph), session in zip(self._graphs.items(), self._sessions.values(), strict=True)
         }
         self._seen: set[int] = set()
+        self._plain: set[str] = set()
+        """Graphs that could not be captured."""
         self._numbers: dict[int, tuple[str, int]] = {}
         self._captured = 0
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
+        self._here()
+        run = functools.partial(self._run, graph, bindings, host)
+        if call in self._numbers:
+            run(self._numbers[call][1])
+        elif call in self._seen and graph not in self._plain:
+            self._capture(graph, call, run)
+        else:
+            run(NOT_CAPTURED)
+            if call is not None:
+                self._seen.add(call)
+
+    def _capture(self, graph: str, call: int, run: Callable[[int], None]) -> None:
+        """A planned call's second run. Where it fails, as when another thread asks for memory on the GPU
+        meanwhile, it is run plainly, and so are all calls of its graph from then on.
+        """
+        self._captured += 1
+        try:
+            run(self._captured)
+            self._numbers[call] = graph, self._captured
+        except RunError as error:
+            self._plain.add(graph)
+            ended = self._cuda.cudaStreamEndCapture(self._stream)  # it can do nothing else until then
+            if int(ended[0]) == 0:
+                self._cuda.cudaGraphDestroy(ended[1])
+            self._cuda.cudaGetLastError()  # a failed capture leaves its error behind
+            log.warning("%s; it runs without CUDA graphs from now on", str(error))  # the error holds us
+            run(NOT_CAPTURED)
+
+    def _run(
+        self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], number: int
+    ) -> None:
         import onnxruntime as ort
 
-        self._here()
-        number = NOT_CAPTURED
-        if call in self._seen:
-            if call not in self._numbers:
-                self._captured += 1
-                self._numbers[call] = graph, self._captured
-            number = str(self._numbers[call][1])
-        elif call is not None:
-            self._seen.add(call)
         options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", number)
+        options.add_run_config_entry("gpu_graph_id", str(number))
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         where = CUDA, self.index
         run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, where, options)

@@ -238,8 +238,10 @@ class Session:
         _ok(self._api.cudaStreamBeginCapture(self._stream, cudaStreamCaptureMode.cudaStreamCaptureModeGlobal))
         self._cuda.put(stream, work)
         graph = _ok(self._api.cudaStreamEndCapture(self._stream))
-        launchable = _ok(self._api.cudaGraphInstantiate(graph, 0))
-        self._api.cudaGraphDestroy(graph)
+        try:
+            launchable = _ok(self._api.cudaGraphInstantiate(graph, 0))
+        finally:
+            self._api.cudaGraphDestroy(graph)
         self._graphs[number] = signature, launchable
         self._api.cudaGraphLaunch(launchable, self._stream)
 
