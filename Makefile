@@ -6,7 +6,7 @@ OUTPUT ?= out.png
 TRIALS ?= 1000
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test torture test-release test-gpu test-gpu-standin gpu bench rehearsal clean
+.PHONY: demo test torture test-release test-serve test-gpu test-gpu-standin gpu bench rehearsal clean
 
 demo: .venv/export.done
 	@"$(BIN)/hart-export"
@@ -26,6 +26,11 @@ torture: .venv/dev.done
 # README block by block, and the wheel in an empty environment: three minutes, and needs the package index.
 test-release: .venv/dev.done
 	"$(BIN)/python" -m pytest -m release
+
+# The server with every version of OpenAI's client that people have, under load, at its end, and with the faults of
+# other servers: five minutes, and needs the package index.
+test-serve: .venv/dev.done
+	"$(BIN)/python" -m pytest -m serve
 
 # The same conformance suite on every backend of this machine, and why the others were left out. It
 # installs nothing: the environment of a GPU has [cuda,dev], never beside [cpu].

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -30,6 +32,12 @@ log = logging.getLogger(__name__)
 
 MOST_SECONDS = 30
 """For a body to come."""
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+"""All files that there are, with what they are."""
 NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -87,7 +95,19 @@ def create_app(scheduler: Scheduler, models: Mapping[str, Model], tell_prompts: 
     async def generations(request: Request) -> Response:
         return await pictures(request)
 
+    for path, (file, kind) in PAGE.items():
+        app.add_api_route(path, _static(file, kind), methods=["GET"], include_in_schema=False)
     return app
+
+
+def _static(file: str, kind: str) -> Callable[[], Awaitable[Response]]:
+    """A file of the page, read once."""
+    data = (files(__package__) / "page" / file).read_bytes()
+
+    async def answer_file() -> Response:
+        return Response(data, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return answer_file
 
 
 def described(model: Model) -> dict[str, Any]:
@@ -100,6 +120,7 @@ def described(model: Model) -> dict[str, Any]:
         "owned_by": "hart-runtime",
         "size": model.size,
         "scales": len(spec.patch_nums),
+        "settings": asdict(model.manifest.sampling),
     }
 
 

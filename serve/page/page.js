@@ -1,0 +1,326 @@
+// Draws with the server's own API, as any client does. Everything is kept in this tab.
+
+const $ = (id) => document.getElementById(id);
+const SETTINGS = [
+  ["guidance", "Guidance", "number"],
+  ["top_k", "Top-k", "number"],
+  ["top_p", "Top-p", "number"],
+  ["steps", "Steps", "text"],
+  ["smooth", "Smooth", "switch"],
+  ["residual", "Residual", "switch"],
+];
+const KEPT = "hart-form";
+const MOST_SEED = 2 ** 32;
+let models = [];
+let stopping = null;
+
+// The form.
+
+function fieldFor([name, words, kind]) {
+  const label = document.createElement("label");
+  label.textContent = `${words} `;
+  const input = document.createElement(kind === "switch" ? "select" : "input");
+  input.id = input.name = name;
+  if (kind === "switch") {
+    for (const [value, said] of [["", "model's"], ["true", "on"], ["false", "off"]]) {
+      input.append(new Option(said, value));
+    }
+  } else {
+    input.type = kind;
+    input.step = "any";
+  }
+  label.append(input);
+  const error = document.createElement("p");
+  error.className = "error";
+  error.dataset.field = name;
+  error.setAttribute("role", "alert");
+  return [label, error];
+}
+
+function request() {
+  const asked = { prompt: $("prompt").value, model: $("model").value, n: Number($("n").value) };
+  if ($("seed").value !== "") asked.seed = Number($("seed").value);
+  for (const [name, , kind] of SETTINGS) {
+    const value = $(name).value;
+    if (value === "") continue;
+    asked[name] = kind === "number" ? Number(value) : kind === "switch" ? value === "true" : value;
+  }
+  return asked;
+}
+
+function fill(asked) {
+  $("prompt").value = asked.prompt ?? $("prompt").value;
+  $("n").value = asked.n ?? 1;
+  $("seed").value = asked.seed ?? "";
+  for (const [name] of SETTINGS) $(name).value = asked[name] ?? "";
+  if (models.some((model) => model.id === asked.model)) chooseModel(asked.model);
+  keep();
+}
+
+function keep() {
+  sessionStorage.setItem(KEPT, JSON.stringify(request()));
+}
+
+function chooseModel(name) {
+  $("model").value = name;
+  const defaults = models.find((model) => model.id === name)?.settings ?? {};
+  for (const [setting, , kind] of SETTINGS) {
+    const value = defaults[setting];
+    if (kind === "switch") $(setting).options[0].text = `model's (${value ? "on" : "off"})`;
+    else $(setting).placeholder = value ?? "published rule";
+  }
+}
+
+function tell(refusal) {
+  for (const place of document.querySelectorAll("#form .error")) place.textContent = "";
+  for (const input of $("form").elements) input.removeAttribute("aria-invalid");
+  if (!refusal) return;
+  const place = document.querySelector(`#form .error[data-field="${refusal.param}"]`) ?? $("refusal");
+  place.textContent = refusal.message;
+  if (place.closest("#settings")) $("settings").open = true;
+  const input = document.getElementById(refusal.param);
+  if (input && $("form").contains(input)) {
+    input.setAttribute("aria-invalid", "true");
+    input.focus();
+  }
+}
+
+function state(words, title) {
+  $("status").textContent = words;
+  document.title = title ? `${title} - HART` : "HART";
+}
+
+// The server.
+
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem("hart-key");
+  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  const told = await response.json().then((body) => body.error, () => null);
+  const refusal = told ?? { message: `The server answered ${response.status}.` };
+  if (response.status === 401) {
+    await askForKey(key ? "That is not this server's key." : "");
+    return ask(path, options);
+  }
+  throw Object.assign(new Error(refusal.message), { refusal });
+}
+
+function askForKey(words) {
+  $("key-error").textContent = words;
+  $("key-dialog").showModal();
+  return new Promise((done) => {
+    $("key-form").onsubmit = () => {
+      sessionStorage.setItem("hart-key", $("key").value.trim());
+      $("key").value = "";
+      done();
+    };
+  });
+}
+
+async function* eventsOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split("\n").find((line) => line.startsWith("data: "));
+      if (data) yield JSON.parse(data.slice(6));
+    }
+  }
+}
+
+async function draw(asked) {
+  tell(null);
+  stopping?.abort();
+  const mine = (stopping = new AbortController());
+  const model = models.find((one) => one.id === asked.model) ?? models[0];
+  const places = [];
+  $("now").replaceChildren();
+  busy(true);
+  state("Waiting for its turn.", "waiting");
+  let complete = 0;
+  try {
+    const body = { ...asked, stream: true, partial_images: model?.scales ?? 3 };
+    const response = await ask("v1/images/generations", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+      signal: mine.signal,
+    });
+    for await (const event of eventsOf(response)) {
+      if (event.error) throw Object.assign(new Error(event.error.message), { refusal: event.error });
+      const index = event.image_index;
+      const url = `data:image/${event.output_format};base64,${event.b64_json}`;
+      if (event.type.endsWith("completed")) {
+        complete += 1;
+        places[index]?.remove();
+        delete places[index];
+        addPicture({ ...asked, n: 1, seed: event.seed, model: model.id }, url);
+      } else {
+        places[index] ??= placeFor(index);
+        places[index].src = url;
+        places[index].alt = `Picture ${index + 1} at scale ${event.scale + 1} of ${event.scales}`;
+        places[index].dataset.scale = event.scale;
+        $("progress").value = (complete + (event.scale + 1) / (event.scales + 1)) / asked.n;
+        state(`Scale ${event.scale + 1} of ${event.scales}.`, `${event.scale + 1}/${event.scales}`);
+      }
+    }
+    if (complete < asked.n) throw new Error("The server ended in the middle of it.");
+    state(complete === 1 ? "Done." : `${complete} pictures are done.`, "done");
+  } catch (error) {
+    if (mine.signal.aborted) state("Stopped.", "");
+    else {
+      tell(error.refusal ?? { message: `${error.message || "The server is not there."}` });
+      state("", "failed");
+    }
+  } finally {
+    if (stopping === mine) {
+      busy(false);
+      $("now").replaceChildren();
+      $("now").hidden = true;
+    }
+  }
+}
+
+function busy(drawing) {
+  $("stop").hidden = $("progress").hidden = !drawing;
+  $("progress").value = 0;
+  if (!drawing) stopping = null;
+}
+
+function placeFor(index) {
+  const image = new Image();
+  image.className = "preview";
+  $("now").hidden = false;
+  $("now").append(image);
+  return image;
+}
+
+// The gallery.
+
+function addPicture(asked, url) {
+  const item = document.createElement("li");
+  const image = new Image();
+  image.src = url;
+  image.alt = asked.prompt;
+  const open = button("", () => enlarge(image));
+  open.className = "open";
+  open.setAttribute("aria-label", `Full size: ${asked.prompt}`);
+  open.append(image);
+  const what = document.createElement("p");
+  what.className = "what";
+  what.textContent = `${asked.prompt} · seed ${asked.seed}`;
+  what.title = SETTINGS.map(([name]) => `${name}: ${asked[name] ?? "model's"}`).join("\n");
+  const does = document.createElement("div");
+  does.className = "does";
+  const save = document.createElement("a");
+  save.href = url;
+  save.download = `hart-${asked.seed}.png`;
+  save.textContent = "Download";
+  const again = () => {
+    fill(asked);
+    draw(asked);
+  };
+  const sameSeed = () => {
+    fill(asked);
+    $("prompt").select();
+    $("prompt").focus();
+  };
+  does.append(save, button("Draw again", again), button("Same seed, other prompt", sameSeed));
+  does.append(button("Remove", () => item.remove()));
+  item.dataset.seed = asked.seed;
+  item.append(open, what, does);
+  $("gallery").prepend(item);
+}
+
+function button(words, pressed) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = words;
+  made.onclick = pressed;
+  return made;
+}
+
+function enlarge(image) {
+  const large = $("large").querySelector("img");
+  large.src = image.src;
+  large.alt = image.alt;
+  $("large").showModal();
+}
+
+// A PNG of ours carries how it was made, in an iTXt chunk.
+
+async function takeOver(file) {
+  try {
+    const made = JSON.parse(textOf(new Uint8Array(await file.arrayBuffer()), "hart"));
+    fill({ prompt: made.prompt, seed: made.seed, ...made.settings, n: 1, model: made.bundle });
+    $("settings").open = true;
+    state(`Settings of ${file.name} are taken over.`, "");
+    tell(null);
+  } catch {
+    tell({ message: `${file.name} is no PNG that was drawn here: it carries no prompt and seed.` });
+  }
+}
+
+function textOf(bytes, key) {
+  const view = new DataView(bytes.buffer);
+  const latin = (from, to) => String.fromCharCode(...bytes.subarray(from, to));
+  if (latin(1, 4) !== "PNG") throw new Error("no PNG");
+  for (let at = 8; at + 12 <= bytes.length; ) {
+    const length = view.getUint32(at);
+    const start = at + 8;
+    if (latin(at + 4, start) === "iTXt" && latin(start, start + key.length + 1) === `${key}\0`) {
+      return new TextDecoder().decode(bytes.subarray(start + key.length + 5, start + length));
+    }
+    at = start + length + 4;
+  }
+  throw new Error("no such text");
+}
+
+// The beginning.
+
+$("fields").append(...SETTINGS.flatMap(fieldFor));
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  keep();
+  draw(request());
+});
+$("form").addEventListener("input", keep);
+$("model").addEventListener("change", () => {
+  chooseModel($("model").value);
+  keep();
+});
+$("dice").onclick = () => {
+  $("seed").value = Math.floor(Math.random() * MOST_SEED);
+  keep();
+};
+$("stop").onclick = () => stopping?.abort();
+$("large").onclick = () => $("large").close();
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+});
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  if (event.dataTransfer.files.length) takeOver(event.dataTransfer.files[0]);
+});
+
+try {
+  const listed = await (await ask("v1/models")).json();
+  models = listed.data;
+  $("model").append(...models.map((model) => new Option(`${model.id} (${model.size})`, model.id)));
+  chooseModel(models[0].id);
+  fill(JSON.parse(sessionStorage.getItem(KEPT) ?? "{}"));
+} catch (error) {
+  tell({ message: error.message });
+}

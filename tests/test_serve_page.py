@@ -1,0 +1,224 @@
+"""The page in a real browser; its pictures of itself are kept in build/serve-page."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.imports import ROOT
+from tests.serving import KEY, LONG, PROMPT, Running, guarded_serving, serving, until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.serve,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
+]
+SIZES = {"desktop": (1280, 800), "phone": (360, 740)}
+PREVIEWS = """() => {
+    window.seen = [];
+    new MutationObserver(() => document.querySelectorAll(".preview").forEach((image) => {
+        if (image.src && window.seen.at(-1)?.src !== image.src)
+            window.seen.push({ src: image.src, scale: Number(image.dataset.scale) });
+    })).observe(document.getElementById("now"), { subtree: true, childList: true, attributes: true });
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path) -> Iterator[Running]:
+    with serving("--engine", demo_bundle, "--threads", 1) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class Watched:
+    """A tab, and what it should not have done."""
+
+    def __init__(self, browser: Browser, url: str, size: str = "desktop") -> None:
+        width, height = SIZES[size]
+        self.context = browser.new_context(viewport={"width": width, "height": height})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.errors: list[str] = []
+        self.elsewhere: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("request", lambda asked: self._look_at(asked.url, url))
+        self.page.goto(url)
+        self.page.wait_for_selector("#model option", state="attached")
+
+    def _look_at(self, asked: str, own: str) -> None:
+        if not asked.startswith((f"{own}/", "data:", "blob:")):
+            self.elsewhere.append(asked)
+
+    def picture(self, number: int = 0) -> bytes:
+        """Of the gallery, the last drawn first."""
+        source = self.page.locator("#gallery img").nth(number).get_attribute("src")
+        assert source is not None
+        return base64.b64decode(source.partition("base64,")[2])
+
+    def drawn(self, count: int) -> None:
+        """Wait for so many pictures in the gallery."""
+        self.page.wait_for_function("(n) => document.querySelectorAll('#gallery li').length === n", arg=count)
+
+    def drop(self, name: str, data: bytes) -> None:
+        """Drop a file on the page."""
+        transfer = self.page.evaluate_handle(
+            """([name, data]) => {
+                const transfer = new DataTransfer();
+                const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+                transfer.items.add(new File([bytes], name));
+                return transfer;
+            }""",
+            [name, base64.b64encode(data).decode()],
+        )
+        self.page.dispatch_event("main", "drop", {"dataTransfer": transfer})
+
+    def kept(self, name: str) -> None:
+        """A picture of the page itself."""
+        folder = ROOT / "build" / "serve-page"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=folder / f"{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_picture_sharpens_and_can_be_drawn_again(browser: Browser, server: Running, size: str) -> None:
+    tab = Watched(browser, server.url, size)
+    page = tab.page
+    page.evaluate(PREVIEWS)
+    page.fill("#prompt", PROMPT)
+    page.fill("#seed", "7")
+    page.keyboard.press("Control+Enter")
+    tab.drawn(1)
+    seen = page.evaluate("window.seen")
+    scales = [view["scale"] for view in seen]
+    assert len({view["src"] for view in seen}) >= 3
+    assert scales == sorted(scales)
+    assert [tab.picture()] == server.drawn(seed=7)
+    page.click("text=Draw again")
+    tab.drawn(2)
+    assert tab.picture(0) == tab.picture(1)
+    page.fill("#n", "3")
+    page.fill("#seed", "")
+    page.click("#draw")
+    tab.drawn(5)
+    tab.kept(f"drawn-{size}")
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= SIZES[size][0], "nothing to scroll to the side"
+    assert (tab.errors, tab.elsewhere) == ([], [])
+    tab.context.close()
+
+
+def test_stopping_and_same_seed(browser: Browser, server: Running) -> None:
+    tab = Watched(browser, server.url)
+    page = tab.page
+    stopped = server.metrics()["hart_batches_stopped_total"]
+    page.fill("#prompt", PROMPT)
+    page.click("summary")
+    page.fill("#steps", LONG)
+    page.click("#draw")
+    page.wait_for_selector(".preview")
+    tab.kept("drawing")
+    page.click("#stop")
+    page.wait_for_selector("text=Stopped.")
+    until(lambda: server.metrics()["hart_batches_stopped_total"] == stopped + 1)
+    assert page.is_hidden("#stop")
+    page.fill("#steps", "")
+    page.click("#dice")
+    seed = page.input_value("#seed")
+    page.click("#draw")
+    tab.drawn(1)
+    page.fill("#seed", "1")
+    page.click("text=Same seed, other prompt")
+    assert page.input_value("#seed") == seed
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+    assert page.input_value("#prompt") == PROMPT
+    assert (tab.errors, tab.elsewhere) == ([], [])
+    tab.context.close()
+
+
+def test_a_dropped_picture_brings_its_settings(browser: Browser, server: Running) -> None:
+    (data,) = server.drawn(prompt="a grün star", seed=11, guidance=2.5, steps=5, smooth=True)
+    tab = Watched(browser, server.url)
+    page = tab.page
+    tab.drop("mine.png", data)
+    page.wait_for_selector("text=mine.png are taken over")
+    found = {name: page.input_value(f"#{name}") for name in ("prompt", "seed", "guidance", "steps", "smooth")}
+    assert found == {"prompt": "a grün star", "seed": "11", "guidance": "2.5", "steps": "5", "smooth": "true"}
+    page.click("#draw")
+    tab.drawn(1)
+    assert tab.picture() == data
+    tab.drop("other.png", b"\x89PNG\r\n\x1a\n")
+    page.wait_for_selector("text=other.png is no PNG that was drawn here")
+    assert (tab.errors, tab.elsewhere) == ([], [])
+    tab.context.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("n", "11", "n: expected 1 to 10, found 11"),
+        ("guidance", "-1", "guidance: expected 0 to 1000"),
+        ("prompt", " ", "prompt 1 is empty"),
+    ],
+)
+def test_what_is_refused_stands_beside_its_field(
+    browser: Browser, server: Running, field: str, value: str, said: str
+) -> None:
+    tab = Watched(browser, server.url)
+    page = tab.page
+    page.fill("#prompt", PROMPT)
+    page.click("summary")
+    page.fill(f"#{field}", value)
+    page.click("#draw")
+    page.wait_for_selector(f"#form .error[data-field={field}]:not(:empty)")
+    assert said in page.inner_text(f"#form .error[data-field={field}]")
+    assert page.evaluate("document.activeElement.id") == field
+    if field == "guidance":
+        tab.kept("refused")
+    assert tab.elsewhere == []
+    assert all("400" in error for error in tab.errors), "the browser's own word for a refusal"
+    tab.context.close()
+
+
+def test_the_key_is_asked_for_and_kept_in_the_tab(
+    browser: Browser, demo_bundle: Path, tmp_path: Path
+) -> None:
+    with guarded_serving(demo_bundle, tmp_path) as server:
+        context = browser.new_context(color_scheme="dark")
+        page = context.new_page()
+        page.goto(server.url)
+        for key in ("wrong", KEY):
+            page.wait_for_selector("#key-dialog[open]")
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#key-dialog", state="hidden") if key == KEY else None
+        page.wait_for_selector("#model option", state="attached")
+        page.fill("#prompt", PROMPT)
+        page.click("#draw")
+        page.wait_for_selector("#gallery img")
+        stored = page.evaluate(
+            "[Object.values(sessionStorage), Object.values(localStorage), document.cookie]"
+        )
+        assert KEY in stored[0]
+        assert stored[1:] == [[], ""]
+        assert re.search(r"\d+x\d+", page.inner_text("#model"))
+        context.close()
