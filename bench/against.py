@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from PIL import Image
 
 from hart_runtime.bench import EAGER
 from hart_runtime.bench.samples import Samples
-from hart_runtime.bench.workload import draw_features, text_features
+from hart_runtime.bench.workload import begin, draw_from
 from hart_runtime.common.checkpoint import LLM, TOKENIZER, Checkpoint
 from hart_runtime.common.install import require
 from hart_runtime.common.noise import SeededNoise
@@ -25,7 +25,7 @@ from hart_runtime.runtime.origin import exported_from
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 
 if TYPE_CHECKING:
-    from hart_runtime.hart.model import Hart
+    from hart_runtime.hart.model import Hart, Var
 
 BUNDLE = "bundle"
 Draw = Callable[[], list[Image.Image]]
@@ -66,12 +66,12 @@ def compare_with(
 
     if threads:
         torch.set_num_threads(threads)
-    features, mask = text_features(pipeline, 1)
+    given = begin(pipeline, 1)
     model = _load(pipeline, checkpoint)
-    draws = {BUNDLE: lambda: draw_features(pipeline, features, mask)}
+    draws = {BUNDLE: lambda: draw_from(pipeline, given)}
     for name in references:
         chosen = model if name == EAGER else _compiled(model)
-        draws[name] = _reference(chosen, pipeline, features, mask)
+        draws[name] = _reference(chosen, pipeline, given)
     first, pictures = {}, {}
     for name, draw in draws.items():
         progress(f"{name}, first picture")
@@ -105,48 +105,53 @@ def find_reference(bundle: Bundle, given: Path | None) -> Checkpoint:
     """
     require("`against`", "export", "torch", "safetensors")
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.find import find
 
-    return exported_from(bundle, given, DEMO_CHECKPOINT, networks=(LLM, TOKENIZER))
+    return exported_from(bundle, given, DEMO_CHECKPOINT, find, networks=(LLM, TOKENIZER))
 
 
-def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Hart:
+def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Hart | Var:
     """The reference model on the bundle's device."""
     import torch
 
-    from hart_runtime.hart.checkpoint import load_hart
+    from hart_runtime.hart.checkpoints import load
 
     device = pipeline.backend.device
     # Autocast would convert float32 weights again in every call, and slow the reference down.
     dtype = torch.float32 if device == "cpu" else torch.float16
-    model = load_hart(checkpoint, dtype)
-    return type(model)(model.transformer.to(device), model.tokenizer.to(device))
+    model = load(checkpoint, dtype)
+    for part in model:
+        part.to(device)
+    return model
 
 
-def _compiled(model: Hart) -> Hart:
+def _compiled(model: Hart | Var) -> Hart | Var:
     """The same weights in modules that torch.compile has taken over."""
+    from hart_runtime.hart.model import Hart
+
     shared: dict[int, Any] = {id(p): p for part in model for p in part.parameters()}
     copied = copy.deepcopy(model, shared)
     copied.transformer.compile(dynamic=True)
-    copied.transformer.diffloss.net.compile(dynamic=True)
+    if isinstance(copied, Hart):
+        copied.transformer.diffloss.net.compile(dynamic=True)
     copied.tokenizer.decoder.compile()
     return copied
 
 
-def _reference(
-    model: Hart, pipeline: Pipeline, features: NDArray[np.float32], mask: NDArray[np.bool_]
-) -> Draw:
-    """Text features to pixels with the reference loop: half-precision autocast on CUDA."""
+def _reference(model: Hart | Var, pipeline: Pipeline, given: Mapping[str, NDArray[Any]]) -> Draw:
+    """What a drawing begins with to pixels, with the reference loop: half-precision autocast on CUDA."""
     import torch
 
-    from hart_runtime.hart.generate import generate
+    from hart_runtime.hart import checkpoints
 
     device, manifest = pipeline.backend.device, pipeline.bundle.manifest
-    inputs = torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)
+    inputs = [torch.from_numpy(array).to(device) for array in given.values()]
+    count = len(next(iter(given.values())))
 
     def draw() -> list[Image.Image]:
-        noise = SeededNoise(range(len(mask)))
+        noise = SeededNoise(range(count))
         with torch.autocast("cuda", torch.float16, enabled=device != "cpu"):
-            pixels = generate(model, *inputs, noise, manifest.sampling, manifest.model.patch_nums)
+            pixels = checkpoints.draw(model, inputs, noise, manifest.sampling, manifest.model.patch_nums)
         return to_images(pixels.float().cpu().numpy())
 
     return draw

@@ -74,7 +74,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
     import rich.progress  # noqa: F401
 
     import hart_runtime.runtime.cli  # noqa: F401
-    from hart_runtime.bench.workload import PROMPT, drawing
+    from hart_runtime.bench.workload import drawing, subject
     from hart_runtime.runtime.backends.backend import Backend
     from hart_runtime.runtime.backends.names import AUTO, ONNXRUNTIME, OPENVINO
     from hart_runtime.runtime.backends.registry import open_backend
@@ -103,8 +103,9 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
             encoding += now - last
         last = now
 
-    if bundle.has_text_encoder:
-        pipeline = Pipeline.for_prompts(bundle, [PROMPT], 1, open_part, options["threads"], lap)
+    asked = subject(bundle)
+    if asked is not None:
+        pipeline = Pipeline.for_prompts(bundle, [asked], 1, open_part, options["threads"], lap)
     else:
         pipeline = Pipeline(bundle, open_part(bundle), options["threads"])
     draw = drawing(pipeline, 1)

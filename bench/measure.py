@@ -16,7 +16,7 @@ from hart_runtime.bench.peak import Peak, measure_peak
 from hart_runtime.bench.result import Breakdown, Latency, Result, StageResult
 from hart_runtime.bench.samples import Samples
 from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
-from hart_runtime.bench.workload import PROMPT, drawing
+from hart_runtime.bench.workload import drawing, subject
 from hart_runtime.common.errors import one_of, whole_in_range
 from hart_runtime.runtime.backends.names import AUTO, parse_device
 from hart_runtime.runtime.backends.registry import open_backend
@@ -158,6 +158,13 @@ def _beside_the_peak(
     )
 
 
+def _started(bundle: Bundle) -> str:
+    asked = subject(bundle)
+    if asked is None:
+        return "random text features"
+    return f"{'class' if bundle.manifest.model.num_classes else 'prompt'}: {asked}"
+
+
 def _describe(bundle: Bundle) -> dict[str, object]:
     manifest = bundle.manifest
     return {
@@ -166,5 +173,5 @@ def _describe(bundle: Bundle) -> dict[str, object]:
         "precision": manifest.precision,
         "image_size": manifest.model.image_size,
         "sampling": asdict(manifest.sampling),
-        "starts_at": f"prompt: {PROMPT}" if bundle.has_text_encoder else "random text features",
+        "starts_at": _started(bundle),
     }

@@ -1,6 +1,4 @@
-"""What a checkpoint in the published layout holds: asked once, and handed on.
-
-::
+"""What a checkpoint holds: asked once, and handed on. In HART's published layout that is::
 
     <root>/llm/config.json, model.safetensors (or sharded, or pytorch_model.bin), ema_model.bin
     <root>/tokenizer/config.json, model.safetensors (keys below ``vae.``)
@@ -13,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hart_runtime.common.config import (
     HYBRID,
     TextEncoderConfig,
     TokenizerConfig,
+    Transformer,
     TransformerConfig,
     config_from_dict,
     config_to_dict,
@@ -46,6 +46,8 @@ class Network:
     folder: Path
     ema: bool | None = False
     """True for averaged weights, False for the others, None for averaged ones if there are any."""
+    file: Path | None = None
+    """The file that holds it, where the folder says nothing of it."""
 
     @property
     def config_file(self) -> Path:
@@ -54,12 +56,12 @@ class Network:
     @property
     def has_weights(self) -> bool:
         """Whether there is any weight file; configurations alone are enough for a dry run."""
-        return any_weights(self.folder)
+        return self.file is not None or any_weights(self.folder)
 
     @functools.cached_property
     def weights(self) -> WeightFiles:
         """Where its weights are; raises InputError if they are not there."""
-        return find_weights(self.folder, self.ema)
+        return WeightFiles((self.file,)) if self.file else find_weights(self.folder, self.ema)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -78,11 +80,11 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Folders and weight files of a model, as they lie on disk."""
+class Checkpoint(ABC):
+    """Weight files of a model, as they lie on disk, and what is known of it without their numbers."""
 
     root: Path
-    """The folder that holds the others, absolute."""
+    """The folder that holds all of it, absolute."""
     llm: Network
     tokenizer: Network
     text_encoder: Network | None
@@ -111,6 +113,41 @@ class Checkpoint:
             for name, part in self.networks.items()
         }
         return {LLM: found[LLM], TOKENIZER: found[TOKENIZER], TEXT_ENCODER: found.get(TEXT_ENCODER, {})}
+
+    @property
+    @abstractmethod
+    def llm_config(self) -> Transformer:
+        """Configuration of the transformer; raises InputError."""
+
+    @property
+    @abstractmethod
+    def tokenizer_config(self) -> TokenizerConfig:
+        """Configuration of the image tokenizer; raises InputError."""
+
+    @property
+    @abstractmethod
+    def text_config(self) -> TextEncoderConfig | None:
+        """Configuration of the text encoder, if there is one; raises InputError."""
+
+    @property
+    @abstractmethod
+    def sampling(self) -> SamplingSettings:
+        """Its default settings; raises InputError."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and configurations, as a manifest keeps them."""
+        text = self.text_config
+        return {
+            "source": self.source,
+            LLM: config_to_dict(self.llm_config),
+            TOKENIZER: config_to_dict(self.tokenizer_config),
+            TEXT_ENCODER: config_to_dict(text) if text else None,
+        }
+
+
+@dataclass(frozen=True)
+class HartCheckpoint(Checkpoint):
+    """Folders in HART's published layout."""
 
     @functools.cached_property
     def llm_config(self) -> TransformerConfig:
@@ -162,18 +199,8 @@ class Checkpoint:
             diffusion_schedule(settings.steps)
         return settings
 
-    def describe(self) -> dict[str, Any]:
-        """Name and configurations, as a manifest keeps them."""
-        text = self.text_config
-        return {
-            "source": self.source,
-            LLM: config_to_dict(self.llm_config),
-            TOKENIZER: config_to_dict(self.tokenizer_config),
-            TEXT_ENCODER: config_to_dict(text) if text else None,
-        }
 
-
-def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool | None = None) -> Checkpoint:
+def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool | None = None) -> HartCheckpoint:
     """Look at the folders of a checkpoint; no file is read.
 
     Args:
@@ -201,7 +228,7 @@ def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool | No
                 f"(layout: {LLM}/ and {TOKENIZER}/ side by side)"
             )
     text = text_encoder or whole / TEXT_ENCODER
-    return Checkpoint(
+    return HartCheckpoint(
         root=whole,
         llm=Network(llm, ema),
         tokenizer=Network(tokenizer),

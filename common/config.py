@@ -85,7 +85,7 @@ class TransformerConfig:
                 f"embed_dim / num_heads must be a whole multiple of 4, "
                 f"found {self.embed_dim} / {self.num_heads}"
             )
-        _check_patch_nums("patch_nums", self.patch_nums)
+        _check_patch_nums("patch_nums", self.patch_nums, 1)
 
     @property
     def head_dim(self) -> int:
@@ -97,6 +97,11 @@ class TransformerConfig:
         if self.mlp_type == "llama":
             return int((self.embed_dim * self.mlp_ratio * 2) / 3 + 255) // 256 * 256
         return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Products of the MLP: Llama's gate is one more."""
+        return 3 if self.mlp_type == "llama" else 2
 
     @property
     def modulated(self) -> bool:
@@ -137,13 +142,16 @@ class ClassTransformerConfig:
         "mlp_hidden": WIDTH,
         "norm_eps": EPSILON,
     }
+    UNREAD: ClassVar[frozenset[str]] = frozenset()
+
+    mlp_matrices: ClassVar[int] = 2
+    use_timestep_embed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_ranges(self)
         if self.embed_dim % self.num_heads:
             raise InputError(f"num_heads must divide embed_dim, found {self.num_heads} and {self.embed_dim}")
-        if len(self.patch_nums) < 2:
-            raise InputError(f"expected at least two scales, found {shown([*self.patch_nums])}")
+        _check_patch_nums("patch_nums", self.patch_nums, None)
 
     @property
     def head_dim(self) -> int:
@@ -188,7 +196,7 @@ class TokenizerConfig:
             raise InputError(f"ch must be a multiple of 32 (GroupNorm groups), found {self.ch}")
         if len(self.ch_mult) > MOST_LEVELS:
             raise InputError(f"ch_mult: expected at most {MOST_LEVELS} levels, found {len(self.ch_mult)}")
-        _check_patch_nums("v_patch_nums", self.v_patch_nums)
+        _check_patch_nums("v_patch_nums", self.v_patch_nums, 1 if self.hybrid else None)
 
     @property
     def hybrid(self) -> bool:
@@ -252,8 +260,9 @@ class TextEncoderConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-_Bounded = TransformerConfig | ClassTransformerConfig | TokenizerConfig | TextEncoderConfig
-Config = TypeVar("Config", TransformerConfig, TokenizerConfig, TextEncoderConfig)
+Transformer = TransformerConfig | ClassTransformerConfig
+_Any = Transformer | TokenizerConfig | TextEncoderConfig
+Config = TypeVar("Config", TransformerConfig, ClassTransformerConfig, TokenizerConfig, TextEncoderConfig)
 
 
 def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
@@ -289,7 +298,7 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) 
         raise InputError(f"{source}: {error}") from error
 
 
-def config_to_dict(config: TransformerConfig | TokenizerConfig | TextEncoderConfig) -> dict[str, Any]:
+def config_to_dict(config: _Any) -> dict[str, Any]:
     """The inverse of :func:`config_from_dict`, ready for ``json.dump``."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
@@ -318,7 +327,7 @@ def _check_type(name: str, expected: object, value: object) -> None:
         raise InputError(f"{name}: expected {wanted}, found {shown(value)}")
 
 
-def _check_ranges(config: _Bounded) -> None:
+def _check_ranges(config: _Any) -> None:
     for name, (low, high) in config.RANGES.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -332,8 +341,9 @@ def _require(name: str, value: object, allowed: tuple[object, ...]) -> None:
         raise InputError(f"{name} must be {choices} (the published code runs no other), found {shown(value)}")
 
 
-def _check_patch_nums(name: str, patch_nums: tuple[int, ...]) -> None:
-    if len(patch_nums) < 2 or patch_nums[0] != 1:
-        raise InputError(f"{name} must start at 1 and hold at least two scales, found {shown([*patch_nums])}")
+def _check_patch_nums(name: str, patch_nums: tuple[int, ...], first: int | None) -> None:
+    if len(patch_nums) < 2 or patch_nums[0] != (first or patch_nums[0]):
+        start = f"start at {first} and " if first else ""
+        raise InputError(f"{name} must {start}hold at least two scales, found {shown([*patch_nums])}")
     if len(patch_nums) > MOST_SCALES:
         raise InputError(f"{name}: expected at most {MOST_SCALES} scales, found {len(patch_nums)}")

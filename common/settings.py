@@ -5,7 +5,7 @@ option for it, and a PNG carries it and brings it back, because it is a field.
 """
 
 import types
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
 from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, told_of
@@ -82,6 +82,11 @@ def _words(kinds: tuple[type, ...]) -> str:
 KINDS = {f.name: _kinds(f.type) for f in fields(SamplingSettings)}
 """The types that each setting can have."""
 LIMITS: dict[str, Limits] = {f.name: f.metadata["limits"] for f in fields(SamplingSettings)}
+
+VAR_DEMO = SamplingSettings(guidance=4.0, top_k=900, top_p=0.95, smooth=False, residual=False, steps="0")
+"""Of VAR's published demo; it has no residual, and takes no steps for one."""
+VAR_FID = replace(VAR_DEMO, guidance=1.5, top_p=0.96)
+"""Those that VAR's published distances (FID) were measured with."""
 
 
 def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:

@@ -134,9 +134,10 @@ def _source(given: Path | None, text_encoder: Path | None, bundle: Bundle, neede
     require("the reference model", "export", "torch", "safetensors")
     from hart_runtime.compare.record import Source
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.find import find
     from hart_runtime.runtime.origin import exported_from
 
-    found = exported_from(bundle, given, DEMO_CHECKPOINT, text_encoder)
+    found = exported_from(bundle, given, DEMO_CHECKPOINT, find, text_encoder)
     return Source.of(found, bundle.manifest)
 
 

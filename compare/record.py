@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,14 +14,16 @@ from hart_runtime.common.noise import Noise, RecordedNoise, SeededNoise
 from hart_runtime.common.schedule import scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array
-from hart_runtime.compare.recorded import Tensors, recorded_names
+from hart_runtime.compare.recorded import Tensors, given_of, recorded_names
 from hart_runtime.compare.reference import Reference, system_prompt_identity
-from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
-from hart_runtime.hart.generate import Record, generate
-from hart_runtime.hart.model import Hart
+from hart_runtime.hart import checkpoints
+from hart_runtime.hart.checkpoint import load_text_encoder
+from hart_runtime.hart.generate import Record
+from hart_runtime.hart.model import Hart, Var
 from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.text import open_tokenizer
 
@@ -40,12 +41,13 @@ class Source:
         prompt = manifest.checkpoint.get("system_prompt")
         return cls(checkpoint, tuple(prompt["tokens"]) if prompt else ())
 
-    def load(self, dtype: torch.dtype, device: str) -> tuple[Hart, TextEncoder | None]:
-        model = load_hart(self.checkpoint, dtype)
+    def load(self, dtype: torch.dtype, device: str) -> tuple[Hart | Var, TextEncoder | None]:
+        model = checkpoints.load(self.checkpoint, dtype)
         network = self.checkpoint.text_encoder
         text = load_text_encoder(network, dtype, self.system_prompt) if network else None
-        on_device = Hart(model.transformer.to(device), model.tokenizer.to(device))
-        return on_device, text.to(device) if text else None
+        for part in model:
+            part.to(device)
+        return model, text.to(device) if text else None
 
 
 def torch_device(wanted: str) -> str:
@@ -60,22 +62,34 @@ def capture_prompts(
 ) -> Reference:
     """Draw prompts with the reference in float32 (seeds 0, 1, ...), ``at_once``, and record everything."""
     model, text = source.load(torch.float32, device)
-    if text is None:
+    manifest = bundle.manifest
+    if text is None and not manifest.model.num_classes:
         raise InputError(
             f"{bundle.folder}: this bundle has no text encoder, so there are no prompts to compare; "
             f"export it again with one (`text_encoder`)"
         )
-    manifest = bundle.manifest
-    ids, mask = open_tokenizer(bundle)(prompts)
+    rows = _rows(bundle, prompts)
     batches: list[Tensors] = []
     for start in range(0, len(prompts), at_once):
-        rows = slice(start, start + at_once)
-        with torch.inference_mode():
-            features = text(torch.from_numpy(ids[rows]).to(device), torch.from_numpy(mask[rows]).to(device))
-        seeds = range(start, min(rows.stop, len(prompts)))
-        tensors = capture(model, features, mask[rows], SeededNoise(seeds), manifest.sampling, manifest)
-        batches.append({"input_ids": ids[rows], **tensors})
+        part = [array[start : start + at_once] for array in rows]
+        inputs = [torch.from_numpy(array).to(device) for array in part]
+        encoded: dict[str, Array] = {}
+        if text is not None:
+            encoded["input_ids"], _ = part
+            ids, mask = inputs
+            with torch.inference_mode():
+                inputs = [text(ids, mask), mask]
+        noise = SeededNoise(range(start, min(start + at_once, len(prompts))))
+        tensors = capture(model, inputs, noise, manifest.sampling, manifest)
+        batches.append({**encoded, **tensors})
     return describe(source.checkpoint, manifest, manifest.sampling, batches, device, prompts)
+
+
+def _rows(bundle: Bundle, prompts: Sequence[str]) -> Sequence[Array]:
+    """What is known of prompts before any network runs: tokens and their mask, or labels."""
+    if bundle.manifest.model.num_classes:
+        return [*ClassNames.of(bundle)(prompts).values()]
+    return open_tokenizer(bundle)(prompts)
 
 
 def describe(
@@ -104,14 +118,13 @@ def describe(
 
 
 def capture(
-    model: Hart,
-    features: Tensor,
-    mask: Array,
+    model: Hart | Var,
+    inputs: Sequence[Tensor],
     noise: Noise,
     settings: SamplingSettings,
     manifest: Manifest,
 ) -> dict[str, Array]:
-    """One batch from text features (B, T, D), as arrays by recorded name.
+    """One batch from what its first graph takes, as arrays by recorded name.
 
     The smooth mixtures are recorded in every mode, so that the smooth graph always has a
     reference: ``scaleK.h_smooth`` (B, n * n, Cv) and ``scaleK.gumbel_exp``.
@@ -124,10 +137,9 @@ def capture(
             tensors[name] = value.cpu().numpy().copy()
 
     patch_nums = manifest.model.patch_nums
-    inputs = features, torch.from_numpy(mask).to(features.device)
-    generate(model, *inputs, noise, settings, patch_nums, record)
-    codebook = model.tokenizer.quantize.embedding.weight
-    for step in scale_steps(patch_nums, settings, len(codebook)):
+    checkpoints.draw(model, inputs, noise, settings, patch_nums, record)
+    codebook, hybrid = model.tokenizer.quantize.embedding.weight, model.tokenizer.config.hybrid
+    for step in scale_steps(patch_nums, settings, len(codebook), hybrid):
         name = f"scale{step.index}"
         pool, start = map(torch.from_numpy, noise.exponential(step.index, step.num_tokens, len(codebook)))
         exponential = windows(pool, start, len(codebook))
@@ -139,12 +151,10 @@ def capture(
 
 
 def record_again(
-    model: Hart, tensors: Tensors, settings: SamplingSettings, manifest: Manifest, record: Record
+    model: Hart | Var, tensors: Tensors, settings: SamplingSettings, manifest: Manifest, record: Record
 ) -> None:
     """Run the reference once more over a recorded batch, with another recorder."""
     device = next(model.transformer.parameters()).device
-    features, mask = (
-        torch.from_numpy(np.asarray(tensors[f"ctx.{k}"])).to(device) for k in ("features", "mask")
-    )
+    inputs = [torch.from_numpy(value).to(device) for value in given_of(tensors, manifest).values()]
     noise = RecordedNoise(tensors)
-    generate(model, features, mask, noise, settings, manifest.model.patch_nums, record)
+    checkpoints.draw(model, inputs, noise, settings, manifest.model.patch_nums, record)

@@ -101,7 +101,7 @@ def recorded(tensors: Tensors, spec: TensorSpec, place: str, dims: Dims, image: 
 def recorded_names(manifest: Manifest, settings: SamplingSettings) -> set[str]:
     """Names that the calls of a drawing are made of."""
     program = manifest.program(replace(settings, smooth=True), 1)
-    names = {"ctx.mask", "final.diff.init_noise"}
+    names = {"final.diff.init_noise"}
     for run in (ENCODE, *program.runs(), program.decode):
         if run.graph not in manifest.contracts:
             continue
@@ -110,6 +110,19 @@ def recorded_names(manifest: Manifest, settings: SamplingSettings) -> set[str]:
         if eps := manifest.contracts[run.graph].predicted:
             names.add(eps.format(index=run.index))
     return names
+
+
+def given_of(tensors: Tensors, manifest: Manifest) -> dict[str, Array]:
+    """What a recorded batch began with: the text's features and mask, or labels."""
+    first = next(manifest.program(manifest.sampling, 1).runs())
+    dims = {"batch": batch_of(tensors)}
+    found = places(manifest, first, outputs=False)
+    return {name: recorded(tensors, spec, place, dims) for name, (spec, place) in found.items()}
+
+
+def batch_of(tensors: Tensors) -> int:
+    """Pictures of a recorded batch."""
+    return len(tensors["scale0.u"])
 
 
 def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) -> list[Call]:
@@ -160,14 +173,10 @@ def check_recording(tensors: Tensors, settings: SamplingSettings, manifest: Mani
 
 
 def _follow(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) -> list[Call]:
-    program = manifest.program(settings, len(tensors["ctx.mask"]))
+    program = manifest.program(settings, batch_of(tensors))
     recording = Recording(tensors, manifest, program)
-    given = {
-        name: recorded(tensors, spec, place, {"batch": program.batch})
-        for name, (spec, place) in places(manifest, next(program.runs()), outputs=False).items()
-    }
     try:
-        drawn(draw(recording, program, given, RecordedNoise(tensors)))
+        drawn(draw(recording, program, given_of(tensors, manifest), RecordedNoise(tensors)))
     except RunError:
         if not recording.done:  # else the reference's own picture is a broken one
             raise

@@ -7,7 +7,8 @@ and its own KV cache; its own hidden states go through its own sampling; then th
 is compared and the codes are replaced by the reference's. f_hat, the residual and the picture
 are accumulated from the engine's own graphs (in smooth mode, from its own mixtures).
 
-Free-running: text features, tokens and everything after them are the engine's own.
+Free-running: text features, where there is a text encoder, tokens and everything after them are the
+engine's own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from hart_runtime.common.errors import RunError
 from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.precisions import FP16, FP32, INT8
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
-from hart_runtime.compare.recorded import Tensors, places, recorded, recording
+from hart_runtime.compare.recorded import Tensors, batch_of, given_of, places, recorded, recording
 from hart_runtime.compare.reference import Reference
 from hart_runtime.runtime.backends.backend import Backend, Outputs, Unplanned, Value, Values, Watched
 from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
@@ -72,7 +73,7 @@ def teacher_forced(
 ) -> Trajectory:
     """See the module's docstring. Passes on index agreement and PSNR."""
     forced = _forced(backend, manifest, tensors)
-    run = _run(forced, manifest, reference, tensors, tensors["ctx.features"])
+    run = _run(forced, manifest, reference, tensors, given_of(tensors, manifest))
     enough = run.total_agreement >= INDEX_AGREEMENT[precision]
     close = run.pictures is not None and run.pictures.psnr >= PSNR[precision]
     return replace(run, passed=enough and close)
@@ -82,11 +83,10 @@ def free_running(
     backend: Backend, manifest: Manifest, precision: str, reference: Reference, tensors: Tensors
 ) -> Trajectory:
     """See the module's docstring. Float32 bundles pass on the largest difference of a pixel."""
-    features: Value = tensors["ctx.features"]
+    given: dict[str, Value] = {**given_of(tensors, manifest)}
     if "input_ids" in tensors:
-        inputs = {"input_ids": tensors["input_ids"], "mask": tensors["ctx.mask"]}
-        features = backend.run(ENCODE, inputs)["features"]
-    run = _run(backend, manifest, reference, tensors, features)
+        given |= backend.run(ENCODE, {"input_ids": tensors["input_ids"], "mask": given["mask"]})
+    run = _run(backend, manifest, reference, tensors, given)
     same = precision != FP32 or (run.pictures is not None and run.pictures.max_pixel_error <= PIXEL)
     return replace(run, passed=run.pictures is not None and same)
 
@@ -96,11 +96,11 @@ def _forced(backend: Backend, manifest: Manifest, tensors: Tensors) -> Backend:
 
     Without a plan, which would have the engine read its own tokens where these are swapped in.
     """
-    dims = manifest.scale_dims(len(tensors["ctx.mask"]))
+    dims = manifest.scale_dims(batch_of(tensors))
 
     def theirs(run: Run, names: tuple[str, ...], outputs: bool) -> Values:
         found = places(manifest, run, outputs)
-        return {name: recorded(tensors, *found[name], dims[run.index]) for name in names}
+        return {name: recorded(tensors, *found[name], dims[run.index]) for name in names if name in found}
 
     def around(run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
         if run.graph == TRANSFORMER:
@@ -116,13 +116,12 @@ def _run(
     manifest: Manifest,
     reference: Reference,
     tensors: Tensors,
-    features: Value,
+    given: Values,
 ) -> Trajectory:
     """Draw one batch and compare it; whether that is close enough is for the caller to say."""
     recorder, found = recording(backend, manifest)
     failure, images = None, None
-    given = {"features": features, "mask": tensors["ctx.mask"]}
-    program = manifest.program(reference.settings, len(tensors["ctx.mask"]))
+    program = manifest.program(reference.settings, batch_of(tensors))
     try:
         images = drawn(draw(recorder, program, given, RecordedNoise(tensors))).images
     except RunError as error:

@@ -17,11 +17,12 @@ from hart_runtime.common.files import resolved, whole_folder
 from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.export.graphs import build_graphs
-from hart_runtime.export.request import Request, check_place
+from hart_runtime.export.request import Request, as_file, check_place
 from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
 from hart_runtime.export.writer import WeightFile, write_graph
-from hart_runtime.hart.checkpoint import load_hart, load_text_encoder, stored_sets
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files
+from hart_runtime.hart import checkpoints
+from hart_runtime.hart.checkpoint import load_text_encoder
+from hart_runtime.runtime.bundle import CLASS_NAMES, TEXT_TOKENIZER, describe_files
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
@@ -47,12 +48,12 @@ def export_bundle(
     _refuse_existing(request, output, force)
     words = _system_prompt(request)  # may ask the network: before the weights
     checkpoint, dtype = request.checkpoint, torch_dtype(request.precision)
-    model = load_hart(checkpoint, dtype)
+    model = checkpoints.load(checkpoint, dtype)
     vocabulary = request.vocabulary
     tokens: list[int] = []
     if vocabulary is not None and words is not None:
         own = copy.deepcopy(vocabulary)  # the exported one keeps its padding
-        tokens = PromptTokenizer(own, checkpoint.llm_config.context_token).system_prompt(words)
+        tokens = PromptTokenizer(own, request.model.context_token).system_prompt(words)
     text = load_text_encoder(checkpoint.text_encoder, dtype, tokens) if checkpoint.text_encoder else None
 
     # The graph holds its keys and values; the tokens are for whoever runs the reference beside it.
@@ -70,6 +71,9 @@ def export_bundle(
         if vocabulary is not None:
             vocabulary.save(str(partial / TEXT_TOKENIZER))
             names.append(TEXT_TOKENIZER)
+        if request.names:
+            (partial / CLASS_NAMES).write_bytes(as_file(request.names))
+            names.append(CLASS_NAMES)
         manifest = Manifest(
             family=request.family,
             name=resolved(output).name,
@@ -79,7 +83,7 @@ def export_bundle(
             sampling=checkpoint.sampling,
             graphs=graphs,
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, stored_sets(checkpoint), described),
+            checkpoint=_identity(checkpoint, checkpoints.stored_sets(checkpoint), described),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
         )
         check_contract(manifest, str(output / MANIFEST), same_tensor)  # what was traced

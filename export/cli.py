@@ -53,6 +53,21 @@ ENGINES, DEMO = Path("engines"), "demo"
     type=WORD,
     help="Branch, tag or commit of CHECKPOINT on the hub; elsewhere write OWNER/NAME@REVISION.",
 )
+@click.option(
+    "--file",
+    type=WORD,
+    help="Which file of CHECKPOINT it is, where there are several: var_d16.pth of FoundationVision/var.",
+)
+@click.option(
+    "--tokenizer",
+    type=PATH,
+    help="VAR's image tokenizer. [default: vae_ch160v4096z32.pth beside the transformer]",
+)
+@click.option(
+    "--class-names",
+    type=PATH,
+    help="Names of a VAR checkpoint's classes, one a line. [default: ImageNet's, if there are 1,000]",
+)
 @click.option("--output", type=PATH, help="Bundle folder. [default: engines/NAME]")
 @click.option(
     "--max-batch",
@@ -83,6 +98,9 @@ def main(
     text_encoder: str | None,
     system_prompt: str | None,
     revision: str | None,
+    file: str | None,
+    tokenizer: Path | None,
+    class_names: Path | None,
     output: Path | None,
     max_batch: int,
     ema: bool | None,
@@ -90,7 +108,7 @@ def main(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Turn CHECKPOINT, a folder or a hub id in the published layout, into a bundle.
+    """Turn CHECKPOINT, a folder or a hub id in the published layout, or a file of VAR's, into a bundle.
 
     Without CHECKPOINT, the demo checkpoint that comes with the package is exported. What is there
     already, of the same checkpoint with the same options, is kept, and only missing engines are built.
@@ -98,20 +116,20 @@ def main(
     from hart_runtime.common.install import require
 
     require("hart-export", "export", "torch", "onnx", "onnxscript", "huggingface_hub", "safetensors")
-    from hart_runtime.common.checkpoint import find_checkpoint
     from hart_runtime.export.hub import CONFIGURATIONS, WANTED, resolve
     from hart_runtime.export.request import Request, check_place
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.find import find
     from hart_runtime.runtime.tensorrt.package import import_package
 
-    if revision is not None and checkpoint is None:
-        given = parameter("revision", revision)
-        raise InputError(f"{given}: the demo checkpoint has none; name a CHECKPOINT")
+    for name, value in (("revision", revision), ("file", file)):
+        if value is not None and checkpoint is None:
+            raise InputError(f"{parameter(name, value)}: the demo checkpoint has none; name a CHECKPOINT")
     patterns = CONFIGURATIONS if dry_run else WANTED
-    source = DEMO_CHECKPOINT if checkpoint is None else resolve(checkpoint, revision, patterns)
+    source = DEMO_CHECKPOINT if checkpoint is None else resolve(checkpoint, revision, patterns, file)
     encoder = None if text_encoder is None else resolve(text_encoder, patterns=patterns)
-    found = find_checkpoint(source, encoder, ema)
-    request = Request(found, precision, max_batch, system_prompt)
+    found = find(source, encoder, ema, tokenizer)
+    request = Request(found, precision, max_batch, system_prompt, class_names)
     target = output or ENGINES / (DEMO if checkpoint is None else found.name)
     wants_engines = PRECISIONS[precision].engines
     if backend in MODULES:
@@ -127,7 +145,7 @@ def main(
         show(forecast(request), precision, target)
         _tell_of_place(request, target, force)
         return
-    if found.text_encoder is None:
+    if found.text_encoder is None and not request.model.num_classes:
         click.echo(
             "note: there is no text encoder, so this bundle will draw from text features only; "
             "give --text-encoder to draw from prompts",
@@ -176,6 +194,8 @@ def _export(request: Request, target: Path, force: bool) -> None:
         f"{time.monotonic() - start:.1f} s"
     )
     _tell_weights(request, manifest)
+    if count := request.model.num_classes:
+        click.echo(f"classes: {count}, {'with names' if request.names else 'by their numbers alone'}")
     if request.checkpoint.text_encoder is not None:
         _tell_system_prompt(manifest.checkpoint["system_prompt"])
 
@@ -185,7 +205,8 @@ def _tell_weights(request: Request, manifest: Manifest) -> None:
     said = []
     for name, network in request.checkpoint.networks.items():
         first, *more = network.names
-        said.append(f"{name}/{first}{f' and {len(more)} more' if more else ''}")
+        place = "" if network.file else f"{name}/"
+        said.append(f"{place}{first}{f' and {len(more)} more' if more else ''}")
         others = list(network.weights.passed_over)
         if name == LLM:
             chosen, *unused = manifest.sets

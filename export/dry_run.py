@@ -19,7 +19,8 @@ from hart_runtime.common.precisions import FP32, PRECISIONS
 from hart_runtime.export.bundle import torch_dtype
 from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
-from hart_runtime.hart.checkpoint import check_hart, check_text_encoder, empty_hart, empty_text_encoder
+from hart_runtime.hart import checkpoints
+from hart_runtime.hart.checkpoint import check_text_encoder, empty_text_encoder
 from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.memory.forecast import Needed, needed, sentence
 from hart_runtime.runtime.work import count
@@ -89,10 +90,10 @@ def forecast(request: Request) -> Forecast:
     """
     request.check(weights=False)
     checkpoint, max_batch = request.checkpoint, request.max_batch
-    model, text_network = empty_hart(checkpoint), checkpoint.text_encoder
+    model, text_network = checkpoints.empty(checkpoint), checkpoint.text_encoder
     text = empty_text_encoder(text_network) if text_network else None
     unseen = tuple(name for name, network in checkpoint.networks.items() if not network.has_weights)
-    check_hart(checkpoint)
+    checkpoints.check(checkpoint)
     if text_network and text_network.has_weights:
         check_text_encoder(text_network)
     graphs, weights, memory, device = {}, {}, {}, {}

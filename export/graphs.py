@@ -1,6 +1,6 @@
 """The graphs of a bundle as modules to trace: which of :mod:`hart_runtime.export.modules` is which.
 
-Names, shapes and types are those of :mod:`hart_runtime.runtime.families.hart`.
+Names, shapes and types are those of :mod:`hart_runtime.runtime.families`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ from torch.export import Dim
 from hart_runtime.common.precisions import FP16, FP32
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.attention import Kernel, multi_head_attention
+from hart_runtime.export.class_modules import (
+    ClassContextGraph,
+    ClassNextScaleGraph,
+    ClassTransformerGraph,
+    DiscreteLatentGraph,
+)
 from hart_runtime.export.modules import (
     ContextGraph,
     DecoderGraph,
@@ -29,10 +35,10 @@ from hart_runtime.export.modules import (
     TransformerGraph,
     UnconditionalGraph,
 )
-from hart_runtime.hart.model import Hart
+from hart_runtime.hart.model import Hart, Var
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.contract import specs_of
-from hart_runtime.runtime.families import hart, names
+from hart_runtime.runtime.families import family_of, names
 from hart_runtime.runtime.shapes import shape_of
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 
@@ -51,6 +57,8 @@ EXAMPLE = {"batch": 2, "rows": 4, "length": 5, "past": 3, "side": 2, "next_side"
 """What the free dimensions are while a graph is traced."""
 
 Shape = dict[int, object]
+Modules = dict[str, Callable[[], nn.Module]]
+"""What makes the module of a graph."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def graph_of(name: str, spec: GraphSpec, module: nn.Module, decided: Mapping[str
 
 
 def build_graphs(
-    model: Hart,
+    model: Hart | Var,
     text: TextEncoder | None,
     patch_nums: tuple[int, ...],
     kernel: Kernel = multi_head_attention,
@@ -85,32 +93,55 @@ def build_graphs(
 
     With :func:`hart_runtime.hart.transformer.scaled_dot_product` as ``kernel``, PyTorch runs them.
     """
-    config = model.transformer.config
+    config, image = model.transformer.config, model.tokenizer.config
+    family = family_of(config, image)
     precision = FP16 if model.transformer.head.weight.dtype == torch.float16 else FP32
-    sizes = hart.describe_model(config, model.tokenizer.config, patch_nums)
+    sizes = family.describe(config, image, patch_nums)
     sizes = replace(sizes, depth=len(model.transformer.blocks))  # a dry run takes one for all
-    specs = specs_of(hart.GRAPHS, sizes, precision)
-    modules: dict[str, Callable[[], nn.Module]] = {
-        names.CONTEXT: lambda: ContextGraph(model),
-        names.TRANSFORMER: lambda: TransformerGraph(model, kernel),
-        names.UNCONDITIONAL: lambda: UnconditionalGraph(model),
+    specs = specs_of(family.graphs, sizes, precision)
+    modules: Modules = {
         names.SAMPLE: lambda: SampleGraph(model),
         names.SMOOTH: lambda: SmoothGraph(model),
-        names.NEXT_SCALE: lambda: NextScaleGraph(model, len(patch_nums)),
-        names.RESIDUAL_CONDITION: lambda: ResidualConditionGraph(model),
-        names.RESIDUAL_STEP: lambda: ResidualStepGraph(model),
-        names.LATENT: LatentGraph,
         names.DECODER: lambda: DecoderGraph(model),
+        **_conditioning(model, len(patch_nums), kernel),
+        **_tokens(model, len(patch_nums)),
     }
     if text is not None:
-        modules = {names.TEXT_ENCODER: lambda: TextEncoderGraph(text), **modules}
+        modules[names.TEXT_ENCODER] = lambda: TextEncoderGraph(text)
     codes = min(PUBLISHED_TOP_K, sizes.vocab_size)  # there have to be as many
 
     def build(name: str) -> Graph:
-        decided = dict.fromkeys(hart.GRAPHS[name].deciding(), codes)
+        decided = dict.fromkeys(family.graphs[name].deciding(), codes)
         return graph_of(name, specs[name], modules[name](), decided)
 
-    return {name: functools.partial(build, name) for name in modules}
+    return {name: functools.partial(build, name) for name in family.graphs if name in modules}
+
+
+def _conditioning(model: Hart | Var, num_scales: int, kernel: Kernel) -> Modules:
+    """Those of what is drawn: a text or a class."""
+    if isinstance(model, Hart):
+        return {
+            names.CONTEXT: lambda: ContextGraph(model),
+            names.TRANSFORMER: lambda: TransformerGraph(model, kernel),
+            names.UNCONDITIONAL: lambda: UnconditionalGraph(model),
+            names.NEXT_SCALE: lambda: NextScaleGraph(model, num_scales),
+        }
+    return {
+        names.CONTEXT: lambda: ClassContextGraph(model),
+        names.TRANSFORMER: lambda: ClassTransformerGraph(model, kernel),
+        names.NEXT_SCALE: lambda: ClassNextScaleGraph(model, num_scales),
+    }
+
+
+def _tokens(model: Hart | Var, num_scales: int) -> Modules:
+    """Those of what pictures are made of: codes, and a residual behind them or not."""
+    if isinstance(model, Hart):
+        return {
+            names.RESIDUAL_CONDITION: lambda: ResidualConditionGraph(model),
+            names.RESIDUAL_STEP: lambda: ResidualStepGraph(model),
+            names.LATENT: LatentGraph,
+        }
+    return {names.LATENT: lambda: DiscreteLatentGraph(model, num_scales)}
 
 
 def _example(tensor: TensorSpec, value: int | None) -> Tensor:

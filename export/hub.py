@@ -7,26 +7,45 @@ import sys
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.weight_files import SUFFIXES
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision: a branch, a tag or a commit."""
 CONFIGURATIONS = ["*.json", "*.txt"]
+BESIDE = ["vae_*"]
+"""What is downloaded beside a file that is asked for by its name."""
+SEVERAL = ["var_d*"]
+"""Files of which a model on the hub holds several, of gigabytes each: nobody wants them all."""
 WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.pth", "*.pt"]
 
 
-def resolve(source: str, revision: str | None = None, patterns: list[str] = WANTED) -> Path:
-    """A local folder for ``source``; a hub id is downloaded, with the hub's own progress bars.
+def resolve(
+    source: str, revision: str | None = None, patterns: list[str] = WANTED, file: str | None = None
+) -> Path:
+    """A local folder or file for ``source``; a hub id is downloaded, with the hub's own progress bars.
 
     ``HF_HUB_OFFLINE=1`` uses only what the local cache holds.
 
     Args:
-        source: a folder, ``owner/name`` or ``owner/name@revision``.
+        source: a folder, a weight file that is a checkpoint by itself, ``owner/name`` or
+            ``owner/name@revision``.
         revision: the revision of a hub id that names none.
         patterns: which files are downloaded.
+        file: name of the one file, of several, that is the checkpoint.
 
     Raises:
         InputError: neither a folder nor a model the hub can deliver.
     """
+    place = _place(source, revision, [file, *BESIDE] if file else patterns, file is None)
+    if file is None:
+        return place
+    if not (place / file).is_file():
+        raise InputError(f"{parameter('file', file)}: there is no such file in {source}")
+    return place / file
+
+
+def _place(source: str, revision: str | None, patterns: list[str], whole: bool) -> Path:
+    """The folder, or the file that is all of it."""
     if not source.strip():
         raise InputError("expected a folder or a hub id, found an empty word")
     path = Path(source).expanduser()
@@ -37,6 +56,9 @@ def resolve(source: str, revision: str | None = None, patterns: list[str] = WANT
             )
         return path
     if path.is_file():
+        alone = path.suffix in SUFFIXES and not (path.parent / "config.json").exists()
+        if whole and alone and revision is None:
+            return path
         raise InputError(f"{source}: is a file; give the folder of the checkpoint")
     found = HUB_ID.fullmatch(source)
     if found is None or source.startswith(".") or path.exists():
@@ -53,7 +75,11 @@ def resolve(source: str, revision: str | None = None, patterns: list[str] = WANT
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(snapshot_download(name, revision=own or revision, allow_patterns=patterns))
+        ignored = SEVERAL if whole else None
+        place = snapshot_download(
+            name, revision=own or revision, allow_patterns=patterns, ignore_patterns=ignored
+        )
+        return Path(place)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if constants.HF_HUB_OFFLINE:
             raise InputError(

@@ -16,7 +16,7 @@ from hart_runtime.common.schedule import phi_index
 from hart_runtime.export import strips
 from hart_runtime.export.attention import Kernel, tokens_first
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart_runtime.hart.model import Hart
+from hart_runtime.hart.model import Hart, Var
 from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.rope import context_angles, image_angles
 from hart_runtime.hart.text_encoder import TextEncoder
@@ -121,7 +121,7 @@ class SampleGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: Hart | Var) -> None:
         super().__init__()
         self.head_nm = model.transformer.head_nm
         self.head = model.transformer.head
@@ -183,7 +183,7 @@ class SmoothGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: Hart | Var) -> None:
         super().__init__()
         self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
 
@@ -198,17 +198,32 @@ class SmoothGraph(nn.Module):
         return weights @ self.codebook
 
 
-class NextScaleGraph(nn.Module):
-    """Codes of one scale onto f_hat, and the transformer's input for the next scale.
+class Accumulating(nn.Module):
+    """Codes of one scale onto f_hat, and the cells of the next scale.
 
-    Resampling is a matrix product on each side; the matrices and the places of cells come from the
-    host, so one graph serves every pair of sizes, and none of it waits for a size.
+    Resampling is a matrix product on each side; the matrices come from the host, so one graph serves
+    every pair of sizes, and none of it waits for a size.
     """
 
-    def __init__(self, model: Hart, num_scales: int) -> None:
+    def __init__(self, model: Hart | Var, num_scales: int) -> None:
         super().__init__()
-        llm = model.transformer
         self.quant_resi = PhiOfScale(model.tokenizer.quantize.quant_resi.phis(), num_scales)
+
+    def accumulate(
+        self, h: Tensor, f_hat: Tensor, scale: Tensor, up: Tensor, down: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """f_hat (B, Cv, P, P), and (B, n * n, Cv) of the next scale."""
+        h = up @ h.permute(0, 3, 1, 2) @ up.T
+        f_hat = f_hat + self.quant_resi(h, scale)
+        return f_hat, (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
+
+
+class NextScaleGraph(Accumulating):
+    """The transformer's input for the next scale, whose cells are rotated by their places."""
+
+    def __init__(self, model: Hart, num_scales: int) -> None:
+        super().__init__(model, num_scales)
+        llm = model.transformer
         self.lvl_embed = nn.Embedding.from_pretrained(llm.level_embeddings(num_scales))
         self.word_embed = llm.word_embed
         self.head_dim = llm.config.head_dim
@@ -223,9 +238,7 @@ class NextScaleGraph(nn.Module):
         positions: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        h = up @ h.permute(0, 3, 1, 2) @ up.T
-        f_hat = f_hat + self.quant_resi(h, scale)
-        cells = (down @ f_hat @ down.T).flatten(2).transpose(1, 2)
+        f_hat, cells = self.accumulate(h, f_hat, scale, up, down)
         x = (self.word_embed(cells).float() + self.lvl_embed(scale + 1)).repeat(2, 1, 1)
         side = positions.shape[0]
         rows, columns = positions[:, None].expand(side, side), positions[None].expand(side, side)
@@ -255,7 +268,12 @@ class PhiOfScale(nn.Module):
             return h
         phi = self.phi_of_scale.index_select(0, scale)
         weight, bias = (t.index_select(0, phi)[0] for t in (self.weight, self.bias))
-        return h * (1 - self.ratio) + convolve(h, weight, bias) * self.ratio
+        return smoothed(h, weight, bias, self.ratio)
+
+
+def smoothed(h: Tensor, weight: Tensor, bias: Tensor, ratio: float) -> Tensor:
+    """What a phi makes of an upsampled code map."""
+    return h * (1 - ratio) + convolve(h, weight, bias) * ratio
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -318,7 +336,7 @@ class LatentGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """Latent to pixels in [0, 1]."""
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: Hart | Var) -> None:
         super().__init__()
         self.tokenizer = model.tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.common.weight_files import choose_set
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
-from hart_runtime.runtime.families.hart import NAME, describe_model
+from hart_runtime.runtime.bundle import CLASS_NAMES, TEXT_TOKENIZER, open_bundle
+from hart_runtime.runtime.class_names import read_class_names
+from hart_runtime.runtime.families import family_of
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.manifest import Manifest, read_manifest
 from hart_runtime.runtime.owned import owned_by_bundle
 from hart_runtime.runtime.spec import ModelSpec
+
+IMAGENET = Path(__file__).parent / "imagenet" / "classes.txt"
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Request:
     system_prompt: str | None = None
     """What stands before every prompt: a file, "none", or None for what the text encoder's
     ``config.json`` says, see :func:`hart_runtime.export.system_prompt.read_system_prompt`."""
+    class_names: Path | None = None
+    """Names of the classes, one a line; by default those of ImageNet, where there are as many."""
     patch_nums: tuple[int, ...] | None = None
     """Another pyramid than the checkpoint's, for models whose weights do not depend on it (rotary
     attention with timestep level embeddings)."""
@@ -61,11 +67,16 @@ class Request:
             replace(config, patch_nums=self.pyramid)  # checks the values
         if self.checkpoint.text_encoder is None and self.system_prompt is not None:
             given = parameter("system_prompt", self.system_prompt)
+            if self.model.num_classes:
+                raise InputError(f"{given}: this checkpoint draws classes, and there is no text before them")
             raise InputError(f"{given}: there is no text encoder; give `text_encoder` too")
+        if self.class_names is not None and not self.model.num_classes:
+            given = parameter("class_names", self.class_names)
+            raise InputError(f"{given}: this checkpoint draws texts and has no classes")
         if self.system_prompt is not None:
             sha256_of_system_prompt(self.system_prompt, wanted=False)  # reads it
         _ = self.checkpoint.text_config, self.checkpoint.sampling, self.model  # read, and held together
-        _ = self.vocabulary
+        _ = self.vocabulary, self.names
         if weights:
             _ = [network.files for network in self.checkpoint.networks.values()]
 
@@ -76,12 +87,13 @@ class Request:
     @property
     def family(self) -> str:
         """Of the model."""
-        return NAME
+        return family_of(self.checkpoint.llm_config, self.checkpoint.tokenizer_config).name
 
     @property
     def model(self) -> ModelSpec:
         """What the loop has to know about the model."""
-        return describe_model(self.checkpoint.llm_config, self.checkpoint.tokenizer_config, self.pyramid)
+        configurations = self.checkpoint.llm_config, self.checkpoint.tokenizer_config
+        return family_of(*configurations).describe(*configurations, self.pyramid)
 
     @property
     def trained_with_system_prompt(self) -> bool:
@@ -93,6 +105,24 @@ class Request:
         """The text tokenizer, if there is a text encoder; raises InputError."""
         text, config = self.checkpoint.text_encoder, self.checkpoint.text_config
         return read_vocabulary(text.folder, config.vocab_size) if text and config else None
+
+    @functools.cached_property
+    def names(self) -> Sequence[str]:
+        """Names of the classes, as far as there are any; raises InputError."""
+        count = self.model.num_classes
+        if self.class_names is not None and count:
+            said = parameter("class_names", self.class_names)
+            return read_class_names(self.class_names, count, said)
+        return read_class_names(IMAGENET, count) if count == IMAGENET_CLASSES else ()
+
+
+def _sha256_of_names(names: Sequence[str]) -> str | None:
+    return hashlib.sha256(as_file(names)).hexdigest() if names else None
+
+
+def as_file(names: Sequence[str]) -> bytes:
+    """Names of classes as a bundle holds them, one a line."""
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def check_place(request: Request, output: Path, force: bool) -> bool:
@@ -157,9 +187,13 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
             found.append(f"another {network} configuration")
     if manifest.sampling != checkpoint.sampling:
         found.append("other sampling defaults")
-    tokenizer = manifest.files.get(TEXT_TOKENIZER)
-    if (tokenizer.identity if tokenizer else None) != _sha256_of_vocabulary(request.vocabulary):
-        found.append("another text tokenizer")
+    for what, name, wanted in (
+        ("another text tokenizer", TEXT_TOKENIZER, _sha256_of_vocabulary(request.vocabulary)),
+        ("other names of classes", CLASS_NAMES, _sha256_of_names(request.names)),
+    ):
+        file = manifest.files.get(name)
+        if (file.identity if file else None) != wanted:
+            found.append(what)
     if not found and described.get("weights") != checkpoint.weights:
         found.append("other weights")
     elif not found and not checkpoint.llm.weights.averaged:

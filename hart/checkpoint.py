@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hart_runtime.common.checkpoint import Checkpoint, Network
+from hart_runtime.common.checkpoint import HartCheckpoint, Network
 from hart_runtime.common.config import config_to_dict
 from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.weight_files import WeightFiles
@@ -33,7 +33,7 @@ UNUSED_SECOND_DECODER = re.compile(r"(.*\.)?(decoder2|post_quant_conv2)\..*")
 UNUSED_TEXT = re.compile(r"(.*\.)?(visual\..*|lm_head\.weight|rotary_emb\.inv_freq)")
 
 
-def load_hart(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Hart:
+def load_hart(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) -> Hart:
     """Load the transformer and the image tokenizer.
 
     Args:
@@ -48,7 +48,7 @@ def load_hart(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Har
     return Hart(model.transformer.eval(), model.tokenizer.eval())
 
 
-def empty_hart(checkpoint: Checkpoint) -> Hart:
+def empty_hart(checkpoint: HartCheckpoint) -> Hart:
     """Both networks as the configuration files describe them, on the meta device: without numbers."""
     image = checkpoint.tokenizer_config
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def empty_hart(checkpoint: Checkpoint) -> Hart:
     return Hart(transformer, image_tokenizer)
 
 
-def check_hart(checkpoint: Checkpoint) -> None:
+def check_hart(checkpoint: HartCheckpoint) -> None:
     """Compare names, shapes and types in what weight files there are with the configuration.
 
     No values are read.
@@ -68,7 +68,7 @@ def check_hart(checkpoint: Checkpoint) -> None:
     _fill_hart(empty_hart(checkpoint), checkpoint, None)
 
 
-def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+def _fill_hart(model: Hart, checkpoint: HartCheckpoint, dtype: torch.dtype | None) -> None:
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
@@ -80,13 +80,14 @@ def _fill_hart(model: Hart, checkpoint: Checkpoint, dtype: torch.dtype | None) -
         fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
 
 
-def stored_sets(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Keys that whole sets of the transformer's weights lie below, first of the one that is used; "" is none.
+def stored_sets(llm: Network, names: Collection[str]) -> tuple[str, ...]:
+    """Keys that whole sets of a transformer's weights lie below, first of the one that is used; "" is none.
 
     No values are read.
+
+    Args:
+        names: of its weights, as files have them.
     """
-    llm, (model, _) = checkpoint.llm, empty_hart(checkpoint)
-    names = dict(model.named_parameters()).keys()
     with opened(llm.weights) as entries:
         return sets_of(entries, names, None if llm.weights.averaged else llm.ema)
 
@@ -210,7 +211,7 @@ Table = Callable[[Stored], None]
 """Refuses a stored table that was made for another configuration."""
 
 
-def _llm_tables(checkpoint: Checkpoint) -> dict[str, Table]:
+def _llm_tables(checkpoint: HartCheckpoint) -> dict[str, Table]:
     """The published transformer's buffers, which depend on its pyramid where nothing else does."""
     config = checkpoint.llm_config
     levels = [0] * config.context_token
@@ -235,7 +236,7 @@ def _llm_tables(checkpoint: Checkpoint) -> dict[str, Table]:
     return {"lvl_1L": check_levels, "attn_bias_for_masking": check_mask}
 
 
-def _tokenizer_tables(checkpoint: Checkpoint) -> dict[str, Table]:
+def _tokenizer_tables(checkpoint: HartCheckpoint) -> dict[str, Table]:
     """Of the tokenizer: its scales may be others (one file serves any pyramid), its codes may not."""
     size = checkpoint.tokenizer_config.vocab_size
 

@@ -6,7 +6,6 @@ conditional first: 2B.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -23,6 +22,7 @@ from hart_runtime.hart.transformer import (
     HeadNorm,
     Pair,
     attention,
+    run_blocks,
 )
 
 
@@ -104,7 +104,7 @@ class ClassTransformer(nn.Module):
         modulations: Tensor,
         cache: Cache | None,
         attend: AttentionFunction = attention,
-    ) -> tuple[Tensor, Sequence[Pair]]:
+    ) -> tuple[Tensor, list[Pair]]:
         """All blocks over the new tokens of one scale.
 
         Args:
@@ -115,11 +115,7 @@ class ClassTransformer(nn.Module):
         Returns:
             hidden (2B, L, C) float32, and per block what ``attend`` keeps: the grown cache.
         """
-        present = []
-        for i, block in enumerate(self.blocks):
-            x, pair = block(x, None, modulations[:, i], cache[i] if cache else None, attend)
-            present.append(pair)
-        return x, present
+        return run_blocks(self.blocks, x, None, modulations.unbind(1), cache, attend)
 
     def logits(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """(2B, L, C) hidden states -> (2B, L, V) float32 logits of both halves."""

@@ -27,7 +27,7 @@ Record = Callable[[str, Tensor], None]
 """Called with the name and value of every tensor of the trajectory."""
 
 
-def _ignore(name: str, value: Tensor) -> None:
+def ignore(name: str, value: Tensor) -> None:
     pass
 
 
@@ -44,7 +44,7 @@ def generate(
     noise: Noise,
     settings: SamplingSettings,
     patch_nums: tuple[int, ...] | None = None,
-    record: Record = _ignore,
+    record: Record = ignore,
 ) -> Tensor:
     """Draw a batch of pictures.
 
@@ -88,7 +88,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_classes(
-    model: Var, labels: Tensor, noise: Noise, settings: SamplingSettings, record: Record = _ignore
+    model: Var, labels: Tensor, noise: Noise, settings: SamplingSettings, record: Record = ignore
 ) -> Tensor:
     """Draw a picture of each class; the rest as for :func:`generate`.
 
@@ -97,13 +97,16 @@ def generate_classes(
     """
     transformer = model.transformer
     condition = transformer.condition(labels)
+    modulations = transformer.modulations(condition)
+    record("label", labels)
     record("cond", condition)
+    record("modulations", modulations)
 
     def following(cells: Tensor, scale: int) -> Inputs:
         return (transformer.embed_tokens(cells, scale).repeat(2, 1, 1),)
 
     first = (transformer.start(condition),)
-    asked = Condition(first, transformer.modulations(condition), condition, following)
+    asked = Condition(first, modulations, condition, following)
     return _draw(model, asked, noise, settings, transformer.config.patch_nums, record)
 
 

@@ -7,20 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.config import TokenizerConfig, Transformer, TransformerConfig
 
 Makers = dict[str, Callable[[], Tensor]]
 """Key -> what makes the tensor, so that none exists before it is written."""
 
 
-def llm_buffers(config: TransformerConfig) -> Makers:
+def llm_buffers(config: Transformer) -> Makers:
     """Buffers of the published transformer: levels, the training mask and the zero key biases.
 
     ``attn_bias_for_masking`` has one entry for each pair of tokens, so it is by far the largest.
     """
+    sizes = [side * side for side in config.patch_nums]
+    if isinstance(config, TransformerConfig):
+        sizes[0] = config.context_token
 
     def levels() -> Tensor:
-        sizes = [config.context_token, *(side * side for side in config.patch_nums[1:])]
         return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[None]
 
     def mask() -> Tensor:

@@ -8,7 +8,6 @@ the size of the published one. ``--published`` writes everything that published 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from hart_runtime.common.checkpoint import AVERAGED, LLM, SAMPLING_FILE, TEXT_ENCODER, TOKENIZER
 from hart_runtime.common.config import (
@@ -30,20 +28,25 @@ from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import InputError, known_names, one_of, parameter
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.json_files import read_json
-from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
+from hart_runtime.common.precisions import FP32
+from hart_runtime.hart.random_weights import (
+    DTYPES,
+    SHAPES,
+    TRANSFORMER,
+    makers_of,
+    shape_file,
+    write_json,
+    write_pickle,
+    write_weights,
+)
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from hart_runtime.hart.published import Makers
 
 Config = TransformerConfig | TokenizerConfig | TextEncoderConfig
 
-SHAPES = Path(__file__).parent / "shapes"
-DTYPES = (FP32, FP16)
-SHARD_BYTES = 1 << 29
-"""Tensors are made and written in shards of about this size, so a large model fits in memory."""
 NOT_OURS = ("B",)
 """What shape files say beside, for others: pictures drawn at once."""
 SAMPLING_NAMES = {"cfg": "guidance", "top_p": "top_p", "more_smooth": "smooth"}
@@ -65,13 +68,10 @@ def read_shape(name: str) -> ModelShape:
     Raises:
         InputError: no such shape, or its options cannot be used.
     """
-    packaged = {file.stem: file for file in SHAPES.glob("*.json")}
-    file = packaged.get(name, Path(name))
-    if not file.is_file():
-        raise InputError(
-            f"{parameter('shape', name)}: expected {' or '.join(sorted(packaged))}, or a file; found neither"
-        )
+    file = shape_file(name)
     values = read_json(file)
+    if TRANSFORMER in values:
+        raise InputError(f"{parameter('shape', name)}: expected a shape of HART, found one of VAR")
     known_names(str(file), values, (LLM, TOKENIZER, *NOT_OURS, *SAMPLING_NAMES))
     for part in (LLM, TOKENIZER):
         if not isinstance(values.get(part), dict):
@@ -165,7 +165,7 @@ def write_random_checkpoint(
         extras = {LLM: llm_buffers(shape.llm), TOKENIZER: tokenizer_extras(shape.tokenizer)}
     generator = torch.Generator().manual_seed(seed)
     makers = {
-        name: _makers(model, prefix, dtype, generator) | extras.get(name, {})
+        name: makers_of(model, prefix, dtype, generator) | extras.get(name, {})
         for name, (_, model, prefix) in parts.items()
     }
     total = sum(len(tensors) for tensors in makers.values()) + (len(makers[LLM]) if published else 0)
@@ -179,86 +179,13 @@ def write_random_checkpoint(
     with whole_folder(output) as folder:
         for name, (config, _, _) in parts.items():
             (folder / name).mkdir()
-            _write_weights(makers[name], folder / name, made)
-            _write_json(folder / name / "config.json", config_to_dict(config))
+            write_weights(makers[name], folder / name, made)
+            write_json(folder / name / "config.json", config_to_dict(config))
         if published:
-            _write_pickle(makers[LLM], folder / LLM / AVERAGED, made)
+            write_pickle(makers[LLM], folder / LLM / AVERAGED, made)
         vocabulary.save(str(folder / TEXT_ENCODER / "tokenizer.json"))
-        _write_json(folder / SAMPLING_FILE, shape.sampling)
+        write_json(folder / SAMPLING_FILE, shape.sampling)
     return sum(p.numel() for _, model, _ in parts.values() for p in model.parameters())
-
-
-def _makers(model: nn.Module, prefix: str, dtype: str, generator: torch.Generator) -> Makers:
-    """What makes each weight of a model; another call makes other numbers."""
-    import torch
-
-    stored = getattr(torch, PRECISIONS[dtype].traced)
-
-    def maker(name: str, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-        return lambda: random_weight(name, shape, generator).to(stored)
-
-    return {prefix + name: maker(name, p.shape) for name, p in model.named_parameters()}
-
-
-def _write_weights(makers: Makers, folder: Path, made: Callable[[], None]) -> None:
-    """Write shards, and their index if there are several."""
-    from safetensors.torch import save_file
-
-    files: list[Path] = []
-    places: dict[str, int] = {}
-    shard: dict[str, torch.Tensor] = {}
-    for number, (name, make) in enumerate(makers.items(), start=1):
-        shard[name], places[name] = make(), len(files)
-        made()
-        if number == len(makers) or sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
-            files.append(folder / f"shard-{len(files)}")
-            save_file(shard, files[-1], metadata={"format": "pt"})
-            shard = {}
-    if len(files) == 1:
-        files[0].rename(folder / "model.safetensors")
-        return
-    names = [f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))]
-    for file, new in zip(files, names, strict=True):
-        file.rename(folder / new)
-    weight_map = {name: names[place] for name, place in places.items()}
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
-
-
-def _write_pickle(makers: Makers, file: Path, made: Callable[[], None]) -> None:
-    """A pickled state dict, made of tensors that lie in a file of their own and not in memory."""
-    import torch
-
-    scratch = file.with_suffix(".raw")
-    state = {}
-    for name, make in makers.items():
-        value = make()
-        start = scratch.stat().st_size if scratch.exists() else 0
-        with scratch.open("ab") as raw:
-            value.numpy().tofile(raw)
-        if value.ndim:
-            mapped = np.memmap(scratch, np.uint8, "c", start, value.nbytes)
-            value = torch.from_numpy(mapped).view(value.dtype).view(value.shape)
-        state[name] = value
-        made()
-    torch.save(state, file)
-    scratch.unlink()
-
-
-def random_weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Norms 1, biases 0, matrices normal with variance 1 / inputs: a layer keeps its input's scale."""
-    import torch
-
-    if name.endswith("bias"):
-        return torch.zeros(shape)
-    if "scale_mul" in name:  # the logarithm of a gain per head
-        return torch.full(shape, math.log(4))
-    if len(shape) == 1:
-        return torch.ones(shape)
-    return torch.randn(shape, generator=generator) * math.prod(shape[1:]) ** -0.5
-
-
-def _write_json(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @command()
@@ -276,23 +203,24 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
     "--published", is_flag=True, help="Write all that published files hold: ema_model.bin, unused buffers."
 )
 def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, published: bool) -> None:
-    """Make a checkpoint of random numbers in the published layout."""
+    """Make a checkpoint of random numbers in the published layout; VAR's files always hold all they do."""
     from rich.console import Console
     from rich.progress import Progress
 
-    chosen = read_shape(shape)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("writing weights", total=None)
-        count = write_random_checkpoint(
-            chosen,
-            output,
-            dtype,
-            seed,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            text_encoder,
-            published,
-        )
+
+        def told(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        if TRANSFORMER in read_json(shape_file(shape)):
+            from hart_runtime.hart.random_var import read_var_shape, write_random_var
+
+            count = write_random_var(read_var_shape(shape), output, dtype, seed, told)
+        else:
+            chosen = read_shape(shape)
+            count = write_random_checkpoint(chosen, output, dtype, seed, told, text_encoder, published)
     click.echo(f"{output}: {count / 1e6:.1f} M random weights, {dtype}")
 
 

@@ -7,8 +7,9 @@ text in the conditional half alone: its other half is a constant.)
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -179,6 +180,27 @@ class HeadNorm(nn.Module):
         return normed * (1 + scale) + shift
 
 
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    x: Tensor,
+    rotation: Rotation | None,
+    conditions: Iterable[Tensor],
+    cache: Cache | None,
+    attend: AttentionFunction,
+) -> tuple[Tensor, list[Pair]]:
+    """Block after block, each with its condition and its part of the cache.
+
+    Returns:
+        x, and per block what ``attend`` keeps.
+    """
+    present = []
+    pasts = cache or itertools.repeat(None)
+    for block, condition, past in zip(blocks, conditions, pasts):  # noqa: B905 - endless, or as many as blocks
+        x, pair = block(x, rotation, condition, past, attend)
+        present.append(pair)
+    return x, present
+
+
 class ScaleTransformer(nn.Module):
     """Everything in ``llm/``: embeddings, blocks, heads and the residual diffusion MLP."""
 
@@ -250,12 +272,7 @@ class ScaleTransformer(nn.Module):
         Returns:
             hidden (2B, L, C) float32, and per block what ``attend`` keeps: the grown cache.
         """
-        present = []
-        rotation = Rotation.of(angles)
-        for i, block in enumerate(self.blocks):
-            x, pair = block(x, rotation, condition, cache[i] if cache else None, attend)
-            present.append(pair)
-        return x, present
+        return run_blocks(self.blocks, x, Rotation.of(angles), itertools.repeat(condition), cache, attend)
 
     def logits(self, hidden: Tensor, head_condition: Tensor) -> Tensor:
         """(2B, L, C) hidden states -> (2B, L, V) float32 logits of both halves."""

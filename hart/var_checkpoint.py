@@ -48,12 +48,25 @@ def load_var(
             shape; in one sentence.
     """
     model = empty_var(transformer, tokenizer, num_heads)
+    _fill_var(model, transformer, tokenizer, dtype)
+    return Var(model.transformer.eval(), model.tokenizer.eval())
+
+
+def check_var(transformer: Path, tokenizer: Path, num_heads: int | None = None) -> None:
+    """Compare names, shapes and types in both files with the networks; no values are read.
+
+    Raises:
+        InputError: as :func:`load_var`.
+    """
+    _fill_var(empty_var(transformer, tokenizer, num_heads), transformer, tokenizer, None)
+
+
+def _fill_var(model: Var, transformer: Path, tokenizer: Path, dtype: torch.dtype | None) -> None:
     tokens = sum(side * side for side in model.transformer.config.patch_nums)
     hits = {"ema_vocab_hit_SV": _table("codes", None, model.tokenizer.config.vocab_size)}
     mask = {"attn_bias_for_masking": _table("tokens", 1, 1, tokens, tokens)}
     fill(model.tokenizer, WeightFiles((tokenizer,)), dtype, [UNUSED_TOKENIZER], hits)
-    fill(model.transformer, WeightFiles((transformer,)), dtype, [UNUSED_LLM], mask, stored=_stored)
-    return Var(model.transformer.eval(), model.tokenizer.eval())
+    fill(model.transformer, WeightFiles((transformer,)), dtype, [UNUSED_LLM], mask, stored=stored_name)
 
 
 def empty_var(transformer: Path, tokenizer: Path, num_heads: int | None = None) -> Var:
@@ -69,7 +82,7 @@ def empty_var(transformer: Path, tokenizer: Path, num_heads: int | None = None) 
     return Var(*networks)
 
 
-def _stored(name: str) -> str:
+def stored_name(name: str) -> str:
     """What the published code calls a parameter."""
     return name.replace(".qkv_proj.", ".mat_qkv.")
 

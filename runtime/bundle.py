@@ -20,7 +20,8 @@ from hart_runtime.runtime.graph_file import Known
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_contract, read_manifest
 from hart_runtime.runtime.seal import Seal
 
-TEXT_TOKENIZER = "tokenizer.json"
+TEXT_TOKENIZER, CLASS_NAMES = "tokenizer.json", "classes.txt"
+"""Files that some bundles have."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
     parsed = {file for graph in manifest.graphs.values() for file in graph.files}
     if TEXT_ENCODER in manifest.graphs:
         parsed.add(TEXT_TOKENIZER)
+    if CLASS_NAMES in manifest.files:
+        parsed.add(CLASS_NAMES)
     if unsealed := sorted(({WEIGHTS} | parsed) - manifest.files.keys()):
         raise InputError(f"{folder / MANIFEST}: {listed(unsealed)} not listed in files")
     for name in manifest.files:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError, in_range, known_names, shown, whole_in_range
+from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, whole_in_range
 from hart_runtime.common.settings import Overrides, SamplingSettings, check_ranges
+from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.loop import Snapshot
 from hart_runtime.runtime.manifest import Manifest
 
@@ -23,11 +24,16 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000
 
 
+Prompts = str | int | Sequence[str | int]
+"""What is drawn: texts, or numbers and names of classes."""
+
+
 class Options(Overrides, total=False):
     """Options of one call, see :meth:`Pipeline.batches`."""
 
     num_images: int
     batch: int | None
+    preset: str | None
     callback: Callable[[Scale], None] | None
     previews: bool
     watch: Callable[[Snapshot], None] | None
@@ -51,6 +57,7 @@ def checked_settings(
     seed: int = 0,
     num_images: int = 1,
     batch: int | None = None,
+    preset: str | None = None,
     **overrides: Unpack[Overrides],
 ) -> SamplingSettings:
     """Refuse names that there are not and values out of range before anything runs.
@@ -59,6 +66,7 @@ def checked_settings(
 
     Args:
         prompts: None where pictures are drawn from text features.
+        preset: settings that have a name, which those that are given here replace.
 
     Raises:
         InputError: names the parameter, what was expected and what was found.
@@ -66,7 +74,10 @@ def checked_settings(
     known_names(
         "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
     )
-    settings = replace(manifest.sampling, **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    settings = replace(manifest.preset(preset), **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    for name, why in manifest.lacks.items():
+        if getattr(settings, name) != getattr(manifest.sampling, name):
+            raise InputError(f"`{name}`: {why}")
     if overrides.get("steps") == "":  # in checkpoints it stands for all, here for a variable that is not set
         raise InputError("`steps`: expected a number such as 8, found an empty word")
     if prompts is not None:
@@ -76,7 +87,8 @@ def checked_settings(
     whole_in_range("seed", seed, 0, MAX_SEED - images + 1)  # the last picture's can be asked for, too
     if batch is not None:
         check_batch(manifest, batch)
-    diffusion_schedule(settings.steps)
+    if "steps" not in manifest.lacks:
+        diffusion_schedule(settings.steps)
     return settings
 
 
@@ -110,14 +122,29 @@ def _check_prompts(prompts: Sequence[str]) -> None:
             raise InputError(f"prompt {number} is not valid UTF-8") from None
 
 
-def texts_of(prompts: str | Sequence[str]) -> list[str]:
+def words_of(prompts: Prompts, classes: ClassNames | None) -> list[str]:
+    """Texts as they are, and classes by their full name; raises InputError."""
+    if classes is None:
+        return texts_of(prompts)
+    asked: list[Any] = [prompts] if isinstance(plain(prompts), int) else texts_of(prompts)
+    found = []
+    for number, label in enumerate(asked, start=1):
+        try:
+            found.append(classes.words(label))
+        except InputError as error:
+            place = f"label {number}: " if len(asked) > 1 else ""
+            raise InputError(f"{place}{error}") from None
+    return found
+
+
+def texts_of(prompts: Prompts) -> list[str]:
     """One prompt or several, as a list; raises InputError."""
     if isinstance(prompts, str):
         return [prompts]
     try:
         if isinstance(prompts, bytes | bytearray | memoryview | Mapping):  # lists of something else
             raise TypeError
-        return list(prompts)
+        return list(prompts)  # type: ignore[arg-type]
     except TypeError:
         raise InputError(f"`prompts`: expected a text or a list of texts, found {shown(prompts)}") from None
 

@@ -38,10 +38,20 @@ HOW_IT_RUNS = frozenset(
 @command(words={"path": "--output", "source": "--safety-model"})
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @bundle_option
-@click.option("--prompts-file", type=PATH, help="Text file with one prompt a line; - for standard input.")
+@click.option(
+    "--label",
+    "labels",
+    type=WORD,
+    multiple=True,
+    help="Class to draw, by number or name, or none; can be given several times. A PROMPT is one, too.",
+)
+@click.option(
+    "--prompts-file", type=PATH, help="Text file with one prompt (or class) a line; - for standard input."
+)
 @click.option("--from-image", type=PATH, help="Draw a picture of hart-run again, from what it carries.")
 @click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
 @sampling_options("the bundle's")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
 @click.option(
@@ -69,6 +79,7 @@ HOW_IT_RUNS = frozenset(
 def main(
     prompts: tuple[str, ...],
     bundle: Path,
+    labels: tuple[str, ...],
     prompts_file: Path | None,
     from_image: Path | None,
     output: Path | None,
@@ -81,7 +92,7 @@ def main(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Draw each PROMPT with the bundle in BUNDLE."""
+    """Draw each PROMPT with the bundle in BUNDLE: a text, or the number or the name of a class."""
     import json
     import time
 
@@ -89,15 +100,15 @@ def main(
     from hart_runtime.common.files import clear_leftovers, resolved
     from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import open_bundle
-    from hart_runtime.runtime.call import checked_settings
+    from hart_runtime.runtime.call import checked_settings, words_of
+    from hart_runtime.runtime.class_names import ClassNames
     from hart_runtime.runtime.outputs import DEFAULT_OUTPUT, places, refuse_inputs, tell_replaced
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
     from hart_runtime.runtime.png import Origin, PngWriter, check_writable, means, read_origin
     from hart_runtime.runtime.prompts import as_typed, hint_at_quotes, read_prompts
     from hart_runtime.runtime.stages import LOAD
 
-    texts = [*map(as_typed, prompts), *(read_prompts(prompts_file) if prompts_file else [])]
-    hint_at_quotes(prompts)
+    texts = [*map(as_typed, (*prompts, *labels)), *(read_prompts(prompts_file) if prompts_file else [])]
     origin = read_origin(from_image) if from_image else None
     if origin is not None:
         _refuse_beside_an_image()
@@ -109,7 +120,15 @@ def main(
     with _status("verifying the bundle"):
         opened = open_bundle(bundle, wait=False)
     manifest = opened.manifest
+    classes = ClassNames.of(opened) if manifest.model.num_classes else None
+    if classes is None:
+        hint_at_quotes(prompts)
+    if labels and classes is None:
+        raise InputError(f"`labels`: {bundle} draws texts and has no classes; give a PROMPT")
+    if safety_model is not None and classes is not None:
+        raise InputError(f"`safety_model`: reads texts, and {bundle} draws classes")
     with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
+        texts = words_of(texts, classes)
         checked_settings(manifest, texts, **options)
     paths = places(output, len(texts) * options["num_images"])
     for path in paths:

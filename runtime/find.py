@@ -101,6 +101,8 @@ def _line(folder: Path) -> str:
         values: dict[str, Any] = json.loads(read_regular(file))
         size = int(values["model"]["image_size"])
         drawn = "prompts" if TEXT_ENCODER in values["graphs"] else "text features"
+        if classes := values["model"].get("num_classes"):
+            drawn = f"{int(classes)} classes"
         said = f"{values['name']}: {size} x {size} pictures from {drawn}, {values['precision']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         said = f"{folder.name}: its manifest cannot be read"

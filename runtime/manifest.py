@@ -6,14 +6,14 @@ import hashlib
 import itertools
 import json
 import operator
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
-from hart_runtime.common.errors import InputError, listed, one_of, shown, told_of
+from hart_runtime.common.errors import InputError, listed, one_of, parameter, shown, told_of
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
@@ -91,6 +91,22 @@ class Manifest:
         return self.contracts.get(graph) or Contract(graph, graph, (), ())
 
     @property
+    def lacks(self) -> Mapping[str, str]:
+        """Settings that have no effect on pictures of this family, and why."""
+        return FAMILIES[self.family].lacks
+
+    def preset(self, name: str | None) -> SamplingSettings:
+        """Settings that have a name; without one the bundle's own. Raises InputError."""
+        if name is None:
+            return self.sampling
+        known = FAMILIES[self.family].presets
+        if not known:
+            raise InputError(f"{parameter('preset', name)}: this model has none")
+        one_of("preset", name, known)
+        found = known[name]
+        return replace(found, top_k=found.top_k and min(found.top_k, self.model.vocab_size))
+
+    @property
     def averaged(self) -> bool:
         """Whether it was exported from averaged weights (EMA)."""
         return any(map(is_averaged, [*self.checkpoint["weights"][LLM], self.sets[0]]))
@@ -145,7 +161,7 @@ def manifest_of(
     """
     one_of("precision", precision, PRECISIONS)
     graphs = specs_of(FAMILIES[family].graphs, model, precision)
-    settings = sampling or SamplingSettings()
+    settings = sampling or FAMILIES[family].sampling
     return Manifest(family, "planned", precision, max_batch, model, settings, graphs, {}, {}, {})
 
 
@@ -249,7 +265,7 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
         )
     if not 1 <= manifest.max_batch <= MOST_MAX_BATCH:
         raise InputError(f"{file}: max_batch: expected 1 to {MOST_MAX_BATCH}, found {manifest.max_batch}")
-    check_model(manifest.model, f"{file}: model")
+    check_model(manifest.model, FAMILIES[manifest.family].own, f"{file}: model")
     with told_of(f"{file}: sampling"):
         check_ranges(manifest.sampling, manifest.model)
     _check_origin(manifest.checkpoint, f"{file}: checkpoint")

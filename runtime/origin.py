@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint, find_checkpoint
+from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
 from hart_runtime.common.errors import InputError, listed, parameter
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.manifest import Manifest
 
 NETWORKS = (LLM, TOKENIZER, TEXT_ENCODER)
+Find = Callable[[Path, Path | None, bool | None], Checkpoint]
 Weights = Mapping[str, Mapping[str, str]]
 """sha256 of weight files, by network and name."""
 
@@ -20,6 +21,7 @@ def exported_from(
     bundle: Bundle,
     given: Path | None,
     default: Path,
+    find: Find,
     text_encoder: Path | None = None,
     networks: Collection[str] = NETWORKS,
 ) -> Checkpoint:
@@ -28,6 +30,7 @@ def exported_from(
     Args:
         given: where the caller says it is.
         default: what is tried when nothing is given, the demo checkpoint.
+        find: looks at a place; takes the text encoder's and whether averaged weights are wanted, too.
         text_encoder: its Qwen2 folder; by default the one inside the checkpoint.
         networks: those that have to be the bundle's.
 
@@ -36,7 +39,7 @@ def exported_from(
     """
     manifest = bundle.manifest
     averaged = None if manifest.averaged else False  # where there are none, others are told apart by hash
-    found = find_checkpoint(given or default, text_encoder, averaged)
+    found = find(given or default, text_encoder, averaged)
     if not bundle.has_text_encoder or TEXT_ENCODER not in networks:
         found = replace(found, text_encoder=None)
     weights = found.weights

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.files import Owned, read_regular
-from hart_runtime.runtime.bundle import TEXT_TOKENIZER
+from hart_runtime.runtime.bundle import CLASS_NAMES, TEXT_TOKENIZER
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from hart_runtime.runtime.tensorrt.manifest import ENGINE_MANIFEST, engine_file
@@ -48,7 +48,7 @@ def engine_folders(bundle: Path) -> list[str]:
 def _made_of(name: str) -> bool:
     graphs = {graph for family in FAMILIES.values() for graph in family.graphs}
     stem, _, kind = name.rpartition(".")
-    return name in {MANIFEST, WEIGHTS, TEXT_TOKENIZER} or (
+    return name in {MANIFEST, WEIGHTS, TEXT_TOKENIZER, CLASS_NAMES} or (
         kind == "onnx" and any(stem == graph or stem.startswith(f"{graph}_") for graph in graphs)
     )
 

@@ -20,12 +20,14 @@ from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.call import (
     Options,
+    Prompts,
     Scale,
     check_batch,
     checked_features,
     checked_settings,
-    texts_of,
+    words_of,
 )
+from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.drawer import Drawer
 from hart_runtime.runtime.loop import Array, Snapshot
 from hart_runtime.runtime.manifest import Manifest
@@ -57,7 +59,7 @@ def add_seconds(total: dict[str, float], more: Mapping[str, float]) -> None:
 
 
 class Pipeline:
-    """A loaded bundle: an encoder of prompts and a drawer.
+    """A loaded bundle: what makes inputs of prompts (an encoder, or names of classes), and a drawer.
 
     It may be called from several threads: drawings wait for each other. A callback cannot draw.
     """
@@ -77,6 +79,7 @@ class Pipeline:
         """
         self.bundle, self.backend, self.threads = bundle, backend, threads
         self.drawer = Drawer(bundle.manifest, backend, threads)
+        self.classes = ClassNames.of(bundle) if bundle.manifest.model.num_classes else None
         self.text: TextEncoder | EncodedPrompts | None = encoded
         if encoded is None and bundle.has_text_encoder:
             self.text = TextEncoder(bundle, backend)
@@ -139,9 +142,11 @@ class Pipeline:
         Raises:
             InputError: the bundle has no text encoder, or ``open_part`` does.
         """
-        require_text_encoder(bundle)
+        classes = bundle.manifest.model.num_classes
+        if not classes:
+            require_text_encoder(bundle)
         texts = list(dict.fromkeys(prompts))
-        if len(texts) > MOST_ENCODED:
+        if classes or len(texts) > MOST_ENCODED:
             pipeline = cls(bundle, open_part(bundle), threads)
             lap(stages.LOAD)
             return pipeline
@@ -163,13 +168,11 @@ class Pipeline:
             f"Pipeline.load({str(self.bundle.folder)!r})"
         )
 
-    def __call__(
-        self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]
-    ) -> list[Image.Image]:
+    def __call__(self, prompts: Prompts, seed: int = 0, **options: Unpack[Options]) -> list[Image.Image]:
         """PIL images, ``num_images`` per prompt; options as for :meth:`batches`."""
         return self.generate(prompts, seed=seed, **options).images
 
-    def generate(self, prompts: str | Sequence[str], seed: int = 0, **options: Unpack[Options]) -> Result:
+    def generate(self, prompts: Prompts, seed: int = 0, **options: Unpack[Options]) -> Result:
         """Draw every prompt ``num_images`` times and return all pictures; options as for :meth:`batches`."""
         parts = list(self.batches(prompts, seed, **options))
         seconds: dict[str, float] = {}
@@ -185,36 +188,40 @@ class Pipeline:
 
     def batches(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompts,
         seed: int = 0,
         num_images: int = 1,
         batch: int | None = None,
         callback: Callable[[Scale], None] | None = None,
         previews: bool = False,
         watch: Callable[[Snapshot], None] | None = None,
+        preset: str | None = None,
         **overrides: Unpack[Overrides],
     ) -> Iterator[Result]:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
 
         Args:
+            prompts: a text or several; of a bundle that draws classes their numbers, their names, or "none".
             batch: images drawn at once (default and most: the bundle's maximum, or what its engines
                 hold). Pictures do not depend on it.
             callback: called after each scale of each batch.
             previews: decode the picture at each scale for the callback.
             watch: called after each scale and denoising step, for progress bars.
+            preset: settings that have a name, such as "fid" of VAR, in the place of the bundle's.
             overrides: sampling settings; those left out (or None) are the bundle's.
 
         Raises:
             InputError: a value is out of range.
             RunError: the run produced no usable picture.
         """
-        texts = texts_of(prompts)
-        settings = checked_settings(self.bundle.manifest, texts, seed, num_images, batch, **overrides)
+        manifest = self.bundle.manifest
+        texts = words_of(prompts, self.classes)
+        settings = checked_settings(manifest, texts, seed, num_images, batch, preset, **overrides)
         seed, num_images, batch = plain(seed), plain(num_images), plain(batch)
         if isinstance(self.text, TextEncoder):
             self.text.tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
-        size = batch_size(self.bundle.manifest, len(jobs), batch, self.backend.limits)
+        size = batch_size(manifest, len(jobs), batch, self.backend.limits)
         self.drawer.check(settings, size)
         told = self._teller(callback, previews, watch)
         return self._batches(jobs, size, settings, told)
@@ -254,7 +261,7 @@ class Pipeline:
             filled = [*part, *part[-1:] * alone]  # a few pictures too many are drawn, and nobody gets them
             words, seeds = [text for text, _ in filled], [s for _, s in filled]
             began = time.perf_counter()
-            given = self._encoder()(words)
+            given = self.classes(words) if self.classes else self._encoder()(words)
             taken = time.perf_counter() - began
             seconds = {stages.TEXT_ENCODER: taken} if isinstance(self.text, TextEncoder) else {}
             try:
@@ -294,6 +301,8 @@ class Pipeline:
             RunError: the run produced no usable picture.
         """
         manifest = self.bundle.manifest
+        if self.classes:
+            raise InputError(f"{self.bundle.folder}: this bundle draws classes, and takes no text features")
         known_names("settings", overrides, LIMITS)
         features, mask = checked_features(manifest, features, mask)
         settings = checked_settings(manifest, None, seed, len(features), **overrides)

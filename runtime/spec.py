@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from hart_runtime.common.errors import InputError, shown
@@ -45,25 +46,30 @@ class ModelSpec:
     vocab_size: int
     latent_channels: int
     image_size: int
-    context_token: int
-    context_dim: int
-    diff_width: int
-    """Of the residual diffusion MLP."""
+    context_token: int = 0
+    """Of a text; 0 where none is drawn."""
+    context_dim: int = 0
+    diff_width: int = 0
+    """Of the residual diffusion MLP; 0 where there is none."""
     modulated: bool = False
     """Whether the blocks are modulated by a pooled condition."""
+    num_classes: int = 0
+    """Of pictures; 0 where none is drawn."""
 
     @property
     def sizes(self) -> dict[str, int]:
         """By the names that stand for them in the shapes of graphs."""
-        last = self.patch_nums[-1]
+        first, last = self.patch_nums[0], self.patch_nums[-1]
         return {
             "tokens": self.context_token,
             "context_dim": self.context_dim,
+            "depth": self.depth,
             "dim": self.embed_dim,
             "head": self.embed_dim // self.num_heads,
             "vocab": self.vocab_size,
             "channels": self.latent_channels,
             "width": self.diff_width,
+            "first": first * first,
             "last": last,
             "cells": last * last,
             "pixels": self.image_size,
@@ -77,18 +83,32 @@ LARGEST = {
     "vocab_size": 1 << 20,
     "latent_channels": 1 << 12,
     "image_size": 1 << 14,
+}
+"""More than any model has: beyond is a damaged file, or one that wants to take the machine's memory."""
+LARGEST_OWN = {
     "context_token": 1 << 16,
     "context_dim": 1 << 16,
     "diff_width": 1 << 16,
+    "num_classes": 1 << 20,
 }
-"""More than any model has: beyond is a damaged file, or one that wants to take the machine's memory."""
+"""The same of sizes that some models have not."""
 
 
-def check_model(model: ModelSpec, place: str) -> None:
-    """Refuse sizes that no model has, or that contradict each other; raises InputError."""
-    for name, most in LARGEST.items():
-        if not 1 <= (size := getattr(model, name)) <= most:
-            raise InputError(f"{place}: {name}: expected 1 to {most}, found {shown(size)}")
+def check_model(model: ModelSpec, own: Collection[str], place: str) -> None:
+    """Refuse sizes that no model has, or that contradict each other.
+
+    Args:
+        own: names of those that not every model has, and this one does.
+
+    Raises:
+        InputError: begins with ``place``.
+    """
+    limits = {name: (1, most) for name, most in LARGEST.items()}
+    limits |= {name: (1, most) if name in own else (0, 0) for name, most in LARGEST_OWN.items()}
+    for name, (least, most) in limits.items():
+        if not least <= (size := getattr(model, name)) <= most:
+            expected = f"{least} to {most}" if most else "0"
+            raise InputError(f"{place}: {name}: expected {expected}, found {shown(size)}")
     sides = model.patch_nums
     if len(sides) < 2 or sides[0] < 1 or any(b < a for a, b in itertools.pairwise(sides)):
         raise InputError(

@@ -17,7 +17,8 @@ from hart_runtime.common.json_files import read_json
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.hart.random_checkpoint import SHAPES
+from hart_runtime.hart.find import VarCheckpoint, find_var
+from hart_runtime.hart.random_weights import SHAPES
 from tests.imports import PACKAGE, ROOMS, ROOT
 
 
@@ -44,6 +45,14 @@ class ExportOnce(Protocol):
     ) -> Path: ...
 
 
+def class_checkpoint(variant: Path) -> VarCheckpoint | None:
+    """That of a recorded variant of VAR, whose configuration tells how many heads there are."""
+    if not (variant / "var.pth").is_file():
+        return None
+    heads = read_json(variant / "config.json")["var"]["num_heads"]
+    return find_var(variant, num_heads=heads)
+
+
 @pytest.fixture(scope="session")
 def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ExportOnce:
     """Export a checkpoint, or return the bundle if any worker of this session made it already."""
@@ -59,7 +68,7 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
         shared.mkdir(exist_ok=True)
         with FileLock(shared / f"{output.name}.lock"):
             if not output.exists():
-                found = find_checkpoint(checkpoint, ema=ema)
+                found = class_checkpoint(checkpoint) or find_checkpoint(checkpoint, ema=ema)
                 export_bundle(Request(found, precision, patch_nums=patch_nums), output)
         return output
 

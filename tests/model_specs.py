@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
-from hart_runtime.runtime.families.hart import NAME
+from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.spec import ModelSpec
 
@@ -12,10 +14,13 @@ __all__ = ["manifest_of", "manifests"]
 
 
 @st.composite
-def manifests(draw: st.DrawFn) -> Manifest:
-    """Manifests of small models of any shape."""
+def manifests(draw: st.DrawFn, families: Sequence[str] = tuple(FAMILIES)) -> Manifest:
+    """Manifests of small models of any family and shape."""
     patch_nums = sorted(draw(st.sets(st.integers(1, 9), min_size=2, max_size=6)))
     heads = draw(st.integers(1, 3))
+    family = draw(st.sampled_from(families))
+    text = draw(st.booleans()) if "context_token" in FAMILIES[family].own else False
+    own = {name: draw(st.integers(2, 9)) for name in sorted(FAMILIES[family].own)}
     model = ModelSpec(
         patch_nums=tuple(patch_nums),
         depth=draw(st.integers(1, 3)),
@@ -24,9 +29,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         vocab_size=draw(st.integers(600, 700)),
         latent_channels=draw(st.integers(1, 7)),
         image_size=patch_nums[-1] * 2,
-        context_token=draw(st.integers(2, 9)),
-        context_dim=draw(st.integers(1, 9)),
-        diff_width=draw(st.integers(1, 9)),
-        modulated=draw(st.booleans()),
+        modulated=text,
+        **own,
     )
-    return manifest_of(NAME, model, draw(st.sampled_from(["fp32", "fp16"])))
+    return manifest_of(family, model, draw(st.sampled_from(["fp32", "fp16"])))

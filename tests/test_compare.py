@@ -48,9 +48,9 @@ def record_golden(variant: Path, bundle_folder: Path) -> Reference:
     model, _ = Source.of(checkpoint, manifest).load(torch.float32, "cpu")
     recorded = Run(sorted((variant / "golden").glob("run_*.safetensors"))[0]).tensors()
     features = torch.from_numpy(np.asarray(recorded["ctx.features"], np.float32))
-    mask = np.asarray(recorded["ctx.mask"], np.bool_)
+    mask = torch.from_numpy(np.asarray(recorded["ctx.mask"], np.bool_))
     noise = SeededNoise(range(len(mask)))
-    tensors = capture(model, features, mask, noise, manifest.sampling, manifest)
+    tensors = capture(model, [features, mask], noise, manifest.sampling, manifest)
     return describe(checkpoint, manifest, manifest.sampling, [tensors], "cpu")
 
 

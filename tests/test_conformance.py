@@ -26,7 +26,7 @@ from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
 from hart_runtime.runtime.tensorrt.profiles import LARGEST_TOP_K
 from tests.conftest import ExportOnce
-from tests.golden_runs import Run, compare, runs
+from tests.golden_runs import ClassRun, Run, class_runs, compare, runs
 from tests.host_executor import HostExecutor
 from tests.test_bundle import poisoned
 
@@ -117,6 +117,21 @@ def test_golden_run(run: Run, backend: Callable[[Bundle], Backend], export_once:
     program = bundle.manifest.program(run.settings(), len(given["mask"]))
     found["image"] = drawn(draw(recorder, program, given, run.noise())).images
     assert {f"scale{k}.idx" for k in range(len(run.patch_nums))} <= set(found)
+    compare(run, found, FACTOR, partial=True)
+
+
+@pytest.mark.parametrize("run", class_runs(), ids=lambda run: run.label)
+def test_golden_class_run(
+    run: ClassRun, backend: Callable[[Bundle], Backend], export_once: ExportOnce
+) -> None:
+    bundle = open_bundle(export_once(run.variant, "fp32"))
+    recorder, found = recording(backend(bundle), bundle.manifest)
+    given = {"label": run.tensors()["label"]}
+    program = bundle.manifest.program(run.settings(), len(given["label"]))
+    found["image"] = drawn(draw(recorder, program, given, run.noise())).images
+    last = len(run.patch_nums) - 1
+    found[f"scale{last}.f_hat"] = found["final.f_hat"]
+    assert {f"scale{k}.idx" for k in range(last + 1)} <= set(found)
     compare(run, found, FACTOR, partial=True)
 
 

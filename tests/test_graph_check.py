@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import WRITTEN_OUT, graph_file
-from hart_runtime.runtime.families.hart import GRAPHS
+from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import (
     CONTEXT,
     DECODER,
@@ -387,6 +388,8 @@ EXPORTED = [
     (HERE / "t2i_adaln", "fp32"),
     (DEMO_CHECKPOINT, "fp16"),
     (DEMO_CHECKPOINT, "int8"),
+    (HERE / "var_plain", "fp32"),
+    (HERE / "var_plain", "int8"),
 ]
 
 
@@ -396,26 +399,34 @@ def test_what_is_exported_passes(export_once: ExportOnce, checkpoint: Path, prec
     assert open_bundle(export_once(checkpoint, precision)).manifest.precision == precision
 
 
-IN_OTHERS = {
-    CONTEXT: {"LessOrEqual", "Range"},  # of running sums too long to be written with a stored triangle
-    TEXT_ENCODER: {"Cos", "Sin"},  # of more tokens than the exporter computes ahead
-    TRANSFORMER: {"Clip", "Gelu", "ReduceL2"},  # attention on unit vectors, GPT-2's MLP
-    DECODER: {"Pow", "Reciprocal", "ReduceMean", "ReduceSum"},  # of norms over strips
+_DECODER = {"Pow", "Reciprocal", "ReduceMean", "ReduceSum"}  # of norms over strips
+IN_OTHERS: dict[str, dict[str, set[str]]] = {
+    "hart": {
+        CONTEXT: {"LessOrEqual", "Range"},  # of running sums too long for a stored triangle
+        TEXT_ENCODER: {"Cos", "Sin"},  # of more tokens than the exporter computes ahead
+        TRANSFORMER: {"Clip", "Gelu", "ReduceL2"},  # attention on unit vectors, GPT-2's MLP
+        DECODER: _DECODER,
+    },
+    "var": {DECODER: _DECODER},
 }
 """What graphs of larger models and of variants have, and none of those above."""
 
 
 def test_nothing_is_allowed_that_is_not_exported(export_once: ExportOnce) -> None:
-    exported: dict[str, set[str]] = {name: set() for name in GRAPHS}
+    exported: dict[tuple[str, str], set[str]] = defaultdict(set)
     for checkpoint, precision in EXPORTED:
         folder = export_once(checkpoint, precision)
-        for name, graph in open_bundle(folder).manifest.graphs.items():
+        manifest = open_bundle(folder).manifest
+        for name, graph in manifest.graphs.items():
             for file in (graph.file, *graph.forms.values()):
-                exported[name] |= {node.operator for node in read_graph((folder / file).read_bytes()).nodes}
+                operators = {node.operator for node in read_graph((folder / file).read_bytes()).nodes}
+                exported[manifest.family, name] |= operators
+    assert {*exported} == {(family.name, graph) for family in FAMILIES.values() for graph in family.graphs}
     # An exporter may leave an Identity, and it does no harm.
     assert EVERYWHERE - set().union(*exported.values()) <= {"Identity"}
-    for name, found in exported.items():
-        assert GRAPHS[name].operators - EVERYWHERE - found == IN_OTHERS.get(name, set()), name
+    for (family, name), found in exported.items():
+        allowed = FAMILIES[family].graphs[name].operators
+        assert allowed - EVERYWHERE - found == IN_OTHERS[family].get(name, set()), (family, name)
 
 
 @pytest.mark.slow

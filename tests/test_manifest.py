@@ -84,7 +84,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         at("precision", value="fp4"),
         "precision: expected fp32 or fp16 or int8",
     ),
-    "a family that there is not": (at("family", value="dalle"), "family: expected hart, found 'dalle'"),
+    "a family that there is not": (
+        at("family", value="dalle"),
+        "family: expected hart or var, found 'dalle'",
+    ),
     "guidance that is no number": (at("sampling", "guidance", value=float("nan")), "guidance"),
     "guidance without end": (at("sampling", "guidance", value=float("inf")), "guidance"),
     "guidance that is text": (at("sampling", "guidance", value="strong"), "guidance"),

@@ -83,7 +83,21 @@ def test_every_binding_is_inside_its_slot_and_of_the_exact_size(
 
 
 @settings(max_examples=15, deadline=None)
-@given(manifests(), BATCHES)
+@given(manifests(["var"]), BATCHES)
+def test_keys_of_all_scales_lie_in_a_row(manifest: Manifest, batch: int) -> None:
+    steps = [call for call in plan_of(manifest, batch, SamplingSettings()).calls if call.graph == TRANSFORMER]
+    for name in [n for n in steps[0].outputs if n.startswith(NEW)]:
+        first, end = steps[0].outputs[name], 0
+        for call in steps[:-1]:
+            new = call.outputs[name]
+            assert (new.slot, new.start) == (first.slot, end)
+            end += new.nbytes
+        assert end == first.slot.nbytes
+        assert first.slot.shape[0] == manifest.cache_length
+
+
+@settings(max_examples=15, deadline=None)
+@given(manifests(["hart"]), BATCHES)
 def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) -> None:
     plan = plan_of(manifest, batch, SamplingSettings())
     text, both, *steps = [call for call in plan.calls if call.graph in {TRANSFORMER, UNCONDITIONAL}]

@@ -17,7 +17,7 @@ from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import Network, find_checkpoint
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
-from hart_runtime.hart import random_checkpoint
+from hart_runtime.hart import random_weights
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
 from hart_runtime.hart.published import llm_buffers, tokenizer_extras
 from hart_runtime.hart.random_checkpoint import QWEN2_1_5B, main, read_shape, write_random_checkpoint
@@ -83,7 +83,7 @@ def test_shards_hold_the_same_model(
     shape: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_random_checkpoint(read_shape(str(shape)), tmp_path / "whole", dtype)
-    monkeypatch.setattr(random_checkpoint, "SHARD_BYTES", 1 << 16)
+    monkeypatch.setattr(random_weights, "SHARD_BYTES", 1 << 16)
     write_random_checkpoint(read_shape(str(shape)), tmp_path / "shards", dtype)
     assert len(list((tmp_path / "shards" / "llm").glob("*.safetensors"))) > 1
     whole, shards = (

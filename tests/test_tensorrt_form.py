@@ -75,7 +75,13 @@ def package(version: str) -> Package:
 )
 @pytest.mark.parametrize(
     ("checkpoint", "precision"),
-    [(DEMO_CHECKPOINT, "fp16"), (HERE / "t2i_main", "fp32"), (HERE / "t2i_adaln", "fp32")],
+    [
+        (DEMO_CHECKPOINT, "fp16"),
+        (HERE / "t2i_main", "fp32"),
+        (HERE / "t2i_adaln", "fp32"),
+        (HERE / "var_plain", "fp32"),
+        (HERE / "var_plain", "fp16"),
+    ],
 )
 def test_every_version_knows_all_operators(
     export_once: ExportOnce, checkpoint: Path, precision: str, version: str

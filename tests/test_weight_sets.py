@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.hart.checkpoint import stored_sets
+from hart_runtime.hart.checkpoints import stored_sets
 from tests.checkpoint_copies import (
     BIAS,
     State,

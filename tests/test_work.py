@@ -15,7 +15,8 @@ from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import Pair, ScaleTransformer
 from hart_runtime.runtime.families.hart import GRAPHS, NAME, describe_model
 from hart_runtime.runtime.families.names import RESIDUAL_STEP, TEXT_ENCODER, TRANSFORMER
-from hart_runtime.runtime.families.sizes import decoder_counts, text_encoder_sizes, transformer_sizes
+from hart_runtime.runtime.families.sizes import decoder_counts, residual_sizes, text_encoder_sizes
+from hart_runtime.runtime.families.text import TEXT
 from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.shapes import evaluate
 from hart_runtime.runtime.work import count
@@ -77,7 +78,7 @@ def test_the_transformer_as_torch_counts_it(config: TransformerConfig) -> None:
     x, angles = torch.randn(ROWS, NEW, 48), torch.randn(ROWS, NEW, 16)
     past = [(torch.randn(ROWS, PAST, 48), torch.randn(ROWS, PAST, 48)) for _ in range(config.depth)]
     found = torch_counts(lambda: model(x, angles, torch.randn(ROWS, 48), past, written_out))
-    sizes = {"depth": config.depth, "dim": config.embed_dim, **transformer_sizes(config, 8)}
+    sizes = {"dim": config.embed_dim, **TEXT.sizes(config, {})}
     assert operations(TRANSFORMER, **sizes, rows=ROWS, length=NEW, past=PAST) == found
 
 
@@ -86,7 +87,7 @@ def test_the_residual_mlp_as_torch_counts_it() -> None:
     tokens, steps = 30, torch.tensor([999])
     found = torch_counts(lambda: net(torch.randn(tokens, 8), steps, torch.randn(tokens, 24)))
     timestep = torch_counts(lambda: net.time_embed(steps))
-    sizes = transformer_sizes(PLAIN, 8)
+    sizes = residual_sizes(PLAIN, 8)
     assert operations(RESIDUAL_STEP, **sizes, batch=1, cells=tokens) == 2 * (found - timestep)  # both halves
 
 

@@ -1,4 +1,6 @@
-"""Names of graphs, the same in every family that has them."""
+"""Names of graphs, the same in every family that has them, and where their times are counted."""
+
+from hart_runtime.runtime import stages
 
 TEXT_ENCODER = "text_encoder"
 CONTEXT, TRANSFORMER, UNCONDITIONAL = "context", "transformer", "unconditional"
@@ -8,3 +10,17 @@ LATENT, DECODER = "latent", "decoder"
 
 TOKEN_IDS = "input_ids"
 """What the text encoder takes: rows of its embedding."""
+
+STAGES = {
+    TEXT_ENCODER: stages.TEXT_ENCODER,
+    CONTEXT: stages.CONTEXT,
+    TRANSFORMER: stages.TRANSFORMER,
+    UNCONDITIONAL: stages.TRANSFORMER,
+    SAMPLE: stages.SAMPLING,
+    SMOOTH: stages.SAMPLING,
+    NEXT_SCALE: stages.SAMPLING,
+    RESIDUAL_CONDITION: stages.RESIDUAL_CONDITION,
+    RESIDUAL_STEP: stages.RESIDUAL_STEP,
+    LATENT: stages.DECODER,
+    DECODER: stages.DECODER,
+}

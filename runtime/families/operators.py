@@ -42,32 +42,50 @@ _WRITTEN = {
 """What other forms of a graph have in the place of an operator, beside those that all have."""
 
 _NORM = "MatMul RMSNormalization"
-_OWN = {
+_BLOCK = "Clip Gelu ReduceL2 com.microsoft:MultiHeadAttention"
+_DRAW = (
+    "And CumSum GatherElements Gemm Greater Less LessOrEqual MatMul Min Pad ReduceMin ReduceSum Sigmoid"
+    " Softmax TopK Where"
+)
+TEXT = {
     TEXT_ENCODER: _named(f"{_NORM} And Cos Not Sigmoid Sin Softmax Where"),
     CONTEXT: _named(f"{_NORM} Clip CumSum Gemm ReduceMax ReduceMean ReduceSum Sigmoid"),
-    TRANSFORMER: _named(f"{_NORM} Clip Cos Gelu Gemm ReduceL2 Sigmoid Sin com.microsoft:MultiHeadAttention"),
+    TRANSFORMER: _named(f"{_NORM} {_BLOCK} Cos Gemm Sigmoid Sin"),
     UNCONDITIONAL: _named(""),
-    SAMPLE: _named(
-        f"{_NORM} And CumSum GatherElements Gemm Greater Less LessOrEqual Min Pad ReduceMin ReduceSum"
-        " Sigmoid Softmax TopK Where"
-    ),
-    SMOOTH: _named("GatherElements Log MatMul Softmax"),
+    SAMPLE: _named(f"{_NORM} {_DRAW}"),
     NEXT_SCALE: _named("MatMul Pad Tile"),
+}
+"""Of models that draw a text."""
+CLASS = {
+    CONTEXT: _named("Gemm Sigmoid"),
+    TRANSFORMER: _named(f"{_BLOCK} LayerNormalization MatMul"),
+    SAMPLE: _named(f"{_DRAW} LayerNormalization"),
+    NEXT_SCALE: _named("MatMul Pad Tile"),
+}
+"""Of models that draw a class."""
+HYBRID = {
     RESIDUAL_CONDITION: _named(f"{_NORM} Tile"),
     RESIDUAL_STEP: _named("Clip Cos Exp Gemm LayerNormalization MatMul Sigmoid Sin Tile"),
     LATENT: _named(""),
+}
+"""Of tokens with a residual."""
+DISCRETE = {LATENT: _named("MatMul Pad")}
+"""Of tokens without."""
+COMMON = {
+    SMOOTH: _named("GatherElements Log MatMul Softmax"),
     DECODER: _named(
         "Clip Conv InstanceNormalization MatMul Pow Reciprocal ReduceMean ReduceSum Resize Sigmoid Softmax"
     ),
 }
 
 
-def operators_of(graph: str, int8: bool) -> Operators:
+def operators_of(own: Operators, int8: bool) -> Operators:
     """All that may be in a graph, whichever form of it.
 
     Args:
+        own: of the graph itself, beside those of all.
         int8: whether it has products in 8 bits in int8 bundles.
     """
-    own = _OWN[graph] | EVERYWHERE
+    own = own | EVERYWHERE
     written = [parts for operator, parts in _WRITTEN.items() if operator in own]
     return own.union(*written, _INT8 if int8 else ())

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
+from hart_runtime.common.config import (
+    TextEncoderConfig,
+    TokenizerConfig,
+    Transformer,
+    TransformerConfig,
+)
 
 DECODER_BLOCKS = 3
 """Residual blocks per resolution (:mod:`hart_runtime.hart.autoencoder` has them too, but needs torch)."""
 
 
-def transformer_sizes(llm: TransformerConfig, channels: int) -> dict[str, int]:
-    """Heads, matrix elements of a block that run once a token (``token_weights``) and once a row
-    (``modulation``), and of the diffusion MLP that a denoising step uses (``residual_weights``).
-    """
-    dim, hidden, width = llm.embed_dim, llm.mlp_hidden, llm.diff_width
-    mlp = (3 if llm.mlp_type == "llama" else 2) * dim * hidden
-    block = 5 * width * width  # two layers and three modulations
-    residual = channels * width + llm.diff_depth * block + 2 * width * width + 2 * channels * width
+def block_sizes(llm: Transformer) -> dict[str, int]:
+    """Blocks, heads, and matrix elements of a block that run once a token (``token_weights``)."""
+    dim = llm.embed_dim
     return {
+        "depth": llm.depth,
         "heads": llm.num_heads,
-        "token_weights": 4 * dim * dim + mlp,
-        "modulation": 0 if llm.disable_aln else 6 * dim * dim,
-        "residual_weights": residual,
+        "token_weights": 4 * dim * dim + llm.mlp_matrices * dim * llm.mlp_hidden,
     }
+
+
+def residual_sizes(llm: TransformerConfig, channels: int) -> dict[str, int]:
+    """Matrix elements of the diffusion MLP that a denoising step uses."""
+    width = llm.diff_width
+    block = 5 * width * width  # two layers and three modulations
+    ends = channels * width + 2 * width * width + 2 * channels * width
+    return {"residual_weights": llm.diff_depth * block + ends}
 
 
 def text_encoder_sizes(text: TextEncoderConfig) -> dict[str, int]:

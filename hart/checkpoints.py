@@ -1,0 +1,79 @@
+"""Checkpoints of every family: looked at, loaded, and drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hart_runtime.common.checkpoint import Checkpoint, HartCheckpoint
+from hart_runtime.common.noise import Noise
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.hart.checkpoint import check_hart, empty_hart, load_hart
+from hart_runtime.hart.checkpoint import stored_sets as of_network
+from hart_runtime.hart.find import VarCheckpoint
+from hart_runtime.hart.generate import Record, generate, generate_classes, ignore
+from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.var_checkpoint import check_var, empty_var, load_var, stored_name
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Hart | Var:
+    """Transformer and image tokenizer, as :func:`hart_runtime.hart.checkpoint.load_hart`."""
+    if isinstance(checkpoint, VarCheckpoint):
+        _ = checkpoint.llm_config  # names are compared with tensors
+        return load_var(*_files(checkpoint), dtype, checkpoint.num_heads)
+    return load_hart(_hart(checkpoint), dtype)
+
+
+def empty(checkpoint: Checkpoint) -> Hart | Var:
+    """Both without numbers, on the meta device."""
+    if isinstance(checkpoint, VarCheckpoint):
+        return empty_var(*_files(checkpoint), checkpoint.num_heads)
+    return empty_hart(_hart(checkpoint))
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Compare what weight files there are with the networks; no values are read. Raises InputError."""
+    if isinstance(checkpoint, VarCheckpoint):
+        check_var(*_files(checkpoint), checkpoint.num_heads)
+    else:
+        check_hart(_hart(checkpoint))
+
+
+def stored_sets(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """As :func:`hart_runtime.hart.checkpoint.stored_sets`."""
+    names = [name for name, _ in empty(checkpoint).transformer.named_parameters()]
+    stored = stored_name if isinstance(checkpoint, VarCheckpoint) else str
+    return of_network(checkpoint.llm, [stored(name) for name in names])
+
+
+def draw(
+    model: Hart | Var,
+    inputs: Sequence[Tensor],
+    noise: Noise,
+    settings: SamplingSettings,
+    patch_nums: tuple[int, ...] | None = None,
+    record: Record = ignore,
+) -> Tensor:
+    """The reference loop on what an exported drawing is given; see
+    :func:`hart_runtime.hart.generate.generate`.
+
+    Args:
+        inputs: in the order of the first graph's: text features and their mask, or labels.
+    """
+    if isinstance(model, Var):
+        (labels,) = inputs
+        return generate_classes(model, labels, noise, settings, record)
+    features, mask = inputs
+    return generate(model, features, mask, noise, settings, patch_nums, record)
+
+
+def _files(checkpoint: VarCheckpoint) -> tuple[Path, Path]:
+    return checkpoint.transformer_file, checkpoint.tokenizer_file
+
+
+def _hart(checkpoint: Checkpoint) -> HartCheckpoint:
+    assert isinstance(checkpoint, HartCheckpoint)
+    return checkpoint

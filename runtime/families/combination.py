@@ -1,0 +1,110 @@
+"""Puts a family together of what is drawn and what pictures are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hart_runtime.common.checkpoint import TOKENIZER
+from hart_runtime.common.config import TokenizerConfig, config_from_dict
+from hart_runtime.common.schedule import scale_steps
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime import stages
+from hart_runtime.runtime.families.family import Conditioning, Family, Tokens
+from hart_runtime.runtime.families.names import TRANSFORMER
+from hart_runtime.runtime.families.operators import COMMON, operators_of
+from hart_runtime.runtime.families.rows import run
+from hart_runtime.runtime.families.scales import (
+    DECODE,
+    DECODING,
+    codes,
+    drawing_graphs,
+    next_scale,
+    scale_dims,
+    transformer_graph,
+)
+from hart_runtime.runtime.families.sizes import tokenizer_sizes
+from hart_runtime.runtime.program import Step
+from hart_runtime.runtime.shapes import Dims
+from hart_runtime.runtime.spec import ModelSpec
+
+
+def combined(
+    name: str,
+    conditioning: Conditioning,
+    tokens: Tokens,
+    sampling: SamplingSettings,
+    presets: Mapping[str, SamplingSettings] | None = None,
+) -> Family:
+    """A family.
+
+    Args:
+        sampling: settings of its published sampler.
+        presets: others that have a name.
+    """
+    contracts = (
+        *conditioning.before,
+        transformer_graph(conditioning),
+        *conditioning.after,
+        *drawing_graphs(conditioning),
+        *tokens.graphs,
+        DECODING,
+    )
+    operators = {**COMMON, **conditioning.operators, **tokens.operators}
+
+    def dims(model: ModelSpec, batch: int) -> list[Dims]:
+        return scale_dims(conditioning, model, batch)
+
+    def steps(model: ModelSpec, settings: SamplingSettings, batch: int) -> tuple[Step, ...]:
+        """Every scale, what follows the last, and the latent that is decoded at the end."""
+        scales = scale_steps(model.patch_nums, settings, model.vocab_size, tokens.hybrid)
+        more, whole, without = tokens.end(model, settings, batch, scales)
+        found = []
+        for now in scales:
+            hidden = conditioning.begin(model, batch) if not now.index else [run(TRANSFORMER, now.index)]
+            runs = (*hidden, *codes(now, model, settings))
+            last = now is scales[-1]
+            if not last:
+                runs = (*runs, next_scale(now, scales[now.index + 1], conditioning, model, batch))
+            found.append(Step(stages.SCALE, now.index, len(scales), runs, (without,) if last else ()))
+        return (*found, *more, Step(stages.DECODER, 0, 1, (whole,), ()))
+
+    def sizes(model: ModelSpec, configurations: Mapping[str, Any]) -> dict[str, int]:
+        llm = conditioning.read(configurations)
+        image = config_from_dict(TokenizerConfig, configurations[TOKENIZER], "manifest")
+        return {
+            **conditioning.sizes(llm, configurations),
+            **tokens.sizes(llm, image.z_channels),
+            **tokenizer_sizes(image, model.patch_nums[-1]),
+        }
+
+    def describe(llm: Any, image: TokenizerConfig, patch_nums: tuple[int, ...]) -> ModelSpec:
+        return ModelSpec(
+            patch_nums=patch_nums,
+            depth=llm.depth,
+            embed_dim=llm.embed_dim,
+            num_heads=llm.num_heads,
+            vocab_size=image.vocab_size,
+            latent_channels=image.z_channels,
+            image_size=patch_nums[-1] * image.downsample,
+            **conditioning.describe(llm),
+            **tokens.describe(llm),
+        )
+
+    return Family(
+        name=name,
+        graphs={
+            graph.name: replace(graph, operators=operators_of(operators[graph.name], graph.int8))
+            for graph in contracts
+        },
+        dims=dims,
+        steps=steps,
+        sizes=sizes,
+        describe=describe,
+        decode=DECODE,
+        own=conditioning.own | tokens.own,
+        sampling=sampling,
+        presets=presets or {},
+        lacks=tokens.lacks,
+    )
