@@ -20,6 +20,7 @@ from hart_runtime.runtime.backends.registry import BACKENDS
 from hart_runtime.runtime.options import bundle_option, device_option
 
 if TYPE_CHECKING:
+    from hart_runtime.common.checkpoint import Checkpoint
     from hart_runtime.compare.record import Source
     from hart_runtime.compare.reference import Reference
     from hart_runtime.compare.replay import Watch
@@ -45,6 +46,9 @@ PROMPTS = (
 @click.option(
     "--text-encoder", type=PATH, help="Its Qwen2 folder. [default: text_encoder/ inside the checkpoint]"
 )
+@click.option(
+    "--tokenizer", type=PATH, help="VAR's image tokenizer. [default: the one beside its transformer]"
+)
 @device_option
 @click.option(
     "--backend",
@@ -54,7 +58,11 @@ PROMPTS = (
     default=[AUTO],
     help="What runs the bundle; can be given several times. [default: auto]",
 )
-@click.option("--prompts-file", type=PATH, help="Text file with one prompt a line. [default: four shapes]")
+@click.option(
+    "--prompts-file",
+    type=PATH,
+    help="Text file with one prompt (or class) a line. [default: four shapes, or four classes]",
+)
 @click.option("--num-prompts", type=click.IntRange(1), help="Compare the first N prompts only.")
 @click.option("--reference", type=PATH, help="Compare with a saved reference; needs no torch.")
 @click.option("--save-reference", type=PATH, help="Keep what the reference did in this folder.")
@@ -78,6 +86,7 @@ def main(
     bundle: Path,
     checkpoint: Path | None,
     text_encoder: Path | None,
+    tokenizer: Path | None,
     device: str,
     backends: tuple[str, ...],
     prompts_file: Path | None,
@@ -108,8 +117,9 @@ def main(
     if output.exists() and not output.is_dir():
         raise InputError(f"{parameter('output', output)}: expected a folder, found a file")
     with _progress() as watch:
-        source = _source(checkpoint, text_encoder, opened, reference is None or layers is not None)
-        prompts = _prompts(prompts_file, num_prompts, reference)
+        needed = reference is None or layers is not None
+        source = _source(checkpoint, text_encoder, tokenizer, opened, needed)
+        prompts = _prompts(opened, prompts_file, num_prompts, reference)
         ruler = _reference(reference, save_reference, source, opened, prompts, device, backends, watch)
         limits = Limits(factor=factor)
         runs = [judge(name, opened, ruler, source, device, layers, limits, watch) for name in backends]
@@ -127,7 +137,9 @@ def main(
     sys.exit(0 if report["passed"] else 1)
 
 
-def _source(given: Path | None, text_encoder: Path | None, bundle: Bundle, needed: bool) -> Source | None:
+def _source(
+    given: Path | None, text_encoder: Path | None, tokenizer: Path | None, bundle: Bundle, needed: bool
+) -> Source | None:
     """The bundle's checkpoint, verified; None where none is needed and none was given."""
     if given is None and not needed:
         return None
@@ -137,7 +149,10 @@ def _source(given: Path | None, text_encoder: Path | None, bundle: Bundle, neede
     from hart_runtime.hart.find import find
     from hart_runtime.runtime.origin import exported_from
 
-    found = exported_from(bundle, given, DEMO_CHECKPOINT, find, text_encoder)
+    def at(place: Path, text: Path | None, ema: bool | None) -> Checkpoint:
+        return find(place, text, ema, tokenizer)
+
+    found = exported_from(bundle, given, DEMO_CHECKPOINT, at, text_encoder)
     return Source.of(found, bundle.manifest)
 
 
@@ -189,14 +204,19 @@ def _reference(
     return ruler
 
 
-def _prompts(file: Path | None, count: int | None, reference: Path | None) -> list[str]:
+def _prompts(bundle: Bundle, file: Path | None, count: int | None, reference: Path | None) -> list[str]:
     if reference is not None and (file is not None or count is not None):
         raise InputError(
             "`reference` brings its own prompts, found `prompts_file` or `num_prompts` beside it"
         )
+    from hart_runtime.runtime.call import words_of
+    from hart_runtime.runtime.class_names import ClassNames
     from hart_runtime.runtime.prompts import read_prompts
 
-    prompts = read_prompts(file) if file else list(PROMPTS)
+    classes = bundle.manifest.model.num_classes
+    default = [str(k * classes // len(PROMPTS)) for k in range(len(PROMPTS))] if classes else list(PROMPTS)
+    prompts = read_prompts(file) if file else default
+    prompts = words_of(prompts, ClassNames.of(bundle) if classes else None)
     if count is not None and count > len(prompts):
         raise InputError(
             f"{parameter('num_prompts', count)}: only {len(prompts)} prompts are there; "

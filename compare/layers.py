@@ -32,7 +32,7 @@ from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import TensorSpec
 
 WINDOWS = {
-    graphs.CONTEXT: ("ctx.mask", "scale0.x_in"),
+    graphs.CONTEXT: ("ctx.mask|label", "scale0.x_in"),
     graphs.TRANSFORMER: ("scale{n}.x_in", "scale{n}.hidden"),
     graphs.SAMPLE: ("scale{n}.hidden", "scale{n}.idx"),
     graphs.NEXT_SCALE: ("scale{n}.h", "scale{m}.x_in"),
@@ -40,7 +40,7 @@ WINDOWS = {
     graphs.RESIDUAL_STEP: ("final.diff.step{n}.x_t", "final.diff.step{n}.sample"),
     graphs.DECODER: ("final.f_hat", "image"),
 }
-"""Graph -> the recorded names between which the reference computes it; m is n + 1."""
+"""Graph -> the recorded names between which the reference computes it, from one of several; m is n + 1."""
 RECORDED = {
     (graphs.SAMPLE, "head"): "scale{n}.logits_cfg",
     (graphs.NEXT_SCALE, "lvl_embed"): "scale{n}.next_level",
@@ -160,7 +160,7 @@ def _observe_reference(
             def record(name: str, value: Tensor) -> None:
                 if name in wanted:
                     recorded[wanted[name]] = [(None, value.numpy().copy())]
-                watching[0] = (watching[0] or name == start) and name != end
+                watching[0] = (watching[0] or name in start.split("|")) and name != end
 
             record_again(model, reference.batches[batch], reference.settings, bundle.manifest, record)
         else:

@@ -70,8 +70,9 @@ class ClassTransformer(nn.Module):
 
     def condition(self, labels: Tensor) -> Tensor:
         """Embeddings of both guidance halves; index ``num_classes`` stands for no class. (B,) -> (2B, C)"""
-        nothing = torch.full_like(labels, self.config.num_classes)
-        return self.class_emb(torch.cat([labels, nothing])).float()
+        asked = self.class_emb(labels).float()
+        nothing = self.class_emb.weight[self.config.num_classes :].float()
+        return torch.cat([asked, nothing.expand_as(asked)])
 
     def modulations(self, condition: Tensor) -> Tensor:
         """What modulates every block, the same at every scale. (2B, C) -> (2B, depth, 6, C)"""

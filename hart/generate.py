@@ -96,9 +96,9 @@ def generate_classes(
         labels: (B,) int64; ``num_classes`` draws of none.
     """
     transformer = model.transformer
+    record("label", labels)
     condition = transformer.condition(labels)
     modulations = transformer.modulations(condition)
-    record("label", labels)
     record("cond", condition)
     record("modulations", modulations)
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
-from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
+from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 from hart_runtime.runtime.graph_check import bounds_of, check_graph
 from hart_runtime.runtime.graph_file import Known
@@ -122,8 +122,7 @@ def _refuse_apart(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_graphs(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    tables = {TOKEN_IDS: rows} if (rows := manifest.text_rows) else {}
-    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size, tables)
+    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size, manifest.tables)
     known = Known({}, {})
     for name, graph in manifest.graphs.items():
         contract = manifest.contract(name)

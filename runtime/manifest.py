@@ -30,7 +30,7 @@ from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
 from hart_runtime.runtime.contract import Contract, Contracts, specs_of
 from hart_runtime.runtime.families import FAMILIES
-from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.program import Program, make_program
 from hart_runtime.runtime.shapes import Dims
@@ -121,6 +121,12 @@ class Manifest:
         """Rows of the text encoder's embedding; None in bundles without one."""
         described = self.checkpoint[TEXT_NETWORK] if TEXT_ENCODER in self.graphs else {}
         return described.get("vocab_size")
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Rows of the tables that numbers are looked up in, by the input that brings them."""
+        text = {TOKEN_IDS: rows} if (rows := self.text_rows) else {}
+        return text | FAMILIES[self.family].tables(self.model)
 
     def scale_dims(self, batch: int) -> list[Dims]:
         """The free dimensions of graphs at each scale."""

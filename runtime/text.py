@@ -75,7 +75,9 @@ class EncodedPrompts:
 
 
 def require_text_encoder(bundle: Bundle) -> None:
-    """Raises InputError for a bundle that draws from features only."""
+    """Raises InputError for a bundle that draws from features only, or classes."""
+    if bundle.manifest.model.num_classes:
+        raise InputError(f"{bundle.folder}: this bundle draws classes, and takes no texts")
     if not bundle.has_text_encoder:
         raise InputError(
             f"{bundle.folder}: this bundle has no text encoder; export it again with one (`text_encoder`), "

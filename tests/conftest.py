@@ -17,9 +17,10 @@ from hart_runtime.common.json_files import read_json
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.hart.find import VarCheckpoint, find_var
+from hart_runtime.hart.find import VarCheckpoint, find, find_var
 from hart_runtime.hart.random_weights import SHAPES
 from tests.imports import PACKAGE, ROOMS, ROOT
+from tests.var_models import SMALL, write_names, write_random_var
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,6 +74,23 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
         return output
 
     return export
+
+
+@pytest.fixture(scope="session")
+def var_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random checkpoint of VAR."""
+    folder = tmp_path_factory.mktemp("classes") / "var"
+    write_random_var(SMALL, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def var_bundle(var_model: Path) -> Path:
+    """Exported in float32, with names of its classes."""
+    root = var_model.parent
+    request = Request(find(var_model), "fp32", max_batch=4, class_names=write_names(root))
+    export_bundle(request, root / "small")
+    return root / "small"
 
 
 @pytest.fixture(scope="session")

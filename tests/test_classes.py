@@ -13,23 +13,9 @@ from PIL import Image
 
 from hart_runtime import InputError, Pipeline, Scale
 from hart_runtime.common.settings import VAR_FID
-from hart_runtime.export.bundle import export_bundle
-from hart_runtime.export.request import Request
-from hart_runtime.hart.find import find
 from hart_runtime.runtime.cli import main
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.png import read_origin
-from tests.var_models import SMALL, write_names, write_random_var
-
-
-@pytest.fixture(scope="module")
-def var_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random one, with names."""
-    root = tmp_path_factory.mktemp("classes")
-    write_random_var(SMALL, root / "model")
-    request = Request(find(root / "model"), "fp32", max_batch=4, class_names=write_names(root))
-    export_bundle(request, root / "small")
-    return root / "small"
 
 
 @pytest.fixture(scope="module")

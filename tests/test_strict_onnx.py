@@ -23,6 +23,7 @@ from tests.strict.onnx_gpu import StrictOnnx
 from tests.test_conformance import (  # noqa: F401  (the suite, on the fixture below)
     demo_fp32,
     test_broken_weights_end_the_run,
+    test_golden_class_run,
     test_golden_run,
     test_pictures_do_not_depend_on_the_batch,
     test_previews_show_the_picture_and_do_not_change_it,

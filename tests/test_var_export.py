@@ -35,12 +35,9 @@ from tests.var_models import NAMES, SMALL, VARIANTS, varied, write_names, write_
 TRANSFORMER, TOKENIZER = SMALL.files
 
 
-@pytest.fixture(scope="module")
-def var(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint."""
-    folder = tmp_path_factory.mktemp("small") / "var"
-    write_random_var(SMALL, folder)
-    return folder
+@pytest.fixture
+def var(var_model: Path) -> Path:
+    return var_model
 
 
 def run(*arguments: object) -> Result:

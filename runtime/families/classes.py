@@ -24,8 +24,8 @@ from hart_runtime.runtime.families.sizes import block_sizes
 from hart_runtime.runtime.program import Arrays, Run
 from hart_runtime.runtime.spec import ModelSpec
 
-LABEL = "label"
-"""What a drawing is given: the number of a class, or of none."""
+LABEL, PLACES = "label", "places"
+"""What a drawing is given, the class of each picture, and numbers of tokens among those of all scales."""
 
 _BEFORE = (
     contract(
@@ -55,7 +55,7 @@ def _places(scale: ScaleStep, model: ModelSpec) -> Arrays:
     """Numbers of a scale's tokens among those of all scales, (n, n)."""
     side = scale.patch_num
     begin = sum(n * n for n in model.patch_nums[: scale.index])
-    return {"places": np.arange(begin, begin + side * side, dtype=np.int64).reshape(side, side)}
+    return {PLACES: np.arange(begin, begin + side * side, dtype=np.int64).reshape(side, side)}
 
 
 def _read(configurations: Mapping[str, Any]) -> ClassTransformerConfig:
@@ -71,11 +71,12 @@ CLASS = Conditioning(
     before=_BEFORE,
     after=(),
     takes=(Row("modulations", ("rows", "depth", 6, "dim"), recorded="modulations"),),
-    moves=((Row("places", ("next_side", "next_side"), INT),), ()),
+    moves=((Row(PLACES, ("next_side", "next_side"), INT),), ()),
     begin=_begin,
     first=lambda model: (2, model.patch_nums[0] ** 2),
     places=_places,
     own=frozenset({"num_classes"}),
+    tables=lambda model: {LABEL: model.num_classes + 1, PLACES: sum(n * n for n in model.patch_nums)},
     read=_read,
     describe=lambda llm: {"num_classes": llm.num_classes},
     sizes=_sizes,

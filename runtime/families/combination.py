@@ -102,6 +102,7 @@ def combined(
         steps=steps,
         sizes=sizes,
         describe=describe,
+        tables=conditioning.tables,
         decode=DECODE,
         own=conditioning.own | tokens.own,
         sampling=sampling,

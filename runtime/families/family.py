@@ -40,6 +40,9 @@ class Conditioning:
     """What the host feeds ``next_scale`` for the places of a scale's tokens."""
     own: frozenset[str]
     """Sizes of a model that others have not."""
+    tables: Callable[[ModelSpec], dict[str, int]]
+    """Rows of the tables that numbers are looked up in, by the input that brings them; without a text's,
+    which only its tokenizer knows."""
     read: Callable[[Mapping[str, Any]], Any]
     """The transformer's configuration, of all that a manifest holds."""
     describe: Callable[[Any], dict[str, Any]]
@@ -85,6 +88,8 @@ class Family:
     """Of a model and its configurations: what formulas of operations and bytes are made of besides."""
     describe: Callable[[Any, Any, tuple[int, ...]], ModelSpec]
     """Of the configurations of transformer and image tokenizer, and the sides of the scales."""
+    tables: Callable[[ModelSpec], dict[str, int]]
+    """As of :class:`Conditioning`."""
     decode: Run
     """Makes pixels of a latent."""
     own: frozenset[str]

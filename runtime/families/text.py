@@ -122,6 +122,7 @@ TEXT = Conditioning(
     first=lambda model: (1, model.context_token),
     places=_places,
     own=frozenset({"context_token", "context_dim"}),
+    tables=lambda model: {},
     read=_read,
     describe=_describe,
     sizes=_sizes,
