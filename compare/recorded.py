@@ -23,7 +23,7 @@ from hart_runtime.compare.metrics import Array
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Values, Watched, joined
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
-from hart_runtime.runtime.families.names import SMOOTH, TOKEN_IDS
+from hart_runtime.runtime.families.names import SMOOTH
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Arrays, Program, Run, cache_of
@@ -33,8 +33,6 @@ from hart_runtime.runtime.text import ENCODE
 
 Tensors = Arrays
 """One batch's trajectory, under the names :func:`hart_runtime.hart.generate.generate` records."""
-WHOLE = {"ctx.mask": 2, "ctx.features": 3, "image": 4}
-"""Axes of what is used as it was recorded, pictures first."""
 CLOSE = 1e-6
 """How far numbers may be off that the host makes in float32 and the reference in float64."""
 EPS_ROUNDING = 1e-5
@@ -122,7 +120,7 @@ def given_of(tensors: Tensors, manifest: Manifest) -> dict[str, Array]:
 
 def batch_of(tensors: Tensors) -> int:
     """Pictures of a recorded batch."""
-    return len(tensors["scale0.u"])
+    return len(tensors["image"])
 
 
 def graph_calls(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) -> list[Call]:
@@ -158,17 +156,19 @@ def check_recording(tensors: Tensors, settings: SamplingSettings, manifest: Mani
     for name, tensor in tensors.items():
         if not isinstance(tensor, np.ndarray) or tensor.dtype.kind not in "biuf":
             raise InputError(f"{shown(name)}: expected numbers, found {shown(type(tensor).__name__)}")
-    pictures = len(tensors["image"]) if "image" in tensors and tensors["image"].ndim else 0
-    for name, axes in WHOLE.items():
+    program = manifest.program(settings, 1)
+    ((picture, image),) = places(manifest, program.decode).values()
+    whole = {place: len(spec.shape) for spec, place in places(manifest, next(program.runs()), False).values()}
+    pictures = len(tensors[image]) if image in tensors and tensors[image].ndim else 0
+    for name, axes in {**whole, image: len(picture.shape)}.items():
         shape = tensors[name].shape if name in tensors else ()
         if len(shape) != axes or shape[0] != pictures:
             raise InputError(f"{name}: expected {axes} axes, the first of {pictures}, found {shown(shape)}")
     for call in graph_calls(tensors, settings, manifest):
-        ids = call.inputs.get(TOKEN_IDS)
-        if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() < (manifest.text_rows or 0):
-            raise InputError(
-                f"{TOKEN_IDS}: expected rows of a table of {manifest.text_rows}, found up to {ids.max()}"
-            )
+        for name in call.inputs.keys() & manifest.tables.keys():
+            rows, found = manifest.tables[name], call.inputs[name]
+            if found.size and not 0 <= found.min() <= found.max() < rows:
+                raise InputError(f"{name}: expected rows of a table of {rows}, found up to {found.max()}")
     return pictures
 
 
