@@ -64,7 +64,7 @@ def test_a_third_picture_is_launches_only(onnx: StrictOnnx, demo_bundle: Path) -
     calls = sum(1 for _ in program.runs()) + 1  # and the decoder
     assert (counts.launches, counts.executions) == (calls - 1, 1)  # `context` has features of its caller
     scales, steps = len(manifest.model.patch_nums), 8
-    random = 3 * scales + steps  # uniform numbers, pools and places in them; start, and steps but the last
+    random = 3 * scales + steps + 1  # uniform numbers, pools and places in them; start and steps of the rest
     assert counts.uploads == random + 2, "the text and its mask beside them"
     assert counts.downloads <= 2
     assert counts.upload_bytes < manifest.model.vocab_size * 4 * 64 * 20
