@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,8 @@ def main(
 
     require("hart-export", "export", "torch", "onnx", "onnxscript", "huggingface_hub", "safetensors")
     from hart_runtime.export.hub import CONFIGURATIONS, WANTED, resolve
-    from hart_runtime.export.request import Request, check_place
+    from hart_runtime.export.request import Request, check_place, check_replaceable
+    from hart_runtime.export.system_prompt import read_system_prompt
     from hart_runtime.hart.demo import DEMO_CHECKPOINT
     from hart_runtime.hart.find import find
     from hart_runtime.runtime.tensorrt.package import import_package
@@ -125,27 +127,43 @@ def main(
     for name, value in (("revision", revision), ("file", file)):
         if value is not None and checkpoint is None:
             raise InputError(f"{parameter(name, value)}: the demo checkpoint has none; name a CHECKPOINT")
-    patterns = CONFIGURATIONS if dry_run else WANTED
-    source = DEMO_CHECKPOINT if checkpoint is None else resolve(checkpoint, revision, patterns, file)
-    encoder = None if text_encoder is None else resolve(text_encoder, patterns=patterns)
-    found = find(source, encoder, ema, tokenizer)
-    request = Request(found, precision, max_batch, system_prompt, class_names)
-    target = output or ENGINES / (DEMO if checkpoint is None else found.name)
+    # What can be refused is refused before a download, and by configurations before weights are downloaded.
     wants_engines = PRECISIONS[precision].engines
     if backend in MODULES:
         if not wants_engines:
             able = " or ".join(name for name, kind in PRECISIONS.items() if kind.engines)
             asked = parameter("precision", precision)
             raise InputError(f"{parameter('backend', backend)}: engines are {able}, found {asked}")
-        import_package(backend)  # missing packages are told of before the work, not after
-    request.check(weights=not dry_run)
+        import_package(backend)
+    if output is not None and not dry_run:
+        check_replaceable(output, force)
+    if system_prompt is not None:
+        read_system_prompt(system_prompt, wanted=False)
+
+    def places(patterns: list[str]) -> tuple[Path, Path | None]:
+        source = DEMO_CHECKPOINT if checkpoint is None else resolve(checkpoint, revision, patterns, file)
+        return source, None if text_encoder is None else resolve(text_encoder, patterns=patterns)
+
+    source, encoder = places(CONFIGURATIONS)
+    if not dry_run and not any(source.rglob("config.json")):
+        source, encoder = places(WANTED)  # VAR's files tell of themselves
+    found = find(source, encoder, ema, tokenizer)
+    request = Request(found, precision, max_batch, system_prompt, class_names)
+    target = output or ENGINES / (DEMO if checkpoint is None else found.name)
+    request.check(weights=False)
     if dry_run:
         from hart_runtime.export.dry_run import forecast, show
 
         show(forecast(request), precision, target)
         _tell_of_place(request, target, force)
         return
-    if found.text_encoder is None and not request.model.num_classes:
+    check_replaceable(target, force)
+    if (
+        whole := find(*places(WANTED), ema, tokenizer)
+    ) != found:  # a branch of the hub has moved on meanwhile
+        request = replace(request, checkpoint=whole)
+    request.check()
+    if whole.text_encoder is None and not request.model.num_classes:
         click.echo(
             "note: there is no text encoder, so this bundle will draw from text features only; "
             "give --text-encoder to draw from prompts",

@@ -125,12 +125,12 @@ def as_file(names: Sequence[str]) -> bytes:
     return "".join(f"{name}\n" for name in names).encode()
 
 
-def check_place(request: Request, output: Path, force: bool) -> bool:
-    """Whether a bundle at ``output`` is what is asked for; then there is nothing to do.
+def check_replaceable(output: Path, force: bool) -> bool:
+    """Whether a bundle is at ``output``; nothing of the checkpoint is needed to say so.
 
     Raises:
-        InputError: something else is there, and would be lost (without ``force``); or what is no
-            bundle, which is never replaced.
+        InputError: what is there is no bundle, which is never replaced, or holds (with ``force``) what is not
+            the bundle's.
     """
     above = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
@@ -145,6 +145,17 @@ def check_place(request: Request, output: Path, force: bool) -> bool:
         raise InputError(f"{output}: exists and is not a bundle (no {MANIFEST} of one), not replaced")
     if force:
         refuse_strangers(output, owned)
+    return True
+
+
+def check_place(request: Request, output: Path, force: bool) -> bool:
+    """Whether a bundle at ``output`` is what is asked for; then there is nothing to do.
+
+    Raises:
+        InputError: something else is there, and would be lost (without ``force``); or what is no
+            bundle, as :func:`check_replaceable`.
+    """
+    if not check_replaceable(output, force) or force:
         return False
     found = _unusable(lambda: read_manifest(output)) or differences(request, read_manifest(output)[0])
     if found := found or _unusable(lambda: open_bundle(output)):
