@@ -16,6 +16,7 @@ from hart_runtime.export.cli import main
 from hart_runtime.export.hub import CONFIGURATIONS, WANTED
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.find import MANIFEST
+from tests.golden_runs import HERE
 
 Download = Callable[..., Result]
 
@@ -24,14 +25,15 @@ class Hub:
     """Delivers a copy of the demo, as far as it is asked for, and remembers what was."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.source = root, DEMO_CHECKPOINT
         self.asked: list[list[str]] = []
         self.change: Callable[[Path], object] = lambda root: None
 
     def deliver(self, name: str, revision: str | None, allow_patterns: list[str], **_: object) -> str:
         self.asked.append(allow_patterns)
-        for file in DEMO_CHECKPOINT.rglob("*"):
-            target = self.root / file.relative_to(DEMO_CHECKPOINT)
+        self.root.mkdir(parents=True, exist_ok=True)
+        for file in self.source.rglob("*"):
+            target = self.root / file.relative_to(self.source)
             if any(file.match(pattern) for pattern in allow_patterns) and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
@@ -116,4 +118,15 @@ def test_the_place_that_a_name_leads_to(hub: Hub, tmp_path: Path) -> None:
 def test_then_the_weights(hub: Hub) -> None:
     hub.change = lambda root: [file.write_bytes(b"") for file in root.rglob("llm/*.safetensors")]
     assert "model.safetensors: is empty" in export("--output", "x").stderr.splitlines()[-1]
+    assert hub.asked == [CONFIGURATIONS, WANTED]
+
+
+@pytest.mark.parametrize("name", ["var.pth", "vae.pth", "var.safetensors"])
+def test_files_that_tell_of_themselves(hub: Hub, tmp_path: Path, name: str) -> None:
+    """There is no configuration beside them."""
+    hub.source = tmp_path / "published"
+    hub.source.mkdir()
+    for file in {"var.pth", "vae.pth", name} - ({"var.pth"} if "safetensors" in name else set()):
+        (hub.source / file).write_bytes(b"" if file == name else (HERE / "var_plain" / file).read_bytes())
+    assert f"{name}: is empty" in export("--output", "x").stderr
     assert hub.asked == [CONFIGURATIONS, WANTED]
