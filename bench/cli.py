@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from hart_runtime.bench import REFERENCES
-from hart_runtime.bench.load_cli import serve_load
 from hart_runtime.common.console import PATH, WORD, command, group
 from hart_runtime.common.errors import InputError, one_of
 from hart_runtime.common.files import refuse_existing, whole_folder
@@ -28,9 +27,7 @@ RESULTS = Path("benchmarks/results")
 
 
 @group(
-    words={"batches": "--batch"},
-    invoke_without_command=True,
-    subcommand_metavar="[compare A.json B.json | serve --url URL]",
+    words={"batches": "--batch"}, invoke_without_command=True, subcommand_metavar="[compare A.json B.json]"
 )
 @click.option("--engine", "bundle", type=PATH, metavar="BUNDLE", help=BUNDLE_HELP)
 @device_option
@@ -130,7 +127,6 @@ def compare_results(before: Path, after: Path, everything: bool) -> None:
 
 
 main.add_command(compare_results)
-main.add_command(serve_load)
 
 
 def _values(change: Change) -> tuple[str, str]:

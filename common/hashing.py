@@ -53,14 +53,11 @@ def begin_hashing(path: Path) -> Callable[[], tuple[str, ...]]:
             work()
 
     threads = [threading.Thread(target=begin, daemon=True) for _ in range(min(count, os.cpu_count() or 1))]
-    started = []
-    with contextlib.suppress(RuntimeError):  # where the system refuses threads, the one who waits hashes
-        for thread in threads:
-            thread.start()
-            started.append(thread)
+    for thread in threads:
+        thread.start()
 
     def wait() -> tuple[str, ...]:
-        for thread in started:
+        for thread in threads:
             thread.join()
         for number in range(count):  # what a failed read left, or a fork
             found[number] = found[number] or _digest(path, number)

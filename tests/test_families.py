@@ -1,0 +1,198 @@
+"""What every command and option does with a bundle or a checkpoint of each family: works, or says why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from hart_runtime.bench.cli import main as bench
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.compare.cli import main as compare
+from hart_runtime.compare.recorded import recorded_names
+from hart_runtime.export.cli import main as export
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.cli import main as run
+from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.classes import CLASS
+from hart_runtime.runtime.families.combination import combined
+from hart_runtime.runtime.families.hybrid import HYBRID
+from hart_runtime.runtime.manifest import manifest_of
+from hart_runtime.runtime.memory.plan import make_plan
+from hart_runtime.runtime.spec import ModelSpec, check_model
+from hart_runtime.runtime.tensorrt.cli import main as build
+from hart_runtime.runtime.tensorrt.profiles import make_profiles
+from hart_runtime.serve.cli import main as serve
+
+COMMANDS = {"run": run, "export": export, "build": build, "compare": compare, "bench": bench, "serve": serve}
+HART, VAR = "hart", "var"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An option, with words behind it where it is tried, and what is said where a family has not got it."""
+
+    words: tuple[str, ...] = ()
+    hart: str | None = None
+    var: str | None = None
+
+
+NO_RESIDUAL = "this model has no residual, its image tokenizer is discrete"
+NO_PROMPTS = "has no text encoder, and requests bring prompts"
+ALIKE = Cell()
+"""Whatever is drawn, it is the same: the tests of the command have it."""
+
+RUN: dict[str, Cell] = {
+    "prompts": ALIKE,
+    "--engine": ALIKE,
+    "--label": Cell(("--label", "2"), hart="draws texts and has no classes; give a PROMPT"),
+    "--prompts-file": Cell(("--prompts-file", "FILE")),
+    "--from-image": ALIKE,
+    "--num-images": Cell(("--num-images", "2")),
+    "--seed": Cell(("--seed", "5")),
+    "--preset": Cell(("--preset", "fid"), hart="this model has none"),
+    "--guidance": Cell(("--guidance", "2")),
+    "--top-k": Cell(("--top-k", "9")),
+    "--top-p": Cell(("--top-p", "0.5")),
+    "--smooth": Cell(("--smooth",)),
+    "--residual": Cell(("--residual",), var=NO_RESIDUAL),
+    "--steps": Cell(("--steps", "2"), var=NO_RESIDUAL),
+    "--batch": Cell(("--batch", "1")),
+    "--output": ALIKE,
+    "--device": ALIKE,
+    "--backend": Cell(("--backend", "onnxruntime")),
+    "--strict": Cell(("--strict",)),
+    "--tf32": Cell(("--tf32",)),
+    "--safety-model": Cell(var="reads texts, and"),
+    "--threads": Cell(("--threads", "1")),
+    "--json": Cell(("--json",)),
+}
+EXPORT: dict[str, Cell] = {
+    "checkpoint": ALIKE,
+    "--precision": Cell(("--precision", "int8")),
+    "--text-encoder": Cell(("--text-encoder", "TEXT"), var="VAR draws classes and has no text encoder"),
+    "--system-prompt": Cell(("--system-prompt", "none"), var="this checkpoint draws classes"),
+    "--revision": Cell(("--revision", "main"), hart="only hub ids have revisions", var="only hub ids have"),
+    "--file": Cell(("--file", "var_d2.pth"), hart="there is no such file in"),
+    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart="HART's lies in tokenizer/, beside llm/"),
+    "--class-names": Cell(("--class-names", "NAMES"), hart="this checkpoint draws texts and has no classes"),
+    "--output": ALIKE,
+    "--max-batch": Cell(("--max-batch", "2")),
+    "--ema": Cell(("--ema",), hart="expected averaged weights", var="VAR's files hold one set of weights"),
+    "--backend": ALIKE,
+    "--force": Cell(("--force",)),
+    "--dry-run": ALIKE,
+}
+
+
+def all_of(options: str, cell: Cell = ALIKE) -> dict[str, Cell]:
+    return dict.fromkeys(options.split(), cell)
+
+
+BUILD = all_of(
+    "--engine --backend --batch --scales --compute-capability --workspace --top-k --tf32 --force --dry-run"
+)
+COMPARE = all_of(
+    "--engine --checkpoint --device --backend --prompts-file --num-prompts --reference --save-reference"
+    " --factor --layers --output"
+) | {
+    "--text-encoder": Cell(("--text-encoder", "TEXT"), var="VAR draws classes and has no text encoder"),
+    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart="HART's lies in tokenizer/, beside llm/"),
+}
+BENCH = all_of(
+    "--engine --device --backend --batch --iterations --warmup --threads --against --checkpoint --output"
+)
+SERVE = all_of(
+    "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
+    " --api-key-file --insecure --allow-origin --root-path --log-prompts",
+    Cell(var=NO_PROMPTS),
+)
+TABLE = {"run": RUN, "export": EXPORT, "build": BUILD, "compare": COMPARE, "bench": BENCH, "serve": SERVE}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_is_whole(name: str) -> None:
+    """An option more is a row more."""
+    options = {max(option.opts, key=len) for option in COMMANDS[name].params} - {"--version"}
+    assert options == TABLE[name].keys()
+
+
+@pytest.fixture
+def places(demo_bundle: Path, var_bundle: Path, var_model: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
+    """What stands for a family's own files."""
+    tokenizer = next(var_model.glob("vae_*"))
+    found = {}
+    for family, bundle, checkpoint, asked in (
+        (HART, demo_bundle, DEMO_CHECKPOINT, "a red circle"),
+        (VAR, var_bundle, var_model, "2"),
+    ):
+        (tmp_path / f"{family}.txt").write_text(f"{asked}\n")
+        found[family] = {
+            "BUNDLE": str(bundle),
+            "CHECKPOINT": str(checkpoint),
+            "ASKED": asked,
+            "FILE": str(tmp_path / f"{family}.txt"),
+            "TEXT": str(DEMO_CHECKPOINT / "text_encoder"),
+            "TOKENIZER": str(tokenizer),
+            "NAMES": str(var_model.parent / "names.txt"),
+            "OUT": str(tmp_path / "out.png"),
+            "FOLDER": str(tmp_path / "folder"),
+        }
+    return found
+
+
+BASES = {
+    "run": ("--engine", "BUNDLE", "--device", "cpu", "--output", "OUT", "ASKED"),
+    "export": ("CHECKPOINT", "--dry-run", "--output", "FOLDER", "--backend", "onnxruntime"),
+    "compare": ("--engine", "BUNDLE", "--checkpoint", "CHECKPOINT", "--output", "FOLDER"),
+    "serve": ("--engine", "BUNDLE"),
+}
+TRIED = [
+    (name, option, family)
+    for name, cells in TABLE.items()
+    for option, cell in cells.items()
+    for family in (HART, VAR)
+    if cell.words and (name != "compare" or getattr(cell, family))
+]
+
+
+@pytest.mark.parametrize(("name", "option", "family"), TRIED)
+def test_a_cell(places: dict[str, dict[str, str]], name: str, option: str, family: str) -> None:
+    cell = TABLE[name][option]
+    done = called(COMMANDS[name], (*BASES[name], *cell.words), places[family])
+    words = getattr(cell, family)
+    if words is None:
+        assert done.exit_code == 0, done.output
+        return
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_server_of_classes_says_that_requests_bring_prompts(places: dict[str, dict[str, str]]) -> None:
+    done = called(serve, BASES["serve"], places[VAR])
+    assert (done.exit_code, NO_PROMPTS in done.stderr) == (2, True), done.stderr
+
+
+def called(command: click.Command, words: tuple[str, ...], places: dict[str, str]) -> Result:
+    return CliRunner().invoke(command, [places.get(word, word) for word in words])
+
+
+def test_a_family_is_a_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes with a hybrid tokenizer: contract, program, plan and profiles follow from the two halves."""
+    both = combined("both", CLASS, HYBRID, SamplingSettings())
+    monkeypatch.setitem(FAMILIES, "both", both)
+    assert both.graphs.keys() == FAMILIES[HART].graphs.keys() - {"text_encoder", "unconditional"}
+    assert both.lacks == {}
+    model = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, diff_width=8, num_classes=5)
+    check_model(model, both.own, "model")
+    manifest = manifest_of("both", model)
+    program = manifest.program(replace(manifest.sampling, steps="3"), 2)
+    graphs = [each.graph for each in program.runs()]
+    assert graphs.count("residual_step") == 3
+    assert make_plan(program, manifest.cache_length).nbytes > 0
+    assert len(make_profiles(manifest, "transformer", (1, 2), per_scale=True)) == 3
+    assert {"final.diff.embedded", "cond", "modulations"} <= recorded_names(manifest, manifest.sampling)
