@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.call import MAX_SEED
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.png import Origin, read_origin, save_png
+from hart_runtime.runtime.tensorrt.build import parse_range
 from hart_runtime.runtime.tensorrt.cli import main as build
 from hart_runtime.runtime.tensorrt.cli import parse_capabilities
 
@@ -143,8 +146,36 @@ def test_numbers_that_are_not_finite(demo_bundle: Path, name: str, option: str, 
     done = CliRunner().invoke(COMMANDS[name], ["--engine", str(demo_bundle), option, value])
     assert done.exit_code == 2
     assert option in done.stderr
-    with pytest.raises(InputError, match="`compute_capabilities`"):
-        parse_capabilities("8.\u00b2")
+
+
+CAPABILITIES = [
+    "8.\u00b2",
+    "sm89",
+    "8.",
+    ".6",
+    "8.6.1",
+    "08.6",
+    "8.60",
+    "-8.6",
+    "999.9",
+    ",",
+    "9" * 5000,
+    "\uff18.6",
+]
+RANGES = ["1..", "..4", "1..2..3", "-1", "1.5", "1e1", "1_0", "\u0664", "", " ", "9" * 5000, "nan"]
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        *((parse_capabilities, text) for text in CAPABILITIES),
+        *((functools.partial(parse_range, "`batches`"), text) for text in RANGES),
+    ],
+)
+def test_words_that_are_no_numbers_of_a_build(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(InputError, match=r"^`(compute_capabilities|batches)`: expected ") as caught:
+        parse(text)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, parameter, shown
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.backends.names import ONNXRUNTIME
@@ -232,11 +233,10 @@ def _reasons(
 
 def parse_range(given: str, text: str) -> tuple[int, int]:
     """``"4"`` is (4, 4), ``"1..4"`` is (1, 4); ``given`` is what messages call it."""
-    low, _, high = text.partition("..")
-    try:
-        return int(low), int(high or low)
-    except ValueError:
-        raise InputError(f"{given}: expected a number or a range such as 1..4, found {text!r}") from None
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:\.\.\s*([0-9]{1,9})\s*)?", text)
+    if found is None:
+        raise InputError(f"{given}: expected a number or a range such as 1..4, found {shown(text)}")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _existing(target: Path) -> EngineManifest | None:

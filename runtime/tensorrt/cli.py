@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hart_runtime.common.console import WORD, FiniteRange, command, in_options
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, parameter, shown
 from hart_runtime.common.precisions import FP16
 from hart_runtime.runtime.backends.names import AUTO, MODULES
 from hart_runtime.runtime.options import bundle_option
@@ -226,8 +227,6 @@ def _tell_memory(bundle: Bundle, options: BuildOptions, engines: EngineManifest 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
     """``"8.6,8.9"`` to ("8.6", "8.9")."""
     parts = tuple(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
-    for part in parts:
-        major, dot, minor = part.partition(".")
-        if not (dot and part.isascii() and major.isdecimal() and minor.isdecimal()):
-            raise InputError(f"`compute_capabilities`: expected numbers such as 8.6,8.9, found {part!r}")
+    if text is not None and not all(re.fullmatch(r"[1-9][0-9]?\.[0-9]", part) for part in parts or [""]):
+        raise InputError(f"`compute_capabilities`: expected numbers such as 8.6,8.9, found {shown(text)}")
     return tuple(sorted(parts, key=float))
