@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hart_runtime.bench import REFERENCES
+from hart_runtime.bench.load_cli import serve_load
 from hart_runtime.common.console import PATH, WORD, command, group
 from hart_runtime.common.errors import InputError, one_of
 from hart_runtime.common.files import refuse_existing, whole_folder
@@ -27,7 +28,9 @@ RESULTS = Path("benchmarks/results")
 
 
 @group(
-    words={"batches": "--batch"}, invoke_without_command=True, subcommand_metavar="[compare A.json B.json]"
+    words={"batches": "--batch"},
+    invoke_without_command=True,
+    subcommand_metavar="[compare A.json B.json | serve --url URL]",
 )
 @click.option("--engine", "bundle", type=PATH, metavar="BUNDLE", help=BUNDLE_HELP)
 @device_option
@@ -127,6 +130,7 @@ def compare_results(before: Path, after: Path, everything: bool) -> None:
 
 
 main.add_command(compare_results)
+main.add_command(serve_load)
 
 
 def _values(change: Change) -> tuple[str, str]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -19,9 +20,12 @@ from typing import Any, ParamSpec
 import click
 
 from hart_runtime.common.errors import NO_ROOM, InputError, RunError
+from hart_runtime.common.room import told_of_room
 
 P = ParamSpec("P")
 FAILED, BAD_INPUT, BY_SIGNAL = 1, 2, 128
+PLACES = {errno.ENOMEM: "memory", errno.EAGAIN: "another process", errno.EMFILE: "another open file"}
+"""What errors of the system are about that name no file."""
 POLITE = ("SIGTERM", "SIGHUP")
 """Signals that clean up as Ctrl-C does: a kill, and a terminal that is closed."""
 
@@ -64,7 +68,7 @@ def ends_with_a_code(function: Callable[P, Any], spelled: Callable[[str], str] =
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
-            with signals_clean_up():
+            with signals_clean_up(), told_of_room():
                 done = function(*args, **kwargs)
                 _flush()
                 return done
@@ -80,7 +84,7 @@ def ends_with_a_code(function: Callable[P, Any], spelled: Callable[[str], str] =
         except BrokenPipeError:
             _end(BY_SIGNAL + signal.SIGPIPE, None)
         except OSError as error:  # no permission, no space: the system's own words will do
-            place = error.filename or "standard output, or another open file"
+            place = error.filename or PLACES.get(error.errno or 0, "standard output, or another open file")
             failed = error.errno in NO_ROOM
             _end(FAILED if failed else BAD_INPUT, f"error: {place}: {error.strerror or error}")
 

@@ -13,7 +13,18 @@ NOTE = logging.WARNING + 1
 """Level of what is no warning and yet to be read, also where nobody has configured logging."""
 logging.addLevelName(NOTE, "NOTE")
 
-NO_ROOM = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM])
+NO_ROOM = frozenset(
+    [
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.EMFILE,
+        errno.ENFILE,
+    ]
+)
 """Errors of a machine, and not of what it was asked for."""
 LONGEST = 200
 """Characters of a value that a message shows."""

@@ -53,11 +53,14 @@ def begin_hashing(path: Path) -> Callable[[], tuple[str, ...]]:
             work()
 
     threads = [threading.Thread(target=begin, daemon=True) for _ in range(min(count, os.cpu_count() or 1))]
-    for thread in threads:
-        thread.start()
+    started = []
+    with contextlib.suppress(RuntimeError):  # where the system refuses threads, the one who waits hashes
+        for thread in threads:
+            thread.start()
+            started.append(thread)
 
     def wait() -> tuple[str, ...]:
-        for thread in threads:
+        for thread in started:
             thread.join()
         for number in range(count):  # what a failed read left, or a fork
             found[number] = found[number] or _digest(path, number)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 from hart_runtime.common.noise import Noise
+from hart_runtime.common.room import cores, told_of_room
 from hart_runtime.runtime.program import Arrays, Program, Run, none
 
 MOST_THREADS = 4
@@ -18,9 +18,10 @@ class Ahead:
 
     def __init__(self, program: Program, noise: Noise, threads: int | None = None) -> None:
         """``threads``: that draw at once, at most; None for as many as there are cores."""
-        self._pool = ThreadPoolExecutor(min(threads or _cores(), MOST_THREADS), thread_name_prefix="random")
+        self._pool = ThreadPoolExecutor(min(threads or cores(), MOST_THREADS), thread_name_prefix="random")
         runs = [run for run in program.runs() if run.random is not none]
-        self._coming = deque(self._pool.submit(run.random, noise) for run in runs)
+        with told_of_room():
+            self._coming = deque(self._pool.submit(run.random, noise) for run in runs)
 
     def take(self, run: Run) -> Arrays:
         """What the next run of the program is fed; waits if it is not drawn yet."""
@@ -29,9 +30,3 @@ class Ahead:
     def close(self) -> None:
         """Draw no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -194,16 +194,8 @@ def test_numbers_are_drawn_in_the_order_of_use() -> None:
     noise = Held(held=False)
     ahead = Ahead(program(), noise, threads=1)
     taken: list[Any] = [ahead.take(run) for run in program().runs() if run.random is not none]
-    assert noise.asked == [*(("uniform", k) for k in range(3)), *(("step", k) for k in range(7))]
+    assert noise.asked == [*(("uniform", k) for k in range(3)), *(("step", k) for k in range(8))]
     assert [len(a["uniform"][0]) for a in taken if "uniform" in a] == [1, 2, 3]
-
-
-def test_the_last_step_has_no_noise_to_be_drawn() -> None:
-    """What its schedule multiplies noise with is 0."""
-    steps = [run for run in program().runs() if run.graph == "residual_step"]
-    gates = [run.constants["coefficients"][-1] for run in steps]
-    assert [gate == 0 for gate in gates] == ["noise" in run.constants for run in steps]
-    assert not steps[-1].constants["noise"].any()
 
 
 class Idle(HostMemory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.memory.gpu import present_gpu
+from hart_runtime.runtime.tensorrt import runtime_cache
 from hart_runtime.runtime.tensorrt.build import build_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
@@ -143,9 +145,51 @@ def test_a_third_picture_is_launches_only(
     assert counts.launches - before.launches == calls - beside
     assert counts.executions - before.executions == beside
     scales, steps = len(built.manifest.model.patch_nums), 8
-    random = 2 * scales + steps
+    random = 2 * scales + steps + 1
     assert counts.uploads - before.uploads <= random + scales + 2  # and the text with its mask
     assert counts.downloads - before.downloads <= 2 + scales + steps
+
+
+def test_what_is_compiled_late_is_in_the_cache_when_a_backend_closes(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX compiles in the background: a kernel that a run wants is there with a later one."""
+    trt = on_a_machine(monkeypatch, "rtx-1.7.1.116")
+    monkeypatch.setattr(runtime_cache, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    built = with_engines(open_bundle(demo_bundle), tmp_path / "bundle", trt)
+    pipeline = Pipeline(built, open_backend(built, backend="tensorrt-rtx"))
+    pipeline(PROMPTS[0])
+    (file,) = tmp_path.glob("cache/hart-runtime/*.cache")
+    early = set(file.read_bytes().split(b";"))
+    pipeline(PROMPTS[0])
+    assert set(file.read_bytes().split(b";")) == early, "nothing is written while pictures are drawn"
+    del pipeline
+    gc.collect()
+    late = set(file.read_bytes().split(b";"))
+    assert early < late
+    assert b"image in profile 0" in late - early, "the last graph of a picture"
+    trt.cuda.finish()
+
+
+def test_engines_are_mapped_and_not_read(
+    machine: StrictTensorRT, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Jetson bytes on the host would be the device's; when an engine is loaded its mapping is gone."""
+    built = with_engines(open_bundle(demo_bundle), tmp_path / "bundle", machine)
+    given: list[tuple[type, int]] = []
+    loads = machine.api.Runtime.deserialize_cuda_engine
+
+    def seen(runtime: Any, plan: Any) -> Any:
+        given.append((type(plan.obj), plan.nbytes))
+        return loads(runtime, plan)
+
+    monkeypatch.setattr(machine.api.Runtime, "deserialize_cuda_engine", seen)
+    backend = open_backend(built, backend=package_of(machine))
+    sizes = sorted(path.stat().st_size for path in built.folder.glob("*/*.engine"))
+    assert sorted(given, key=lambda pair: pair[1]) == [(mmap.mmap, size) for size in sizes]
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or ".engine" not in maps.read_text()
+    assert backend.device == "cuda"
 
 
 @pytest.mark.parametrize("scales", [True, False])

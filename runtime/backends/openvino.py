@@ -12,6 +12,7 @@ from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.files import resolved
 from hart_runtime.common.install import install
 from hart_runtime.common.precisions import INT8
+from hart_runtime.common.room import failure
 from hart_runtime.common.telemetry import OPENVINO_SENDER, kept_out
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
@@ -39,9 +40,9 @@ def openvino() -> Any:
         with kept_out(OPENVINO_SENDER):
             import openvino
     except ImportError as error:
-        raise InputError(
-            f"{parameter('backend', OPENVINO)}: OpenVINO cannot be loaded ({error}); "
-            f"install it with: {install(OPENVINO)}"
+        mend = f"install it with: {install(OPENVINO)}"
+        raise failure(
+            f"{parameter('backend', OPENVINO)}: OpenVINO cannot be loaded", str(error), mend
         ) from None
     return openvino
 
@@ -78,9 +79,10 @@ class OpenVinoExecutor(HostMemory):
             try:
                 compiled = core.compile_model(core.read_model(path), "CPU", options)
             except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
-                raise InputError(
-                    f"{path}: OpenVINO {self._ov.__version__} cannot load this graph "
-                    f"({last_line(error)}); use {parameter('backend', ONNXRUNTIME)}"
+                raise failure(
+                    f"{path}: OpenVINO {self._ov.__version__} cannot load this graph",
+                    last_line(error),
+                    f"use {parameter('backend', ONNXRUNTIME)}",
                 ) from None
             self._requests[name] = compiled.create_infer_request()
         self._begin_with_two_tokens(manifest)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, RunError, parameter
 from hart_runtime.common.install import install, installed, pip
+from hart_runtime.common.room import MEND, can_start, cores, failure
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.gpu import driver_version, old_driver
 from hart_runtime.runtime.spec import GraphSpec
@@ -44,7 +45,7 @@ def onnxruntime() -> Any:
             f"for an NVIDIA GPU {install('cuda')}"
         ) from None
     except ImportError as error:
-        raise InputError(f"ONNX Runtime cannot be loaded ({first_line(error)}); {_anew()}") from None
+        raise failure("ONNX Runtime cannot be loaded", first_line(error), _anew()) from None
     if not hasattr(ort, "InferenceSession"):  # one of two builds was removed, and took files of the other
         raise InputError(f"ONNX Runtime is installed in part; {_anew()}")
     ort.set_default_logger_severity(4)  # errors come back as exceptions
@@ -128,7 +129,7 @@ def open_sessions(
     options.log_severity_level = 4  # errors come back as exceptions
     # Every session has threads of its own; those of the last graph must not spin beside the next one's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads:
+    if threads := _affordable(threads, len(graphs)):
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.use_env_allocators", "1")
     if gpu is not None:  # weights go back to the device with their session; on the CPU they are mapped
@@ -144,6 +145,28 @@ def open_sessions(
         name: _open(bundle.path(graph.file), graph, options, gpu, contents.get(name))
         for name, graph in graphs.items()
     }
+
+
+def _affordable(threads: int | None, graphs: int) -> int | None:
+    """Threads of a session, each of which has its own but for one; fewer than all cores where the system
+    does not let this process have so many. ONNX Runtime would wait for those that it does not get.
+
+    Raises:
+        RunError: so many were asked for.
+    """
+    wanted = graphs * ((threads or cores()) - 1)
+    if can_start(wanted):
+        return threads
+    if threads:
+        raise RunError(
+            f"{parameter('threads', threads)}: every graph has its own, and the system does not let this "
+            f"process have {wanted} more; give fewer, or {MEND}"
+        )
+    fewer = cores()
+    while fewer > 1 and not can_start(graphs * (fewer - 1)):
+        fewer //= 2
+    log.warning("the system does not let this process have many threads: %d of %d", fewer, cores())
+    return fewer
 
 
 @functools.cache
@@ -173,15 +196,13 @@ def _open(path: Path, graph: GraphSpec, options: Any, gpu: OnGpu | None, content
     try:
         # By path: the weights are then mapped, and not read as a whole.
         session = _captured(path, options, gpu) or ort.InferenceSession(
-            contents or path, options, _providers(gpu)
+            contents or path, options, _providers(gpu), enable_fallback=0
         )
     except InputError:
         raise
     except Exception as error:  # the runtime's exceptions have no public base class
-        raise InputError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load this graph "
-            f"({first_line(error)}); export the bundle again"
-        ) from None
+        what = f"{path}: ONNX Runtime {ort.__version__} cannot load this graph"
+        raise failure(what, first_line(error), "export the bundle again") from None
     for listed, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
         if [spec.name for spec in listed] != [value.name for value in found]:
             raise InputError(

@@ -82,24 +82,21 @@ def _end(
 def _residual(
     scales: Sequence[ScaleStep], respacing: str, rest: tuple[int, int, int], without: Run
 ) -> list[Step]:
-    """Denoising steps, from noise. The last adds none, by its gate, and is given zeros for it."""
+    """Denoising steps, from noise."""
     schedule = diffusion_schedule(respacing)
     guidance = np.array(residual_guidance(scales[-1]), np.float32)
 
     def random(number: int, noise: Noise) -> Arrays:
         start = {} if number else {"residual": noise.residual_start(*rest[1:])}
-        more = {"noise": noise.residual_step(number, *rest[1:])} if number < last else {}
-        return {**start, **more}
+        return {**start, "noise": noise.residual_step(number, *rest[1:])}
 
-    found, last = [], len(schedule) - 1
+    found = []
     for number, index in enumerate(reversed(range(len(schedule)))):
         constants: dict[str, NDArray[Any]] = {
             "timestep": schedule.timesteps[index : index + 1],
             "coefficients": schedule.coefficients(index),
             "guidance": guidance,
         }
-        if number == last:
-            constants["noise"] = np.zeros(rest, np.float32)
         step = run(RESIDUAL_STEP, number, constants, functools.partial(random, number))
         runs = (step,) if number else (run(RESIDUAL_CONDITION, len(scales)), step)
         found.append(Step(stages.RESIDUAL, number, len(schedule), runs, (without,)))

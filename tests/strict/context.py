@@ -52,6 +52,7 @@ class IExecutionContext:
         self._engine_ref, self._plan, self._logger = weakref.ref(engine), engine._plan, engine._logger
         self._session, self._strategy, self._device = engine._session, strategy, engine._device
         graphs = None if config is None else config._graphs
+        self._cache = None if config is None else config._cache
         self._captures = graphs is not None and graphs.name == "WHOLE_GRAPH_CAPTURE"
         self._state = State()
         weakref.finalize(self, _died, self._trt, self._state).atexit = False
@@ -165,6 +166,8 @@ class IExecutionContext:
             if stream.capture is None:
                 cuda.counts.executions += 1
                 state.ran.add(self._signature())
+                if self._cache is not None:
+                    self._cache._run(f"{self._plan.tensors[-1].name} in profile {state.profile};".encode())
                 self._capture_again()
             return True
 
