@@ -27,10 +27,10 @@ torture: .venv/dev.done
 test-release: .venv/dev.done
 	"$(BIN)/python" -m pytest -m release
 
-# The server with every version of OpenAI's client that people have, under load, at its end, and with the faults of
-# other servers: five minutes, and needs the package index.
+# The server with every version of OpenAI's client that people have, under load, at its end, with the faults of
+# other servers, and its page in a browser (where chromium is there): five minutes, and needs the package index.
 test-serve: .venv/dev.done
-	"$(BIN)/python" -m pytest -m serve
+	"$(BIN)/python" -m pytest -m serve -n 2 --dist loadfile
 
 # The same conformance suite on every backend of this machine, and why the others were left out. It
 # installs nothing: the environment of a GPU has [cuda,dev], never beside [cpu].

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 LEAST_WAIT, MOST_WAIT = 1, 120
 """Seconds that a client is told to wait; told of more, OpenAI's client gives up."""
+GATHERING, MOST_GATHERING = 0.05, 0.2
+"""Share of a batch's time, and seconds at the most, that a worker waits after it for clients who were just
+answered and ask again; else one who came late is drawn alone, and the others while he is away, in turns."""
 MOST_FAILURES = 3
 """Batches in a row that fail before the worker is taken for broken."""
 
@@ -57,6 +60,7 @@ class Scheduler:
         """That a picture takes, of those drawn lately."""
         self._numbers = itertools.count()
         self._failures: dict[Worker, int] = {}
+        self._gathering: set[Worker] = set()
 
     def start(self) -> None:
         for worker in self.workers:
@@ -180,6 +184,8 @@ class Scheduler:
         taken = self.loop.time() - batch.began
         self.seconds += (taken / len(batch.pictures) - self.seconds) / 4
         self.metrics.drawn(len(batch.pictures), report.seconds or {}, report.encoded)
+        self._gathering.add(worker)
+        self.loop.call_later(min(taken * GATHERING, MOST_GATHERING), self._gathered, worker)
 
     def _failed(self, worker: Worker, batch: Batch, report: Failed) -> None:
         """One picture may have failed all of its batch, so each is drawn again by itself."""
@@ -206,6 +212,10 @@ class Scheduler:
     def _expire(self, order: Order) -> None:
         self.refuse(order, errors.too_late(self.patience))
 
+    def _gathered(self, worker: Worker) -> None:
+        self._gathering.discard(worker)
+        self._dispatch()
+
     def _open(self, number: int, row: int) -> Iterable[tuple[Batch, Picture]]:
         """A picture of a batch, if somebody still waits for it."""
         _, batch = self.batches.get(number, (None, None))
@@ -220,7 +230,10 @@ class Scheduler:
     def _dispatch(self) -> None:
         """Give the workers that have nothing to do what has waited longest, and what is like it."""
         for worker in self.workers:
-            if self.waiting and worker.ready and worker not in self.drawing:
+            if not self.waiting or not worker.ready or worker in self.drawing:
+                continue
+            most = self.waiting[0].order.asked.model.manifest.max_batch
+            if worker not in self._gathering or len(self.waiting) >= most:
                 self._give(worker)
         self._measure()
 

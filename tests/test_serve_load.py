@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hart_runtime.bench.cli import main as bench
 from hart_runtime.serve.fields import FIELDS
-from tests.serving import PROMPT, Running, hart_run, serving, until
+from tests.serving import PROMPT, Running, hart_run, later, serving, until
 
 pytestmark = pytest.mark.serve
 JSON = st.recursive(
@@ -112,6 +112,21 @@ def test_many_clients(demo_bundle: Path, tmp_path: Path) -> None:
         assert server.outcomes()["drawn"] == found.count("equal")
         assert server.outcomes()["busy"] == found.count("429")
         assert psutil.Process(server.process.pid).num_threads() < 20
+
+
+def test_clients_that_ask_again_are_drawn_together(server: Running) -> None:
+    """A worker waits a moment for the one who was just answered: else two take turns for ever."""
+    until(server.idle)
+    before = server.metrics()
+    again = later(lambda: [server.drawn(steps=250) for _ in range(2)])
+    until(lambda: server.metrics()["hart_requests_received_total"] > before["hart_requests_received_total"])
+    server.drawn(steps=250)
+    again.result()
+    after = server.metrics()
+    pictures, batches = (
+        after[name] - before[name] for name in ("hart_batch_pictures_sum", "hart_batch_pictures_count")
+    )
+    assert (pictures, batches) == (3, 2)
 
 
 @pytest.mark.parametrize("how", [("--clients", 3), ("--rate", 20, "--clients", 40)])
