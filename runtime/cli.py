@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hart_runtime.common.console import PATH, WORD, command, sampling_options
+from hart_runtime.common.ending import Command
 from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ABSENT = "hart_runtime.absent"
+"""Where a command's context keeps which of its options a bundle has not got."""
 HOW_IT_RUNS = frozenset(
     [
         *("bundle", "device", "backend", "strict", "threads", "batch"),
@@ -35,7 +38,32 @@ HOW_IT_RUNS = frozenset(
 """What may stand beside ``--from-image``: whatever else there is decides the picture, and is refused."""
 
 
-@command(words={"path": "--output", "source": "--safety-model"})
+class Drawing(Command):
+    """hart-run: its help is without what the bundle in front of it has not got."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click's; a bundle that cannot be read is told of when it is drawn with."""
+        bundle = ctx.params.get("bundle")
+        with contextlib.suppress(InputError):
+            ctx.meta[ABSENT] = _absent(bundle) if bundle else frozenset()
+        super().format_options(ctx, formatter)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Those that there are."""
+        return [param for param in super().get_params(ctx) if param.name not in ctx.meta.get(ABSENT, ())]
+
+
+def _absent(bundle: Path) -> frozenset[str]:
+    """Parameters that mean nothing to a bundle."""
+    from hart_runtime.runtime.find import find_bundle
+    from hart_runtime.runtime.manifest import read_manifest
+
+    manifest, _ = read_manifest(find_bundle(bundle))
+    classes = manifest.model.num_classes
+    return frozenset([*manifest.lacks, *(["safety_model"] if classes else ["labels", "preset"])])
+
+
+@command(words={"path": "--output", "source": "--safety-model"}, cls=Drawing)
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @bundle_option
 @click.option(

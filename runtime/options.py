@@ -18,6 +18,7 @@ bundle_option = click.option(
     type=PATH,
     metavar="BUNDLE",
     help=BUNDLE_HELP,
+    is_eager=True,  # what stands behind it, help among it, may depend on it
 )
 
 

@@ -172,6 +172,20 @@ def test_a_cell(places: dict[str, dict[str, str]], name: str, option: str, famil
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("family", [HART, VAR])
+def test_the_help_of_a_bundle_is_without_what_it_has_not(
+    places: dict[str, dict[str, str]], family: str
+) -> None:
+    helps = [
+        called(run, words, places[family]).output
+        for words in (("--engine", "BUNDLE", "--help"), ("--help",), ("--engine", "FOLDER", "--help"))
+    ]
+    for option, cell in RUN.items():
+        if option.startswith("--"):
+            shown = [f"{option} " in text or f"{option}/" in text for text in helps]
+            assert shown == [getattr(cell, family) is None, True, True], option
+
+
 def test_a_server_of_classes_says_that_requests_bring_prompts(places: dict[str, dict[str, str]]) -> None:
     done = called(serve, BASES["serve"], places[VAR])
     assert (done.exit_code, NO_PROMPTS in done.stderr) == (2, True), done.stderr
