@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from tests.conftest import ExportOnce
 from tests.golden_runs import HERE, Run, variants
 from tests.imports import ROOT
 
+ROUNDING = 3e-6
+"""Of a sum of probabilities in float32."""
 GATES = json.loads((Path(__file__).parent / "gates.json").read_text(encoding="utf-8"))
 
 
@@ -49,9 +52,24 @@ def record_golden(variant: Path, bundle_folder: Path) -> Reference:
     recorded = Run(sorted((variant / "golden").glob("run_*.safetensors"))[0]).tensors()
     features = torch.from_numpy(np.asarray(recorded["ctx.features"], np.float32))
     mask = torch.from_numpy(np.asarray(recorded["ctx.mask"], np.bool_))
-    noise = SeededNoise(range(len(mask)))
-    tensors = capture(model, [features, mask], noise, manifest.sampling, manifest)
-    return describe(checkpoint, manifest, manifest.sampling, [tensors], "cpu")
+    for first in range(0, 1000, len(mask)):
+        noise = SeededNoise(range(first, first + len(mask)))
+        tensors = capture(model, [features, mask], noise, manifest.sampling, manifest)
+        if farthest_rounding(tensors) > ROUNDING:
+            return describe(checkpoint, manifest, manifest.sampling, [tensors], "cpu")
+    raise AssertionError("every seed draws a code on the border of another")
+
+
+def farthest_rounding(tensors: Mapping[str, Any]) -> float:
+    """How far every draw is from being another code, in probability: nearer ones fall on either side,
+    by the processor's way to round.
+    """
+    nearest = 1.0
+    for name in [name for name in tensors if name.endswith(".logits_kept")]:
+        shares = torch.from_numpy(np.asarray(tensors[name])).flatten(0, -2).softmax(-1).double().cumsum(-1)
+        drawn = torch.from_numpy(np.asarray(tensors[name.replace("logits_kept", "u")])).flatten().double()
+        nearest = min(nearest, float((shares - drawn[:, None] * shares[:, -1:]).abs().min()))
+    return nearest
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda v: v.name)
