@@ -27,6 +27,7 @@ from hart_runtime.common.config import (
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import InputError, known_names, one_of, parameter
 from hart_runtime.common.files import whole_folder
+from hart_runtime.common.install import require
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.precisions import FP32
 from hart_runtime.hart.random_weights import (
@@ -204,6 +205,7 @@ def write_random_checkpoint(
 )
 def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, published: bool) -> None:
     """Make a checkpoint of random numbers in the published layout; VAR's files always hold all they do."""
+    require("hart_runtime.hart.random_checkpoint", "export", "torch", "safetensors")
     from rich.console import Console
     from rich.progress import Progress
 

@@ -191,7 +191,7 @@ ELSEWHERE = {
     "compare.trajectory": 13,
     "export.attention": 1,
     "hart.demo.report": 1,
-    "hart.demo.train": 7,
+    "hart.demo.training": 7,
     "hart.diffusion": 1,
     "hart.find": 1,
     "hart.generate": 7,

@@ -13,7 +13,7 @@ from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.demo.checker import Verdict, look
 from hart_runtime.hart.demo.draw import draw_scene
-from hart_runtime.hart.demo.report import features, frechet, reconstruction
+from hart_runtime.hart.demo.judging import features, frechet, reconstruction
 from hart_runtime.hart.demo.scenes import SHAPES, Scene, all_scenes, split_scenes
 
 COLOURS_RIGHT, PICTURES_RIGHT, GAIN_DB = 194, 186, 3.0

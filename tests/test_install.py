@@ -191,3 +191,36 @@ def test_a_missing_library_is_one_sentence(
     assert len(done.stderr.strip().splitlines()) == 1
     for word in ("error: ", " install ", *words):
         assert word in done.stderr
+
+
+NEEDED = {
+    "hart.demo.report": [],
+    "hart.demo.train": ["--work", "x"],
+    "hart.random_checkpoint": ["--shape", "mid-256px", "--output", "x"],
+}
+"""What README and the docs run with ``python -m`` and what needs torch, with options for a run."""
+
+
+@pytest.mark.parametrize("module", [*NEEDED, "compare.rehearsal", "bench.host"])
+def test_modules_that_are_run_tell_of_what_is_missing(tmp_path: Path, module: str) -> None:
+    missing = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib", "psutil", "onnxruntime")
+
+    def run_module(*options: str) -> subprocess.CompletedProcess[str]:
+        script = MISSING % (missing,) + (
+            f"import runpy, sys\nsys.argv = ['x', *{options!r}]\n"
+            f"runpy.run_module('hart_runtime.{module}', run_name='__main__')"
+        )
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    helped = run_module("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout.startswith("Usage: ")
+    if module in NEEDED:
+        done = run_module(*NEEDED[module])
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith(
+            f"error: hart_runtime.{module} needs torch, safetensors; install it with: "
+        )
+    assert list(tmp_path.iterdir()) == []

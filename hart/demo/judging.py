@@ -1,0 +1,83 @@
+"""How good pictures of the demo are, see :mod:`hart_runtime.hart.demo.report`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from hart_runtime.common.checkpoint import Checkpoint
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.hart.checkpoint import load_text_encoder
+from hart_runtime.hart.demo.scenes import Scene
+from hart_runtime.hart.generate import generate
+from hart_runtime.hart.model import Hart
+
+BATCH = 25
+Array = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@torch.inference_mode()
+def reconstruction(model: Hart, drawn: Array) -> dict[str, float]:
+    """PSNR in dB of both decoding paths of the tokenizer."""
+    squared = np.zeros(2)
+    for start in range(0, len(drawn), BATCH):
+        images = torch.from_numpy(drawn[start : start + BATCH]).permute(0, 3, 1, 2) * 2 - 1
+        tokens = model.tokenizer.encode(images)
+        for i, decode in enumerate((model.tokenizer.decode_discrete, model.tokenizer.decode_continuous)):
+            squared[i] += ((decode(tokens) - images) / 2).square().mean((1, 2, 3)).sum().item()
+    discrete, continuous = -10 * np.log10(squared / len(drawn))
+    return {
+        "PSNR of the discrete path, dB": float(discrete),
+        "PSNR of the continuous path, dB": float(continuous),
+    }
+
+
+@torch.inference_mode()
+def generate_scenes(
+    checkpoint: Checkpoint, model: Hart, scenes: list[Scene], settings: SamplingSettings
+) -> Array:
+    """Draw the captions of scenes with the reference model, (N, H, W, 3) in [0, 1]."""
+    assert checkpoint.text_encoder is not None  # the demo has one
+    text = load_text_encoder(checkpoint.text_encoder)
+    vocabulary = Tokenizer.from_file(str(checkpoint.text_encoder.folder / "tokenizer.json"))
+    prompts = PromptTokenizer(vocabulary, model.transformer.config.context_token)
+    parts = []
+    for start in track(range(0, len(scenes), BATCH), "generating", transient=True):
+        part = scenes[start : start + BATCH]
+        ids, mask = (torch.from_numpy(a) for a in prompts([scene.caption() for scene in part]))
+        noise = SeededNoise(range(start, start + len(part)))
+        pixels = generate(model, text(ids, mask), mask, noise, settings)
+        parts.append(pixels.permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)
+
+
+def features(images: Array) -> Doubles:
+    """Fixed features of pictures: means and spreads of seeded random filters at two sizes."""
+    filters = torch.randn(24, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    filters = filters - filters.mean((2, 3), keepdim=True)  # texture, not colour
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    columns: list[Tensor] = [x.mean((2, 3)), x.std((2, 3))]
+    for _ in range(2):
+        response = torch.nn.functional.conv2d(x, filters)
+        columns += [response.abs().mean((2, 3)), response.std((2, 3))]
+        x = torch.nn.functional.avg_pool2d(x, 2)
+    return torch.cat(columns, dim=1).double().numpy()
+
+
+def frechet(reference: Doubles, other: Doubles) -> float:
+    """Frechet distance of two feature sets, in units of the reference's spread."""
+    scale = reference.std(0)
+    a, b = reference / scale, other / scale
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    gap = float(np.square(a.mean(0) - b.mean(0)).sum())
+    return gap + float(np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
