@@ -87,7 +87,9 @@ def create_app(scheduler: Scheduler, models: Mapping[str, Model], tell_prompts: 
             raise Refusal(
                 404, f"model: there is no {shown(name)}, there are {there}", "model", "model_not_found"
             )
-        return described(models[name])
+        classes = models[name].classes
+        names = [classes.words(number) for number in range(classes.count)] if classes else None
+        return {**described(models[name]), "class_names": names}
 
     body = {"required": True, "content": {"application/json": {"schema": schema()}}}
 
@@ -120,7 +122,10 @@ def described(model: Model) -> dict[str, Any]:
         "owned_by": "hart-runtime",
         "size": model.size,
         "scales": len(spec.patch_nums),
-        "settings": asdict(model.manifest.sampling),
+        "settings": {
+            k: v for k, v in asdict(model.manifest.sampling).items() if k not in model.manifest.lacks
+        },
+        "classes": model.classes.count if model.classes else None,
     }
 
 

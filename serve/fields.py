@@ -72,8 +72,7 @@ class Field:
     def _limits(self, kind: type) -> dict[str, Any]:
         if kind is str:
             return {"enum": list(self.words)} if self.words else {"maxLength": self.high or LONGEST}
-        named = {"minimum": self.low, "maximum": self.high} if kind is not bool else {}
-        return {name: limit for name, limit in named.items() if limit is not None}
+        return {} if self.low is None else {"minimum": self.low, "maximum": self.high}
 
 
 NO_EFFORT = "this model has one way to draw"
@@ -122,7 +121,7 @@ FIELDS: dict[str, Field] = {
     "smooth": Field((bool,), why=_SETTING),
     "residual": Field((bool,), why=_SETTING),
     "steps": Field((str, int), why=_SETTING),
-    "label": Field(why="this model draws from a prompt, and has no classes"),
+    "label": Field((str, int), high=MOST_IDENTIFIER),
     "negative": Field(why="guidance is away from the empty prompt, and this model was trained with no other"),
 }
 """OpenAI's, and the project's own extras, which clients send as ``extra_body``."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, find_bundles
 from hart_runtime.runtime.manifest import Manifest, check_contract, read_manifest
@@ -20,6 +22,8 @@ class Model:
     manifest: Manifest
     created: int
     """Seconds since 1970, of the manifest."""
+    classes: ClassNames | None = None
+    """Of a model that draws these, and no texts."""
 
     @property
     def name(self) -> str:
@@ -45,9 +49,9 @@ def find_models(places: Iterable[Path]) -> dict[str, Model]:
     """
     models: dict[str, Model] = {}
     for folder in dict.fromkeys(folder for place in places for folder in find_bundles(place)):
-        manifest, _ = read_manifest(folder)
+        manifest, identity = read_manifest(folder)
         check_contract(manifest, str(folder / MANIFEST))
-        if TEXT_ENCODER not in manifest.graphs:
+        if not manifest.model.num_classes and TEXT_ENCODER not in manifest.graphs:
             raise InputError(
                 f"{folder}: this bundle has no text encoder, and requests bring prompts; export it again "
                 f"with one (`text_encoder`)"
@@ -57,7 +61,10 @@ def find_models(places: Iterable[Path]) -> dict[str, Model]:
                 f"{folder}: is called {manifest.name}, as {models[manifest.name].folder} is; requests choose "
                 f"by name, so export one of them under another (`output`)"
             )
-        models[manifest.name] = Model(folder, manifest, int((folder / MANIFEST).stat().st_mtime))
+        classes = None
+        if manifest.model.num_classes:
+            classes = ClassNames.of(Bundle(folder, manifest, identity))
+        models[manifest.name] = Model(folder, manifest, int((folder / MANIFEST).stat().st_mtime), classes)
     return models
 
 

@@ -28,6 +28,7 @@ class Asked:
 
     model: Model
     prompt: str
+    """Or the full name of a class."""
     n: int
     seed: int
     """Of the first picture; the next has ``seed + 1``."""
@@ -81,9 +82,8 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
         Refusal: one of them cannot be honoured; with the field, what was found and what is allowed.
     """
     given = checked(body)
-    if "prompt" not in given:
-        raise Refusal(400, "prompt: is required", "prompt", "missing_required_parameter")
     model = _model(given.get("model"), models)
+    prompt = _drawn(given, model)
     if given.get("size", "auto") not in ("auto", model.size):
         raise bad_field("size", f"{model.name} draws {model.size} (or auto), found {shown(given['size'])}")
     n, seed = given.get("n", 1), given.get("seed")
@@ -91,13 +91,13 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
         seed = secrets.randbelow(MOST_SEED)
     overrides = {name: given[name] for name in LIMITS if name in given}
     try:
-        settings = checked_settings(model.manifest, [given["prompt"]], seed=seed, num_images=n, **overrides)
+        settings = checked_settings(model.manifest, [prompt], seed=seed, num_images=n, **overrides)
     except InputError as error:
         raise of_input(error, SPELLED) from None
     final, partial = _encodings(given)
     return Asked(
         model=model,
-        prompt=given["prompt"],
+        prompt=prompt,
         n=n,
         seed=seed,
         settings=settings,
@@ -107,6 +107,31 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
         scales=_scales(given, model),
         identifier=given.get("safety_identifier", given.get("user")),
     )
+
+
+def _drawn(given: Mapping[str, Any], model: Model) -> str:
+    """The prompt, or the full name of a class, which clients that know no label give as one."""
+    if model.classes is None:
+        if "label" in given:
+            raise bad_field(
+                "label", f"{model.name} draws from a prompt, and has no classes", "unsupported_value"
+            )
+        if "prompt" not in given:
+            raise Refusal(400, "prompt: is required", "prompt", "missing_required_parameter")
+        return str(given["prompt"])
+    named = {name: given[name] for name in ("label", "prompt") if given.get(name, "") != ""}
+    if not named:
+        raise Refusal(400, "label: is required", "label", "missing_required_parameter")
+    found = {}
+    for name, label in named.items():
+        try:
+            found[name] = model.classes.words(label)
+        except InputError as error:
+            raise bad_field(name, str(error).replace("`", "")) from None
+    first, *others = found.values()
+    if any(other != first for other in others):
+        raise bad_field("prompt", f"label is {first}, found {others[0]}; give one of them")
+    return first
 
 
 def _model(name: str | None, models: Mapping[str, Model]) -> Model:

@@ -27,6 +27,7 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.class_names import NONE
 from hart_runtime.runtime.loop import Snapshot
 from hart_runtime.runtime.pipeline import Pipeline, Result, add_seconds, to_images
 from hart_runtime.runtime.png import Origin, means, png_bytes
@@ -73,7 +74,11 @@ class _Worker:
         try:
             for name in list(self.plan.models)[: self.plan.most_loaded]:
                 pipeline = self.opened(name)
-                next(pipeline.jobs([(WARM, 0)], pipeline.bundle.manifest.sampling))
+                next(
+                    pipeline.jobs(
+                        [(NONE if pipeline.classes else WARM, 0)], pipeline.bundle.manifest.sampling
+                    )
+                )
         except (InputError, RunError) as error:
             self.send(Failed(None, str(error), isinstance(error, InputError)))
             return
@@ -96,7 +101,8 @@ class _Worker:
             plan = self.plan
             bundle = open_bundle(plan.models[name], wait=False)
             backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
-            prompts = RememberedPrompts(TextEncoder(bundle, backend))
+            classes = bundle.manifest.model.num_classes
+            prompts = None if classes else RememberedPrompts(TextEncoder(bundle, backend))
             self.pipelines[name] = Pipeline(bundle, backend, plan.threads, prompts)
         self.pipelines.move_to_end(name)
         return self.pipelines[name]
@@ -107,9 +113,7 @@ class _Worker:
         except (InputError, RunError) as error:
             self.send(Failed(order.number, str(error)))
             return
-        prompts = pipeline.text
-        assert isinstance(prompts, RememberedPrompts)
-        batch, before, taken = _Batch(self, order), prompts.encoded, prompts.seconds
+        batch, (before, taken) = _Batch(self, order), encoded_by(pipeline)
         seconds: dict[str, float] = {}
         jobs = [(job.prompt, job.seed) for job in order.jobs]
         try:
@@ -122,15 +126,14 @@ class _Worker:
         except (InputError, RunError) as error:
             self.send(Failed(order.number, str(error), isinstance(error, InputError)))
         else:
-            seconds[stages.TEXT_ENCODER] = prompts.seconds - taken
-            self.send(Drawn(order.number, False, seconds, prompts.encoded - before))
+            after, passed = encoded_by(pipeline)
+            seconds[stages.TEXT_ENCODER] = passed - taken
+            self.send(Drawn(order.number, False, seconds, after - before))
 
     def hand_over(self, pipeline: Pipeline, batch: _Batch, result: Result) -> None:
         """Send the pictures that somebody waits for, while the next ones are drawn."""
         wait(self.coming)  # those of one batch at the most wait to be encoded
         drawn_with, manifest = means(pipeline.backend), pipeline.bundle.manifest
-        prompts = pipeline.text
-        assert isinstance(prompts, RememberedPrompts)
         self.coming = []
         for number, image in enumerate(result.images):
             row, prompt = batch.first + number, result.prompts[number]
@@ -143,9 +146,8 @@ class _Worker:
                     pipeline.bundle.identity,
                     drawn_with=drawn_with,
                 )
-                future = self.encoder.submit(
-                    self.finish, batch.order, row, image, origin, prompts.tokens(prompt)
-                )
+                tokens = tokens_of(pipeline, prompt)
+                future = self.encoder.submit(self.finish, batch.order, row, image, origin, tokens)
                 future.add_done_callback(_all_or_nothing)
                 self.coming.append(future)
 
@@ -184,6 +186,18 @@ class _Batch:
                     continue
                 data = encoded(image, self.order.jobs[row].partial)
                 self.worker.send(Shown(self.order.number, row, snapshot.index, data))
+
+
+def encoded_by(pipeline: Pipeline) -> tuple[int, float]:
+    """How many prompts it encoded so far, in how many seconds; none where it draws classes."""
+    prompts = pipeline.text
+    return (prompts.encoded, prompts.seconds) if isinstance(prompts, RememberedPrompts) else (0, 0.0)
+
+
+def tokens_of(pipeline: Pipeline, prompt: str) -> int:
+    """Of a prompt that was drawn just now; a class has none."""
+    prompts = pipeline.text
+    return prompts.tokens(prompt) if isinstance(prompts, RememberedPrompts) else 0
 
 
 def encoded(image: Image.Image, encoding: Encoding, origin: Origin | None = None) -> str:

@@ -41,7 +41,6 @@ class Cell:
 
 
 NO_RESIDUAL = "this model has no residual, its image tokenizer is discrete"
-NO_PROMPTS = "has no text encoder, and requests bring prompts"
 ALIKE = Cell()
 """Whatever is drawn, it is the same: the tests of the command have it."""
 
@@ -107,8 +106,7 @@ BENCH = all_of(
 )
 SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
-    " --api-key-file --insecure --allow-origin --root-path --log-prompts",
-    Cell(var=NO_PROMPTS),
+    " --api-key-file --insecure --allow-origin --root-path --log-prompts"
 )
 TABLE = {"run": RUN, "export": EXPORT, "build": BUILD, "compare": COMPARE, "bench": BENCH, "serve": SERVE}
 
@@ -148,7 +146,6 @@ BASES = {
     "run": ("--engine", "BUNDLE", "--device", "cpu", "--output", "OUT", "ASKED"),
     "export": ("CHECKPOINT", "--dry-run", "--output", "FOLDER", "--backend", "onnxruntime"),
     "compare": ("--engine", "BUNDLE", "--checkpoint", "CHECKPOINT", "--output", "FOLDER"),
-    "serve": ("--engine", "BUNDLE"),
 }
 TRIED = [
     (name, option, family)
@@ -184,11 +181,6 @@ def test_the_help_of_a_bundle_is_without_what_it_has_not(
         if option.startswith("--"):
             shown = [f"{option} " in text or f"{option}/" in text for text in helps]
             assert shown == [getattr(cell, family) is None, True, True], option
-
-
-def test_a_server_of_classes_says_that_requests_bring_prompts(places: dict[str, dict[str, str]]) -> None:
-    done = called(serve, BASES["serve"], places[VAR])
-    assert (done.exit_code, NO_PROMPTS in done.stderr) == (2, True), done.stderr
 
 
 def called(command: click.Command, words: tuple[str, ...], places: dict[str, str]) -> Result:

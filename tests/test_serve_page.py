@@ -199,6 +199,39 @@ def test_what_is_refused_stands_beside_its_field(
     tab.context.close()
 
 
+def test_classes_are_chosen_from_a_list(browser: Browser, demo_bundle: Path, var_bundle: Path) -> None:
+    """And a picture of one brings it, its model and its settings back."""
+    with serving("--engine", demo_bundle, "--engine", var_bundle, "--threads", 1) as server:
+        tab = Watched(browser, server.url)
+        page = tab.page
+        name = server.get("/v1/models").json()["data"][1]["id"]
+        names = server.get(f"/v1/models/{name}").json()["class_names"]
+        assert page.is_hidden("#label")
+        page.select_option("#model", name)
+        page.wait_for_selector("#classes option", state="attached")
+        assert page.locator("#classes option").count() == len(names)
+        assert page.is_hidden("#prompt")
+        page.click("summary")
+        assert page.is_hidden("#steps")
+        page.fill("#label", "no such class")
+        page.click("#draw")
+        page.wait_for_selector("#form .error[data-field=label]:not(:empty)")
+        page.fill("#label", names[2])
+        page.fill("#seed", "5")
+        page.click("#draw")
+        tab.drawn(1)
+        assert [tab.picture()] == server.drawn(prompt="", model=name, label=2, seed=5)
+        tab.kept("classes")
+        page.reload()
+        page.wait_for_selector("#model option", state="attached")
+        tab.drop("class.png", server.drawn(prompt="", model=name, label=1, seed=6)[0])
+        page.wait_for_function("document.getElementById('seed').value === '6'")
+        assert page.input_value("#label") == names[1]
+        assert page.input_value("#model") == name
+        assert tab.elsewhere == []
+        tab.context.close()
+
+
 def test_the_key_is_asked_for_and_kept_in_the_tab(
     browser: Browser, demo_bundle: Path, tmp_path: Path
 ) -> None:

@@ -38,7 +38,9 @@ function fieldFor([name, words, kind]) {
 }
 
 function request() {
-  const asked = { prompt: $("prompt").value, model: $("model").value, n: Number($("n").value) };
+  const asked = { prompt: "", model: $("model").value, n: Number($("n").value) };
+  if (drawsClasses(asked.model)) asked.label = $("label").value;
+  else asked.prompt = $("prompt").value;
   if ($("seed").value !== "") asked.seed = Number($("seed").value);
   for (const [name, , kind] of SETTINGS) {
     const value = $(name).value;
@@ -49,11 +51,12 @@ function request() {
 }
 
 function fill(asked) {
-  $("prompt").value = asked.prompt ?? $("prompt").value;
+  if (models.some((model) => model.id === asked.model)) chooseModel(asked.model);
+  if (drawsClasses($("model").value)) $("label").value = asked.label || asked.prompt || "";
+  else $("prompt").value = asked.prompt ?? $("prompt").value;
   $("n").value = asked.n ?? 1;
   $("seed").value = asked.seed ?? "";
-  for (const [name] of SETTINGS) $(name).value = asked[name] ?? "";
-  if (models.some((model) => model.id === asked.model)) chooseModel(asked.model);
+  for (const [name] of SETTINGS) $(name).value = $(name).parentElement.hidden ? "" : (asked[name] ?? "");
   keep();
 }
 
@@ -61,14 +64,31 @@ function keep() {
   sessionStorage.setItem(KEPT, JSON.stringify(request()));
 }
 
+function drawsClasses(name) {
+  return Boolean(models.find((model) => model.id === name)?.classes);
+}
+
 function chooseModel(name) {
   $("model").value = name;
+  const classes = drawsClasses(name);
+  for (const part of document.querySelectorAll("[data-classes]")) part.hidden = !classes;
+  for (const part of document.querySelectorAll("[data-texts]")) part.hidden = classes;
+  if (classes) listClasses(name);
   const defaults = models.find((model) => model.id === name)?.settings ?? {};
   for (const [setting, , kind] of SETTINGS) {
     const value = defaults[setting];
+    const lacking = !(setting in defaults);
+    $(setting).parentElement.hidden = lacking;
+    if (lacking) $(setting).value = "";
     if (kind === "switch") $(setting).options[0].text = `model's (${value ? "on" : "off"})`;
     else $(setting).placeholder = value ?? "published rule";
   }
+}
+
+async function listClasses(name) {
+  const model = await (await ask(`v1/models/${encodeURIComponent(name)}`)).json();
+  if ($("model").value !== name) return;
+  $("classes").replaceChildren(...model.class_names.map((words) => new Option(words)));
 }
 
 function tell(refusal) {
@@ -206,15 +226,16 @@ function placeFor(index) {
 function addPicture(asked, url) {
   const item = document.createElement("li");
   const image = new Image();
+  const drawn = asked.label || asked.prompt;
   image.src = url;
-  image.alt = asked.prompt;
+  image.alt = drawn;
   const open = button("", () => enlarge(image));
   open.className = "open";
-  open.setAttribute("aria-label", `Full size: ${asked.prompt}`);
+  open.setAttribute("aria-label", `Full size: ${drawn}`);
   open.append(image);
   const what = document.createElement("p");
   what.className = "what";
-  what.textContent = `${asked.prompt} · seed ${asked.seed}`;
+  what.textContent = `${drawn} · seed ${asked.seed}`;
   what.title = SETTINGS.map(([name]) => `${name}: ${asked[name] ?? "model's"}`).join("\n");
   const does = document.createElement("div");
   does.className = "does";
@@ -228,8 +249,9 @@ function addPicture(asked, url) {
   };
   const sameSeed = () => {
     fill(asked);
-    $("prompt").select();
-    $("prompt").focus();
+    const words = drawsClasses(asked.model) ? $("label") : $("prompt");
+    words.select();
+    words.focus();
   };
   does.append(save, button("Draw again", again), button("Same seed, other prompt", sameSeed));
   does.append(button("Remove", () => item.remove()));
