@@ -215,7 +215,7 @@ def _export(request: Request, target: Path, force: bool) -> None:
     if count := request.model.num_classes:
         click.echo(f"classes: {count}, {'with names' if request.names else 'by their numbers alone'}")
     if request.checkpoint.text_encoder is not None:
-        _tell_system_prompt(manifest.checkpoint["system_prompt"])
+        _tell_system_prompt(manifest.checkpoint.get("system_prompt"))
 
 
 def _tell_weights(request: Request, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.checkpoint import LLM
+from hart_runtime.common.checkpoint import LLM, TOKENIZER
 from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
 from hart_runtime.common.errors import InputError, listed, one_of, parameter, shown, told_of
 from hart_runtime.common.files import read_regular
@@ -277,13 +277,20 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
     _check_origin(manifest.checkpoint, f"{file}: checkpoint")
     if TEXT_ENCODER in manifest.graphs:
         _check_text_rows(manifest.checkpoint, f"{file}: checkpoint")
+    try:
+        _ = manifest.sizes  # what is counted is made of the configurations
+    except InputError as error:
+        raise InputError(f"{file}: checkpoint: {str(error).removeprefix('manifest: ')}") from None
     for name, spec in manifest.files.items():
         check_file_spec(spec, f"{file}: files: {shown(name)}")
     return manifest
 
 
 def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
-    """Of what a checkpoint's description holds, that which is read: hashes and the system prompt."""
+    """Of what a checkpoint's description holds, that which is read."""
+    read_value(str, checkpoint.get("source"), f"{place}.source")
+    for network in (LLM, TOKENIZER):
+        read_value(dict[str, Any], checkpoint.get(network), f"{place}.{network}")
     weights = read_value(dict[str, dict[str, str]], checkpoint.get("weights"), f"{place}.weights")
     if LLM not in weights:
         raise InputError(f"{place}.weights: {LLM} is missing")
@@ -297,7 +304,8 @@ def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
 def _check_text_rows(checkpoint: dict[str, Any], place: str) -> None:
     described = read_value(dict[str, Any], checkpoint.get(TEXT_NETWORK), f"{place}.{TEXT_NETWORK}")
     rows = read_value(int, described.get("vocab_size"), f"{place}.{TEXT_NETWORK}.vocab_size")
-    if not 1 <= rows <= (most := LARGEST["vocab_size"]):
+    most = LARGEST["vocab_size"]
+    if not 1 <= rows <= most:
         raise InputError(f"{place}.{TEXT_NETWORK}.vocab_size: expected 1 to {most}, found {shown(rows)}")
 
 

@@ -60,6 +60,27 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "an opset that is text": (at("graphs", "sample", "opset", value="23"), "opset: expected a whole number"),
     "a field of a later version": (at("colour", value=1), "unknown colour; a newer version"),
     "one of a graph": (at("graphs", "sample", "colour", value=1), "graphs.sample: unknown colour"),
+    "a network in a list": (at("checkpoint", "llm", value=[]), "checkpoint.llm: expected an object"),
+    "a network that is null": (
+        at("checkpoint", "tokenizer", value=None),
+        "checkpoint.tokenizer: expected an",
+    ),
+    "a network of nobody": (at("checkpoint", "llm", value={}), "checkpoint: attn_type"),
+    "a width of nobody": (at("checkpoint", "tokenizer", "ch", value="32"), "checkpoint: ch"),
+    "text without a size": (
+        without("checkpoint", "text_encoder", "hidden_size"),
+        "checkpoint: missing hidden_size",
+    ),
+    "no text network": (without("checkpoint", "text_encoder"), "checkpoint.text_encoder: expected an object"),
+    "a vocabulary in words": (
+        at("checkpoint", "text_encoder", "vocab_size", value="339"),
+        "vocab_size: expected",
+    ),
+    "an empty vocabulary": (
+        at("checkpoint", "text_encoder", "vocab_size", value=0),
+        "vocab_size: expected 1 to",
+    ),
+    "no source": (without("checkpoint", "source"), "checkpoint.source: expected text"),
     "negative depth": (at("model", "depth", value=-1), "model: depth: expected 1 to 512, found -1"),
     "depth without end": (at("model", "depth", value=10**9), "model: depth: expected 1 to 512"),
     "depth that is a fraction": (at("model", "depth", value=6.0), "model.depth: expected a whole number"),
