@@ -20,6 +20,8 @@ Readers = Mapping[type, Callable[[Any, str], Any]]
 
 LONGEST_TEXT = 255
 """Characters of a name, a version or a hash: what records hold is shown in messages."""
+FREE = {"of any length": True}
+"""Metadata of fields for what a user writes, such as prompts."""
 LARGEST = 2**63 - 1
 """Of the numbers of a record: those of a graph's tensors have 64 bits."""
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -74,8 +76,14 @@ def _record(kind: type, value: object, place: str, readers: Readers, join: str =
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{place}: {name} is missing")
+    free = {**readers, str: _free}
     return kind(
-        **{name: _read(hints[name], item, f"{place}{join}{name}", readers) for name, item in values.items()}
+        **{
+            name: _read(
+                hints[name], item, f"{place}{join}{name}", free if known[name].metadata == FREE else readers
+            )
+            for name, item in values.items()
+        }
     )
 
 
@@ -123,6 +131,13 @@ def _text(value: str, place: str) -> str:
         raise InputError(
             f"{place}: expected at most {LONGEST_TEXT} characters, found {len(value)}: {shown(value)}"
         )
+    return _free(value, place)
+
+
+def _free(value: Any, place: str) -> str:
+    """Text of any length."""
+    if not isinstance(value, str):
+        raise InputError(f"{place}: expected {WORDS[str]}, found {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import numpy as np
 from hart_runtime.common.errors import InputError, parameter, shown, told_of
 from hart_runtime.common.files import refuse_strangers, whole_folder
 from hart_runtime.common.json_files import read_json
-from hart_runtime.common.records import read_record
+from hart_runtime.common.records import FREE, read_record
 from hart_runtime.common.settings import SamplingSettings, check_ranges
 from hart_runtime.compare.recorded import Call, Tensors, check_recording, graph_calls
 from hart_runtime.runtime.bundle import describe_files
@@ -42,13 +42,13 @@ RUNNER = "reference float32"
 class Description:
     """What is known of recorded runs of the reference model in float32."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = field(metadata=FREE)
     """Empty when the runs started from given text features."""
     settings: SamplingSettings
     patch_nums: tuple[int, ...]
     weights: dict[str, dict[str, str]]
     """File name -> sha256 per network, as a bundle's manifest lists them."""
-    made_with: dict[str, str]
+    made_with: dict[str, str] = field(metadata=FREE)
     """Checkpoint, device and versions of the machine that recorded it."""
     half_errors: dict[str, float] | None
     """Relative error of torch in fp16, by :func:`error_key`; None if it was not measured."""

@@ -105,6 +105,21 @@ def test_descriptions_that_contradict(demo_bundle: Path, copy: Path, name: str) 
     refused(demo_bundle, copy, words)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("prompts", 0, value="a red circle " * 100),
+        put("prompts", 0, value="円" * 5000),
+        put("made_with", "checkpoint", value="/" + "a/" * 1000),
+    ],
+)
+def test_what_a_user_writes_may_be_long(demo_bundle: Path, copy: Path, change: Change) -> None:
+    values = json.loads((copy / DESCRIPTION).read_text())
+    change(values)
+    (copy / DESCRIPTION).write_text(json.dumps(values))
+    assert len(load_reference(copy, open_bundle(demo_bundle).manifest).batches) == 2
+
+
 def halved(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

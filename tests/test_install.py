@@ -9,12 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnxruntime
 import pytest
+from click.testing import CliRunner
 from setuptools.config.pyprojecttoml import load_file  # type: ignore[import-untyped]
 
 from hart_runtime.common import install
 from hart_runtime.common.errors import InputError
 from hart_runtime.runtime.backends.names import MODULES
+from hart_runtime.runtime.cli import main as run_main
 from hart_runtime.runtime.tensorrt.package import OLDEST
 from tests.imports import PACKAGE, ROOT, imported, sources
 
@@ -145,6 +148,25 @@ def test_two_onnx_runtimes_are_told_of(demo_bundle: Path, tmp_path: Path) -> Non
     assert line.endswith(install.install("cuda"))
     assert install.install("cpu") in line
     assert "both installed" not in run(demo_bundle, tmp_path, "").stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("--device", "cuda"), ("--device", "cuda:1"), ("--device", "cuda", "--backend", "onnxruntime")]
+)
+def test_an_onnx_runtime_without_cuda_is_refused(
+    demo_bundle: Path, tmp_path: Path, words: Sequence[str]
+) -> None:
+    """With the commands that replace it, before anything is drawn."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this one has CUDA")
+    output = tmp_path / "out.png"
+    command = ["--engine", str(demo_bundle), *words, "a red circle", "--output", str(output)]
+    done = CliRunner().invoke(run_main, command)
+    assert done.exit_code == 2
+    assert "--device cuda" in done.output
+    assert "no CUDA provider; replace it: " in done.output
+    assert "pip uninstall -y onnxruntime, then" in done.output
+    assert not output.exists()
 
 
 def test_what_pip_leaves_of_two_builds_is_mended(demo_bundle: Path, tmp_path: Path) -> None:
