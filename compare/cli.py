@@ -108,14 +108,14 @@ def main(
     G_LOGGER.module_severity = G_LOGGER.ERROR
     from hart_runtime.compare.html import save_html
     from hart_runtime.compare.judge import judge
+    from hart_runtime.compare.place import PAGE, REPORT, check_place
     from hart_runtime.compare.report import Limits, as_json, graph_table, layer_lines, loop_lines, save_json
     from hart_runtime.runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)
     if layers is not None:
         one_of("layers", layers, opened.manifest.graphs)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{parameter('output', output)}: expected a folder, found a file")
+    check_place(output)
     with _progress() as watch:
         needed = reference is None or layers is not None
         source = _source(checkpoint, text_encoder, tokenizer, opened, needed)
@@ -125,15 +125,15 @@ def main(
         runs = [judge(name, opened, ruler, source, device, layers, limits, watch) for name in backends]
     output.mkdir(parents=True, exist_ok=True)
     report = as_json(ruler, runs, limits)
-    save_json(report, output / "report.json")
-    save_html(ruler, runs, output / "report.html")
+    save_json(report, output / REPORT)
+    save_html(ruler, runs, output / PAGE)
     for run in runs:
         _print(graph_table(run))
         for line in loop_lines(run) + (layer_lines(run.layers) if run.layers else []):
             click.echo(line)
         if failure := run.first_failure:
             click.echo(f"first failure: graph {failure.graph} at {failure.call}, output {failure.output}")
-    click.echo(f"{'within' if report['passed'] else 'NOT within'} tolerance; see {output / 'report.html'}")
+    click.echo(f"{'within' if report['passed'] else 'NOT within'} tolerance; see {output / PAGE}")
     sys.exit(0 if report["passed"] else 1)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hart_runtime.common.files import whole_file
 from hart_runtime.compare.metrics import Picture
+from hart_runtime.compare.place import TITLE
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import Row
 from hart_runtime.compare.report import Run, layer_lines, loop_lines, number, worst_rows
@@ -41,7 +42,7 @@ def save_html(reference: Reference, runs: list[Run], path: Path) -> None:
     made = ", ".join(f"{key} {value}" for key, value in reference.made_with.items())
     body = "".join(_section(reference, run) for run in runs)
     text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>hart-compare: {verdict}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">{TITLE}{verdict}</title>'
         f"<style>{STYLE}</style><h1>How far from PyTorch: {verdict}</h1>"
         f"<p>Reference: float32, {escape(made)}; scales {list(reference.patch_nums)}.</p>{body}</html>\n"
     )

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.compare.cli import main
+from hart_runtime.compare.place import PAGE, REPORT, check_place
 from hart_runtime.compare.record import Source, capture_prompts
 from hart_runtime.compare.reference import (
     DESCRIPTION,
@@ -231,3 +232,37 @@ def test_only_a_reference_is_replaced(copy: Path, change: Callable[[Path], objec
     change(copy / DESCRIPTION)
     with pytest.raises(InputError, match=r"^[^\n]+$"):
         check_reference_place(copy)
+
+
+@pytest.mark.parametrize("kind", ["a report of others", "a page of others", "a link to nothing", "a folder"])
+def test_no_file_of_the_users_makes_room_for_a_report(
+    demo_bundle: Path, copy: Path, tmp_path: Path, kind: str
+) -> None:
+    """It is found before anything is compared; an earlier report of ours is told of and replaced."""
+    output = tmp_path / "out"
+    output.mkdir()
+    file = output / (PAGE if "page" in kind else REPORT)
+    if kind == "a folder":
+        file.mkdir()
+    elif kind == "a link to nothing":
+        file.symlink_to(tmp_path / "nothing")
+    else:
+        file.write_text('{"passed": "my own"}')
+    given = ["--engine", demo_bundle, "--reference", copy, "--output", output, "--device", "cpu"]
+    done = CliRunner().invoke(main, [str(a) for a in given])
+    assert done.exit_code == 2
+    assert (
+        done.stderr
+        == f"error: {file}: is no report of hart-compare, and is not replaced; give another --output\n"
+    )
+    assert [path.name for path in output.iterdir()] == [file.name]
+
+
+def test_an_earlier_report_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check_place(tmp_path)
+    assert caplog.records == []
+    (tmp_path / REPORT).write_text('{"schema": 1, "passed": true, "runs": []}')
+    check_place(tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: an earlier report, replaced when this one is done"
+    ]
