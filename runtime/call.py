@@ -142,8 +142,8 @@ def texts_of(prompts: Prompts) -> list[str]:
     if isinstance(prompts, str):
         return [prompts]
     try:
-        if isinstance(prompts, bytes | bytearray | memoryview | Mapping):  # lists of something else
-            raise TypeError
+        if isinstance(prompts, bytes | bytearray | memoryview | Mapping | set | frozenset):
+            raise TypeError  # lists of something else, or without an order in which seeds count on
         return list(prompts)  # type: ignore[arg-type]
     except TypeError:
         raise InputError(f"`prompts`: expected a text or a list of texts, found {shown(prompts)}") from None

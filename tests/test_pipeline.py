@@ -201,7 +201,7 @@ def test_of_a_long_prompt_the_beginning_is_told(
 
 
 @pytest.mark.parametrize(
-    "prompts", [b"a red circle", bytearray(b"x"), {"a red circle": 1}, 5, Path("x"), None]
+    "prompts", [b"a red circle", bytearray(b"x"), {"a red circle": 1}, {"x", "y"}, 5, Path("x"), None]
 )
 def test_what_is_no_list_of_texts(demo: Pipeline, prompts: Any) -> None:
     with pytest.raises(InputError, match="expected a text or a list of texts"):
