@@ -20,6 +20,7 @@ from PIL import Image
 
 from hart_runtime import Pipeline
 from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.text_files import read_text
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files, open_bundle
 from hart_runtime.runtime.cli import main as run_command
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
@@ -201,7 +202,7 @@ class Bundles:
         """The picture of the ids that the library itself makes of the prompt with the changed file."""
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / TEXT_TOKENIZER))
+        tokenizer = Tokenizer.from_str(read_text(folder / TEXT_TOKENIZER))  # with a byte order mark, too
         padding, length = tokenizer.padding, self.base.bundle.manifest.model.context_token
         tokenizer.no_padding()
         tokenizer.no_truncation()
