@@ -28,6 +28,8 @@ NO_ROOM = frozenset(
 """Errors of a machine, and not of what it was asked for."""
 LONGEST = 200
 """Characters of a value that a message shows."""
+MOST_SAID = 400
+"""Characters of what a library says that a message repeats."""
 MOST_NAMED = 5
 """Names that a message lists."""
 
@@ -80,8 +82,13 @@ def guarded(work: Callable[[], Made], failed: str) -> Made:
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{failed} ({reason})") from None
+        raise InputError(f"{failed} ({first_line(error)})") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, or the error's type; of bounded length, for some repeat all they were given."""
+    said = str(error).strip().partition("\n")[0].rstrip() or type(error).__name__
+    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}..."
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import RunError
+from hart_runtime.common.errors import RunError, first_line
 from hart_runtime.compare import TORCH_FP16
 from hart_runtime.compare.record import Source
 from hart_runtime.export.graphs import build_graphs
@@ -61,7 +61,7 @@ class TorchHalfBackend:
         try:
             outputs = self.modules[run.graph](*given)
         except RuntimeError as error:
-            raise RunError(f"{self.name}, graph {run.graph}: {str(error).splitlines()[0]}") from None
+            raise RunError(f"{self.name}, graph {run.graph}: {first_line(error)}") from None
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return dict(zip(self._outputs[run.graph], outputs, strict=True))
 

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError, first_line, parameter
 from hart_runtime.common.weight_files import SUFFIXES
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -86,7 +86,6 @@ def _place(source: str, revision: str | None, patterns: list[str], whole: bool) 
                 f"{source}: no such folder here, and the hub's cache in {constants.HF_HUB_CACHE} does not "
                 f"hold that model and revision; download it, or unset HF_HUB_OFFLINE"
             ) from None
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
-            f"{source}: no such folder here, and the hub did not deliver it ({reason})"
+            f"{source}: no such folder here, and the hub did not deliver it ({first_line(error)})"
         ) from None

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.errors import InputError, RunError, first_line, parameter
 from hart_runtime.common.install import require
 
 GUIDELINE = (
@@ -58,8 +58,7 @@ def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{named}: cannot be loaded ({reason})") from None
+        raise InputError(f"{named}: cannot be loaded ({first_line(error)})") from None
     answers = _answers(tokenizer, source)
     model = model.to(device).eval()
     scores = []

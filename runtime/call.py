@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, whole_in_range
+from hart_runtime.common.errors import (
+    InputError,
+    first_line,
+    in_range,
+    known_names,
+    plain,
+    shown,
+    whole_in_range,
+)
 from hart_runtime.common.settings import Overrides, SamplingSettings, check_ranges
 from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.loop import Snapshot
@@ -102,7 +110,7 @@ def _array(name: str, value: object, kinds: str) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors elsewhere
-        raise InputError(f"`{name}`: cannot be read as an array ({error})") from None
+        raise InputError(f"`{name}`: cannot be read as an array ({first_line(error)})") from None
     if array.dtype.kind not in kinds:
         raise InputError(f"`{name}`: expected numbers, found {array.dtype}")
     return array

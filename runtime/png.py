@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from hart_runtime.common.errors import InputError, RunError, parameter, shown
+from hart_runtime.common.errors import InputError, RunError, first_line, parameter, shown
 from hart_runtime.common.files import check_output, whole_file
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.settings import LIMITS, SamplingSettings, settings_of
@@ -154,7 +154,7 @@ def read_origin(path: Path) -> Origin:
             image.load()
             text = image.info.get(KEY)
     except Exception as error:  # damaged files raise anything, decompression bombs included
-        raise InputError(f"{path}: not a readable picture ({error})") from None
+        raise InputError(f"{path}: not a readable picture ({first_line(error)})") from None
     if text is None:
         raise InputError(f"{path}: carries no prompt and seed; it was not drawn by hart-run")
     try:
@@ -180,7 +180,7 @@ def read_origin(path: Path) -> Origin:
     except KeyError as error:
         raise InputError(f"{path}: its prompt and seed are damaged (no {error.args[0]})") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: its prompt and seed are damaged ({error})") from None
+        raise InputError(f"{path}: its prompt and seed are damaged ({first_line(error)})") from None
     if noise != NOISE_VERSION:
         raise InputError(
             f"{path}: its seed stands for random numbers of version {noise}, here they are of version "

@@ -72,6 +72,9 @@ CHANGES: dict[str, tuple[Callable[[Values], object], str]] = {
     "twice": (number(0), "have number 0"),
     "a merge of nothing": (lambda v: v["model"]["merges"].append(["nowhere", "either"]), NO_FILE),
     "another model": (lambda v: v["model"].update(type="Nothing"), NO_FILE),
+    "words without end": (lambda v: v.update(added_tokens="x" * 10**6), NO_FILE),
+    "a type without end": (lambda v: v["model"].update(type="x" * 10**6), NO_FILE),
+    "a merge without end": (lambda v: v["model"]["merges"].append(["y" * 10**6, "z"]), NO_FILE),
     "no model": (lambda v: v.pop("model"), NO_FILE),
     "no padding": (lambda v: v.update(padding=None), "names no padding"),
 }
@@ -86,8 +89,9 @@ def test_what_no_bundle_has(
 ) -> None:
     """In a bundle, and in the checkpoint that one is made of."""
     edit, words = CHANGES[name]
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         open_tokenizer(change(edit))
+    assert len(str(caught.value)) < 1000
     with pytest.raises(InputError, match=words):
         read_vocabulary(tmp_path, LAST + 1)
     assert capfd.readouterr().out == ""

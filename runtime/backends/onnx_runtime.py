@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.errors import InputError, RunError, first_line, parameter
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import CPU, CUDA, ONNXRUNTIME
-from hart_runtime.runtime.backends.sessions import OnGpu, first_line, open_sessions, require_cuda
+from hart_runtime.runtime.backends.sessions import OnGpu, open_sessions, require_cuda
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.cuda import CudaMemory, StreamBackend
 from hart_runtime.runtime.memory.executor import Binding

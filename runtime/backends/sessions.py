@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.errors import InputError, RunError, first_line, parameter
 from hart_runtime.common.install import install, installed, pip
 from hart_runtime.common.room import MEND, can_start, cores, failure
 from hart_runtime.runtime.bundle import Bundle
@@ -312,9 +312,3 @@ def has_cuda() -> bool:
     if not installed("onnxruntime"):
         return False
     return PROVIDERS["cuda"] in onnxruntime().get_available_providers()
-
-
-def first_line(error: Exception) -> str:
-    """Of an exception's text, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
