@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -46,6 +48,7 @@ from tests.golden_runs import HERE
 from tests.test_bundle import reseal
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
+Values = dict[str, Any]
 ADA = Gpu("NVIDIA GeForce RTX 4060", "8.9", 24, 8_585_216_000)
 
 
@@ -285,6 +288,37 @@ def test_engines_are_compared_before_they_are_loaded(built: Path, rtx: Package, 
         find_engines(open_bundle(folder), rtx, ADA)
 
 
+OPTIONS: list[tuple[Values, str]] = [
+    ({"batches": [1, 0]}, r"options.batches: expected two numbers from 1 to 64, found \[1, 0\]"),
+    ({"batches": [0, 4]}, "options.batches: expected two numbers"),
+    ({"batches": [1, 10**9]}, "options.batches: expected two numbers"),
+    ({"batches": [3, 2]}, "options.batches: expected two numbers"),
+    ({"top_k": [0, 0]}, "options: expected|options.top_k: expected"),
+    ({"workspace": -1.0}, "options.workspace: expected more than 0, found -1.0"),
+]
+PROFILES: list[tuple[Callable[[list[Values]], object], str]] = [
+    (lambda profiles: profiles.clear(), "engines.sample.profiles: expected 5 or one for all, found 0"),
+    (lambda profiles: profiles.pop(), "engines.sample.profiles: expected 5 or one for all, found 4"),
+    (lambda profiles: profiles[1]["shapes"].pop("hidden"), r"sample.profiles\[1\]: expected rising ranges"),
+    (lambda profiles: profiles[1]["values"].clear(), r"sample.profiles\[1\]: expected rising ranges"),
+    (lambda profiles: profiles[2]["shapes"]["hidden"].update(max=[1]), r"sample.profiles\[2\]: expected"),
+    (
+        lambda profiles: profiles[2]["shapes"]["hidden"].update(min=[99] * 3),
+        r"sample.profiles\[2\]: expected",
+    ),
+]
+
+
+def with_options(values: Values, **changed: Any) -> Values:
+    return {**values, "options": {**values["options"], **changed}}
+
+
+def with_profiles(values: Values, change: Callable[[list[Values]], object]) -> Values:
+    copied: Values = json.loads(json.dumps(values))
+    change(copied["engines"]["sample"]["profiles"])
+    return copied
+
+
 def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_path: Path) -> None:
     folder = copy_of(built, tmp_path)
     file = engines_of(folder) / ENGINE_MANIFEST
@@ -297,6 +331,8 @@ def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_p
         (json.dumps({**values, "system": "x" * 10**5}), "system: expected at most 255 characters"),
         (json.dumps({**values, "gpu": {**asdict(ADA), "name": "x" * 10**5}}), "gpu: expected"),
         (json.dumps({**values, "gpu": {**asdict(ADA), "memory": 10**400}}), "gpu: expected"),
+        *((json.dumps(with_options(values, **changed)), words) for changed, words in OPTIONS),
+        *((json.dumps(with_profiles(values, change)), words) for change, words in PROFILES),
         (json.dumps({**values, "compute_capabilities": ["8.6"] * 10**5}), "and 99995 more, this GPU has"),
     ):
         file.write_text(text)

@@ -15,14 +15,15 @@ from pathlib import Path
 from hart_runtime.common.errors import InputError, listed, parameter, shown
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.records import read_record
+from hart_runtime.common.settings import MOST_MAX_BATCH
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_file_spec
 from hart_runtime.runtime.memory.gpu import Gpu
-from hart_runtime.runtime.spec import GraphSpec, TensorSpec
+from hart_runtime.runtime.spec import LARGEST, GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, graph_read, operating_system
-from hart_runtime.runtime.tensorrt.profiles import Profile
+from hart_runtime.runtime.tensorrt.profiles import Profile, scale_rows
 
 ENGINE_SCHEMA = 3
 ENGINE_MANIFEST = "engines.json"
@@ -114,11 +115,50 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
         )
     try:
         manifest = read_record(EngineManifest, values, str(file))
+        _check_options(manifest.options, f"{file}: options")
         for name, engine in manifest.engines.items():
             check_file_spec(engine.file, f"{file}: engines.{name}.file")
     except InputError as error:
         raise InputError(f"{error}; build the engines again") from None
     return manifest
+
+
+def _check_options(options: BuildOptions, place: str) -> None:
+    """Refuse ranges that nothing is built for."""
+    for name, pair, most in (
+        ("batches", options.batches, MOST_MAX_BATCH),
+        ("top_k", options.top_k, LARGEST["vocab_size"]),
+    ):
+        if pair is not None and not 1 <= pair[0] <= pair[1] <= most:
+            raise InputError(f"{place}.{name}: expected two numbers from 1 to {most}, found {list(pair)}")
+    if options.workspace is not None and options.workspace <= 0:
+        raise InputError(f"{place}.workspace: expected more than 0, found {options.workspace}")
+
+
+def _check_profiles(manifest: EngineManifest, bundle: Bundle, file: Path) -> None:
+    """Refuse engines whose profiles are not those of the bundle's graphs.
+
+    Raises:
+        InputError: there are too few or too many, or one lacks an input or has a range of its own kind.
+    """
+    for name, graph in bundle.manifest.graphs.items():
+        place, engine = f"{file}: engines.{name}.profiles", manifest.engines[name]
+        rows = len(scale_rows(bundle.manifest, name, 1))
+        if len(engine.profiles) not in (1, rows):
+            raise InputError(
+                f"{place}: expected {rows} or one for all, found {len(engine.profiles)}; "
+                f"build the engines again"
+            )
+        ranks = {spec.name: len(spec.shape) for spec in graph.inputs}
+        deciding = bundle.manifest.contract(name).deciding()
+        for number, profile in enumerate(engine.profiles):
+            held = {key: len(found.min) for key, found in profile.shapes.items()}
+            whole = all(found.rises for found in (*profile.shapes.values(), *profile.values.values()))
+            if held != ranks or not whole or not set(deciding) <= profile.values.keys():
+                raise InputError(
+                    f"{place}[{number}]: expected rising ranges of {listed(sorted(ranks))}, found "
+                    f"{listed(sorted(held))}; build the engines again"
+                )
 
 
 def find_engines(bundle: Bundle, package: Package, gpu: Gpu) -> tuple[Path, EngineManifest]:
@@ -138,6 +178,7 @@ def find_engines(bundle: Bundle, package: Package, gpu: Gpu) -> tuple[Path, Engi
             continue
         reasons = mismatches(manifest, bundle, package, gpu)
         if not reasons:
+            _check_profiles(manifest, bundle, file)
             _verify_files(file.parent, manifest, bundle)
             return file.parent, manifest
         found.append(f"{file.parent.name}: {'; '.join(reasons)}")

@@ -21,6 +21,13 @@ class Range:
     opt: Shape
     max: Shape
 
+    @property
+    def rises(self) -> bool:
+        """Whether it is a range: of one rank, and from the smallest to the largest."""
+        return len(self.min) == len(self.opt) == len(self.max) and all(
+            0 <= low <= most <= high for low, most, high in zip(self.min, self.opt, self.max, strict=True)
+        )
+
     def holds(self, shape: Sequence[int]) -> bool:
         """Whether a shape lies inside."""
         return len(shape) == len(self.min) and all(
