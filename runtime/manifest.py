@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import LARGEST, GraphSpec, ModelSpec, TensorSpec, check_model
 
 SCHEMA_VERSION = 3
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -322,3 +324,5 @@ def check_file_spec(spec: FileSpec, place: str) -> None:
         raise InputError(
             f"{place}: expected a hash for each piece, found {len(spec.sha256)} for {spec.size} bytes"
         )
+    if other := [digest for digest in spec.sha256 if not SHA256.fullmatch(digest)]:
+        raise InputError(f"{place}: expected 64 digits of a sha256, found {shown(other[0])}")

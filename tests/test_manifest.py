@@ -128,6 +128,15 @@ CHANGES: dict[str, tuple[Change, str]] = {
         at("files", "weights.bin", "sha256", value=["0" * 64] * 2),
         "files: 'weights.bin': expected a hash for each piece, found 2",
     ),
+    "a hash of two lines": (at("files", "weights.bin", "sha256", 0, value="a\nb"), "expected 64 digits"),
+    "a hash of capitals": (
+        at("files", "weights.bin", "sha256", 0, value="A" * 64),
+        "expected 64 digits of a sha256, found 'AAA",
+    ),
+    "half a hash": (
+        at("files", "weights.bin", "sha256", 0, value="0" * 32),
+        "expected 64 digits of a sha256",
+    ),
     "a hash that is text": (at("files", "weights.bin", "sha256", value="0" * 64), "sha256: expected a list"),
     "no origin": (at("checkpoint", value=None), "checkpoint: expected an object, found None"),
     "an origin without weights": (at("checkpoint", "weights", value=None), "checkpoint.weights: expected"),
