@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hart_runtime.common.errors import InputError, parameter, shown, told_of
+from hart_runtime.common.errors import InputError, first_line, parameter, shown, told_of
 from hart_runtime.common.files import refuse_strangers, whole_folder
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.records import FREE, read_record
@@ -158,8 +158,9 @@ def _read_trajectory(file: Path, expected: FileSpec) -> list[Tensors]:
     except InputError:
         raise
     except Exception as error:  # Polygraphy's errors have no useful base class
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{file}: holds no recording ({reason}); make the reference again") from None
+        raise InputError(
+            f"{file}: holds no recording ({first_line(error)}); make the reference again"
+        ) from None
 
 
 def _check_recordings(reference: Reference, manifest: Manifest) -> None:

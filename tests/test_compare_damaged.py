@@ -181,9 +181,9 @@ def changed(name: str, make: Callable[[Any], Any]) -> Change:
 
 TENSORS: dict[str, tuple[Change, str]] = {
     "no pictures": (lambda batches: batches.clear(), "expected recorded pictures, found none"),
-    "a batch without tensors": (lambda batches: batches[0].clear(), "ctx.mask: expected 2 axes"),
+    "a batch without tensors": (lambda batches: batches[0].clear(), "ctx.features: expected 3 axes"),
     "no mask": (without("ctx.mask"), "ctx.mask: expected 2 axes, the first of 1, found ()"),
-    "no picture": (without("image"), "ctx.mask: expected 2 axes, the first of 0"),
+    "no picture": (without("image"), "ctx.features: expected 3 axes, the first of 0"),
     "no random numbers": (without("scale0.u"), "scale0.u: expected"),
     "none of a step": (without("final.diff.step3.noise"), "final.diff.step3.noise: expected"),
     "no keys": (without("kv.block2.k"), "lacks kv.block2.k"),
@@ -199,7 +199,7 @@ TENSORS: dict[str, tuple[Change, str]] = {
     "a token too few": (changed("ctx.features", lambda a: a[:, :-1]), "ctx.features: expected features"),
     "a picture too many": (
         changed("image", lambda a: np.concatenate([a, a])),
-        "the first of 2, found (1, 16)",
+        "the first of 2, found (1, 16, 128)",
     ),
     "a smaller picture": (changed("image", lambda a: a[:, :, ::2]), "image: expected"),
     "a shape of nothing": (changed("scale2.hidden", lambda a: a[:0]), "scale2.hidden: expected"),

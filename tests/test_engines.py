@@ -328,6 +328,8 @@ def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_p
         (json.dumps({**values, "schema": ENGINE_SCHEMA + 1}), "newer"),
         (json.dumps({**values, "engines": {"decoder": {}}}), "engines.decoder: file is missing"),
         (json.dumps({**values, "version": "1." * 10**5}), "version: expected at most 255 characters"),
+        (json.dumps({**values, "version": "1\n2"}), r"tensorrt-rtx '1\\n2', installed is"),
+        (json.dumps({**values, "system": "a\tb"}), r"built on 'a\\tb', this is"),
         (json.dumps({**values, "system": "x" * 10**5}), "system: expected at most 255 characters"),
         (json.dumps({**values, "gpu": {**asdict(ADA), "name": "x" * 10**5}}), "gpu: expected"),
         (json.dumps({**values, "gpu": {**asdict(ADA), "memory": 10**400}}), "gpu: expected"),
@@ -339,6 +341,7 @@ def test_a_manifest_that_cannot_be_read_says_so(built: Path, rtx: Package, tmp_p
         with pytest.raises(InputError, match=words) as caught:
             find_engines(open_bundle(folder), rtx, ADA)
         assert len(str(caught.value)) < 1000
+        assert "\n" not in str(caught.value)
 
 
 def test_a_backend_asked_for_by_name_is_not_replaced(built: Path) -> None:

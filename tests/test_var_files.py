@@ -88,7 +88,7 @@ NUMBERS, SQUARES, SIZES = (
         (VAR, LEVELS, lambda t: t.bool(), NUMBERS),
         (VAR, LEVELS, lambda t: t * float("nan"), SQUARES),
         (VAR, LEVELS, lambda t: t.flip(1), SQUARES),
-        (VAR, LEVELS, lambda t: t[:, :0], "expected at least two scales"),
+        (VAR, LEVELS, lambda t: t[:, :0], "at least two scales"),
         (VAR, HEADS, lambda t: t.flatten(), f"{HEADS}: expected 4 {SIZES}"),
         (VAR, "class_emb.weight", lambda t: t[:0], f"class_emb.weight: expected 2 {SIZES}"),
         (VAE, "encoder.conv_in.weight", lambda t: t[:0], f"encoder.conv_in.weight: expected 4 {SIZES}"),

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hart_runtime.common.errors import InputError, RunError, parameter
+from hart_runtime.common.errors import InputError, RunError, named, parameter
 from hart_runtime.common.install import pip
 from hart_runtime.runtime.backends.names import CPU, CUDA
 
@@ -47,7 +47,7 @@ class Gpu:
         return alike and abs(self.memory - other.memory) < 0.05 * self.memory
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.multiprocessors} multiprocessors, {self.memory / 1e9:.1f} GB)"
+        return f"{named(self.name)} ({self.multiprocessors} multiprocessors, {self.memory / 1e9:.1f} GB)"
 
 
 def cuda() -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, listed, parameter, shown
+from hart_runtime.common.errors import InputError, listed, named, parameter, shown
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.records import read_record
 from hart_runtime.common.settings import MOST_MAX_BATCH
@@ -224,14 +224,14 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: 
     """What keeps these engines from running here; empty if nothing does."""
     reasons = []
     if manifest.version != package.version:
-        reasons.append(f"built with {package.name} {manifest.version}, installed is {package.version}")
+        reasons.append(f"built with {package.name} {named(manifest.version)}, installed is {package.version}")
     if manifest.compute_capabilities and gpu.capability not in manifest.compute_capabilities:
         built = listed(manifest.compute_capabilities)
         reasons.append(f"built for compute capability {built}, this GPU has {gpu.capability}")
     elif manifest.gpu is not None and not manifest.gpu.is_like(gpu):
         reasons.append(f"built on {manifest.gpu}, this is {gpu}")
     if manifest.system != operating_system():
-        reasons.append(f"built on {manifest.system}, this is {operating_system()}")
+        reasons.append(f"built on {named(manifest.system)}, this is {operating_system()}")
     graphs = bundle.manifest.graphs
     if missing := sorted(set(graphs) - set(manifest.engines)):
         reasons.append(f"{', '.join(missing)} not built")
