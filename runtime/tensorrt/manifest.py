@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError, listed, named, parameter, shown
@@ -27,6 +27,8 @@ from hart_runtime.runtime.tensorrt.profiles import Profile, scale_rows
 
 ENGINE_SCHEMA = 3
 ENGINE_MANIFEST = "engines.json"
+RANGES = [option.name for option in fields(BuildOptions) if "tuple[int, int]" in str(option.type)]
+"""Options that are two numbers: pictures at once, and codes kept a token."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,8 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
 
 def _check_options(options: BuildOptions, place: str) -> None:
     """Refuse ranges that nothing is built for."""
-    for name, pair, most in (
-        ("batches", options.batches, MOST_MAX_BATCH),
-        ("top_k", options.top_k, LARGEST["vocab_size"]),
-    ):
+    for name, most in zip(RANGES, (MOST_MAX_BATCH, LARGEST["vocab_size"]), strict=True):
+        pair = getattr(options, name)
         if pair is not None and not 1 <= pair[0] <= pair[1] <= most:
             raise InputError(f"{place}.{name}: expected two numbers from 1 to {most}, found {list(pair)}")
     if options.workspace is not None and options.workspace <= 0:
