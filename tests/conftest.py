@@ -19,6 +19,7 @@ from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.find import VarCheckpoint, find, find_var
 from hart_runtime.hart.random_weights import SHAPES
+from tests.checkpoint_copies import recorded
 from tests.imports import PACKAGE, ROOMS, ROOT
 from tests.var_models import SMALL, write_names, write_random_var
 
@@ -111,3 +112,9 @@ def full(tmp_path: Path) -> Path:
         (tmp_path / "full" / part).mkdir(parents=True)
         (tmp_path / "full" / part / "config.json").write_text(json.dumps(shape[part]))
     return tmp_path / "full"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A checkpoint to change: :func:`tests.checkpoint_copies.recorded`."""
+    return recorded(tmp_path)

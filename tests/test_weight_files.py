@@ -24,14 +24,8 @@ from tests.checkpoint_copies import (
     load,
     pickled,
     plain,
-    recorded,
     refused,
 )
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return recorded(tmp_path)
 
 
 def shard(root: Path, part: str, change: Callable[[dict[str, State], dict[str, str]], None]) -> None:

@@ -24,14 +24,8 @@ from tests.checkpoint_copies import (
     load,
     pickled,
     plain,
-    recorded,
     refused,
 )
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return recorded(tmp_path)
 
 
 def below(state: State, *prefixes: str) -> State:

@@ -27,14 +27,8 @@ from tests.checkpoint_copies import (
     load,
     pickled,
     plain,
-    recorded,
     refused,
 )
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return recorded(tmp_path)
 
 
 @pytest.mark.parametrize(("part", "name"), PARTS)
