@@ -6,6 +6,7 @@ thread that the system refused.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import re
@@ -21,6 +22,9 @@ REFUSED = re.compile(
 )
 """What libraries and the system say where there is no room."""
 MEND = "free some memory, or raise the limits on memory and tasks (ulimit, container)"
+
+PATIENCE = 5.0
+"""Seconds in which a thread has begun on any machine."""
 
 
 def failure(what: str, reason: str, mend: str) -> InputError | RunError:
@@ -43,19 +47,31 @@ def cores() -> int:
 
 
 def can_start(count: int) -> bool:
-    """Whether the system lets this process have so many more threads; they are started, and end at once."""
-    gate, started = threading.Event(), []
+    """Whether the system lets this process have so many more threads; they are started, and end at once.
+
+    ``threading.Thread.start`` waits for its thread without an end, also for one that the system gives and
+    that then finds no memory to begin with: these say themselves that they began.
+    """
+    gate, begun, ended = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+
+    def stay() -> None:
+        begun.release()
+        gate.wait()
+        ended.release()
+
+    running = 0
     try:
         for _ in range(count):
-            thread = threading.Thread(target=gate.wait, daemon=True)
-            thread.start()
-            started.append(thread)
-    except RuntimeError:
+            _thread.start_new_thread(stay, ())
+            if not begun.acquire(timeout=PATIENCE):
+                return False
+            running += 1
+    except (RuntimeError, MemoryError):
         return False
     finally:
         gate.set()
-        for thread in started:
-            thread.join()
+        for _ in range(running):
+            ended.acquire(timeout=PATIENCE)
     return True
 
 

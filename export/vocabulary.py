@@ -110,8 +110,11 @@ def _add_tokens(vocabulary: Tokenizer, added: dict[str, Any], rows: int, setting
 
 def _add_older_tokens(vocabulary: Tokenizer, added: dict[str, Any], rows: int, file: Path) -> None:
     """The same from the file that was there before ``tokenizer_config.json`` held them."""
+    first: dict[int, str] = {}
     for content, number in added.items():
         check_number(content, number, rows, file)
+        if (other := first.setdefault(number, content)) != content:
+            raise InputError(f"{file}: {shown(other)} and {shown(content)} have one number, {number}")
     tokens = {number: AddedToken(content, normalized=False) for content, number in added.items()}
     _number(vocabulary, tokens, file)
 

@@ -128,6 +128,8 @@ def _check_prompts(prompts: Sequence[str]) -> None:
             prompt.encode()
         except UnicodeEncodeError:
             raise InputError(f"prompt {number} is not valid UTF-8") from None
+        if "\0" in prompt:
+            raise InputError(f"prompt {number} holds a NUL character, as UTF-16 text does")
 
 
 def words_of(prompts: Prompts, classes: ClassNames | None) -> list[str]:

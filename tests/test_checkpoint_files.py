@@ -239,6 +239,7 @@ ADDED: dict[str, Any] = {"content": "<|new|>", "special": True}
         (pairs_with({"a": 1 << 31}, ""), "'a' has number 2147483648"),
         (older_tokens(late=339), "added_tokens.json: token 'late' has number 339, the text encoder's"),
         (older_tokens(late="5"), "added_tokens.json: token 'late' has number '5'"),
+        (older_tokens(late=330, later=330), "added_tokens.json: 'late' and 'later' have one number, 330"),
         (older_tokens(late=5), "added_tokens.json: 'late' has number 5, the vocabulary gives it 339"),
     ],
 )

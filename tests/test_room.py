@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from hart_runtime.common import room
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.common.room import can_start, failure, told_of_room
@@ -65,10 +68,11 @@ def test_words_of_libraries_that_mean_the_machine(reason: str) -> None:
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under a limit on tasks, which root does not have."""
 
-    def refuse(self: threading.Thread) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
 
 
 def test_files_are_hashed_without_threads(tmp_path: Path, no_threads: None) -> None:
@@ -85,7 +89,20 @@ def test_a_refused_thread_is_told(no_threads: None) -> None:
         raise RuntimeError("another")
 
 
+@pytest.mark.parametrize("begin", [0, 1, 3])
+def test_a_thread_that_never_begins_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
+    """The system gave it, and it found no memory to begin with."""
+    start = _thread.start_new_thread
+    left = iter(range(begin))
+    monkeypatch.setattr(
+        _thread, "start_new_thread", lambda *words: start(*words) if next(left, None) is not None else 0
+    )
+    monkeypatch.setattr(room, "PATIENCE", 0.2)
+    assert not can_start(4)
+
+
 def test_threads_that_were_tried_end() -> None:
-    before = threading.active_count()
+    before = _thread._count()
     assert can_start(40)
-    assert threading.active_count() == before
+    while _thread._count() > before:  # the last of them are about to end
+        time.sleep(0.01)

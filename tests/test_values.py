@@ -128,6 +128,13 @@ def test_prompts_that_are_no_unicode(demo: Pipeline, prompt: str) -> None:
         demo(prompt)
 
 
+@pytest.mark.parametrize("prompt", ["a\0", "\0 a", "a\0 \0b"])
+def test_prompts_with_nul(demo: Pipeline, prompt: str) -> None:
+    """Python can hold them; a file of prompts that does is refused too."""
+    with pytest.raises(InputError, match="prompt 1 holds a NUL character"):
+        demo(prompt)
+
+
 @pytest.mark.parametrize("place", [None, 5, b"x", ["x"], True, "", "  "])
 def test_places_that_are_none(place: Any) -> None:
     with pytest.raises(InputError, match="`bundle`: expected a path"):
