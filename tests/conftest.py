@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from filelock import FileLock
@@ -21,7 +21,11 @@ from hart_runtime.hart.find import VarCheckpoint, find, find_var
 from hart_runtime.hart.random_weights import SHAPES
 from tests.checkpoint_copies import recorded
 from tests.imports import PACKAGE, ROOMS, ROOT
+from tests.serving import Running, guarded_serving, serving
 from tests.var_models import SMALL, write_names, write_random_var
+
+if TYPE_CHECKING:
+    import openai
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -102,6 +106,28 @@ def demo_bundle(export_once: ExportOnce) -> Path:
 @pytest.fixture(scope="session")
 def demo(demo_bundle: Path) -> Pipeline:
     return Pipeline.load(demo_bundle, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path) -> Iterator[Running]:
+    """hart-serve with the demo, for the tests of one file."""
+    with serving("--engine", demo_bundle, "--threads", 1, "--queue", 20) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    """OpenAI's, of that server."""
+    import openai
+
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def guarded(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """:func:`tests.serving.guarded_serving` with the demo, for the tests of one file."""
+    with guarded_serving(demo_bundle, tmp_path_factory.mktemp("models")) as running:
+        yield running
 
 
 @pytest.fixture

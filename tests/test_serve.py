@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,12 @@ from hart_runtime.serve.errors import Refusal
 from hart_runtime.serve.fields import FIELDS
 from hart_runtime.serve.models import Model, find_models, spread
 from hart_runtime.serve.requests import asked_for, parsed, schema
-from tests.serving import PROMPT, Running, events_of, hart_run, later, serving, until
-
-
-@pytest.fixture(scope="module")
-def server(demo_bundle: Path) -> Iterator[Running]:
-    with serving("--engine", demo_bundle, "--threads", 1, "--queue", 12) as running:
-        yield running
+from tests.serving import PROMPT, Running, events_of, hart_run, later, until
 
 
 @pytest.fixture(scope="module")
 def models(demo_bundle: Path) -> dict[str, Model]:
     return find_models([demo_bundle])
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
 
 
 def test_the_pictures_are_those_of_hart_run(client: openai.OpenAI, demo_bundle: Path, tmp_path: Path) -> None:
@@ -268,12 +256,12 @@ def test_requests_share_batches(server: Running) -> None:
 
 def test_a_full_queue(server: Running, client: openai.OpenAI) -> None:
     with server.busy():
-        with server.stream(n=10), server.stream(n=2):
+        with server.stream(n=10), server.stream(n=10):
             with pytest.raises(openai.RateLimitError) as full:
                 client.images.generate(prompt=PROMPT)
             assert 1 <= int(full.value.response.headers["retry-after"]) <= 120
             assert (full.value.code, full.value.type) == ("rate_limit_exceeded", "rate_limit_error")
-            assert "12 pictures are waiting" in str(full.value)
+            assert "20 pictures are waiting" in str(full.value)
             assert server.get("/health").json() == {"status": "alive"}
         until(lambda: server.metrics()["hart_queue_pictures"] == 0)
     until(server.idle)

@@ -11,7 +11,6 @@ import json
 import re
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from tests.serving import (
     PROMPT,
     Running,
     events_of,
-    guarded_serving,
     hart_run,
     later,
     serving,
@@ -36,23 +34,6 @@ from tests.serving import (
 )
 
 pytestmark = pytest.mark.serve
-
-
-@pytest.fixture(scope="module")
-def server(demo_bundle: Path) -> Iterator[Running]:
-    with serving("--engine", demo_bundle, "--threads", 1, "--queue", 20) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def guarded(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with guarded_serving(demo_bundle, tmp_path_factory.mktemp("models")) as running:
-        yield running
 
 
 def test_fault_D01_a_drawing_does_not_block_the_server(server: Running) -> None:

@@ -6,7 +6,6 @@ import base64
 import json
 import random
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,6 @@ BODIES = st.dictionaries(FIELD, JSON, max_size=6).map(
     lambda body: json.dumps({"n": 11, **body}).encode()
 ) | st.binary(max_size=200)
 """Nearly all of them ask for too many, so that few are drawn."""
-
-
-@pytest.fixture(scope="module")
-def server(demo_bundle: Path) -> Iterator[Running]:
-    with serving("--engine", demo_bundle, "--threads", 1) as running:
-        yield running
 
 
 def test_malformed_bodies_by_the_thousand(server: Running) -> None:

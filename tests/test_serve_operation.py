@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,12 +26,6 @@ from tests.serving import (
 )
 
 pytestmark = pytest.mark.serve
-
-
-@pytest.fixture(scope="module")
-def server(demo_bundle: Path) -> Iterator[Running]:
-    with serving("--engine", demo_bundle, "--threads", 1, "--queue", 20) as running:
-        yield running
 
 
 def test_a_worker_that_is_killed_is_replaced(server: Running) -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,8 @@ from tests.serving import (
     KEY,
     PROMPT,
     Running,
-    guarded_serving,
     serving,
 )
-
-
-@pytest.fixture(scope="module")
-def server(demo_bundle: Path) -> Iterator[Running]:
-    with serving("--engine", demo_bundle, "--threads", 1, "--queue", 20) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def guarded(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with guarded_serving(demo_bundle, tmp_path_factory.mktemp("models")) as running:
-        yield running
-
 
 FAULTS = range(1, 41)
 
