@@ -24,19 +24,60 @@ THRESHOLD = 0.5
 ANSWERS = ("Yes", "No")
 
 
-def refuse_unsafe(prompts: Sequence[str], source: str) -> None:
-    """Ask the safety model about each prompt.
+class SafetyModel:
+    """A ShieldGemma that is open."""
 
-    Args:
-        source: ShieldGemma's folder or hub id, read as transformers does (``HF_HUB_OFFLINE``
-            honoured), from safetensors only.
+    def __init__(self, source: str) -> None:
+        """Raises InputError: the model is not there, or is not one that answers such questions.
+
+        Args:
+            source: its folder or hub id, read as transformers does (``HF_HUB_OFFLINE`` honoured), from
+                safetensors only.
+        """
+        require("`source`", "safety", "torch", "transformers")
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.named = parameter("source", source)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{self.named}: cannot be loaded ({first_line(error)})") from None
+        self.answers = _answers(self.tokenizer, source)
+        self.model = model.to(self.device).eval()
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        """The probability of Yes against No for each prompt.
+
+        Raises:
+            RunError: the model answered with NaN.
+        """
+        import torch
+
+        scores = []
+        for number, prompt in enumerate(prompts, start=1):
+            inputs = self.tokenizer.apply_chat_template(
+                _chat(prompt), guideline=GUIDELINE, return_tensors="pt", return_dict=True
+            )
+            with torch.inference_mode():  # of all the words, the logits of the last one's answer
+                logits = self.model(**inputs.to(self.device), logits_to_keep=1).logits
+            score = float(logits[0, -1, self.answers].float().softmax(-1)[0])
+            if not math.isfinite(score):
+                raise RunError(f"{self.named}: answered prompt {number} with NaN, nothing was drawn")
+            scores.append(score)
+        return scores
+
+
+def refuse_unsafe(prompts: Sequence[str], source: str) -> None:
+    """Ask the safety model about each prompt; ``source`` is as of :class:`SafetyModel`.
 
     Raises:
-        InputError: prompts break the guideline, by number; or the model is not there, or is not
-            one that answers such questions.
+        InputError: prompts break the guideline, by number; or there is no such model.
         RunError: the model answered with NaN.
     """
-    scores = violation_scores(prompts, source)
+    scores = SafetyModel(source)(prompts)
     found = {number: score for number, score in enumerate(scores, start=1) if score > THRESHOLD}
     if found:
         listed = ", ".join(f"prompt {number} ({score:.2f})" for number, score in found.items())
@@ -44,35 +85,6 @@ def refuse_unsafe(prompts: Sequence[str], source: str) -> None:
             f"{listed} refused by {parameter('source', source)}: the probability that it breaks the "
             f"guideline may be {THRESHOLD} at most; change what is asked for"
         )
-
-
-def violation_scores(prompts: Sequence[str], source: str) -> list[float]:
-    """The probability of Yes against No for each prompt; raises as :func:`refuse_unsafe`."""
-    require("`source`", "safety", "torch", "transformers")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    named = parameter("source", source)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{named}: cannot be loaded ({first_line(error)})") from None
-    answers = _answers(tokenizer, source)
-    model = model.to(device).eval()
-    scores = []
-    for number, prompt in enumerate(prompts, start=1):
-        inputs = tokenizer.apply_chat_template(
-            _chat(prompt), guideline=GUIDELINE, return_tensors="pt", return_dict=True
-        )
-        with torch.inference_mode():
-            logits = model(**inputs.to(device)).logits[0, -1, answers].float()
-        score = float(logits.softmax(-1)[0])
-        if not math.isfinite(score):
-            raise RunError(f"{named}: answered prompt {number} with NaN, nothing was drawn")
-        scores.append(score)
-    return scores
 
 
 def _chat(prompt: str) -> list[dict[str, str]]:

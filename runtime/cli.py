@@ -14,7 +14,13 @@ import click
 from hart_runtime.common.console import PATH, WORD, command, sampling_options
 from hart_runtime.common.ending import Command
 from hart_runtime.common.errors import InputError, shown, told_of
-from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
+from hart_runtime.runtime.options import (
+    backend_option,
+    bundle_option,
+    device_option,
+    safety_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -96,12 +102,7 @@ def _absent(bundle: Path) -> frozenset[str]:
 @click.option(
     "--tf32", is_flag=True, help="On a GPU, round the factors of float32 products to 10 bits: other pictures."
 )
-@click.option(
-    "--safety-model",
-    type=WORD,
-    metavar="PATH|ID",
-    help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
-)
+@safety_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def main(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hart_runtime.common.console import PATH
+from hart_runtime.common.console import PATH, WORD
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.settings import MOST_THREADS
 from hart_runtime.runtime.backends.names import AUTO, DEVICES, parse_device
@@ -39,6 +39,12 @@ backend_option = click.option(
     default=AUTO,
     show_default=True,
     help="auto: the bundle's engines where they run, else ONNX Runtime.",
+)
+safety_option = click.option(
+    "--safety-model",
+    type=WORD,
+    metavar="PATH|ID",
+    help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads. [default: all cores]"

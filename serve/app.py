@@ -142,7 +142,7 @@ class Pictures:
             record.told |= {"model": asked.model.name, "pictures": asked.n, "seed": asked.seed}
             if self.tell_prompts:
                 record.told["prompt"] = asked.prompt
-            order = self.scheduler.submit(asked, record.name)
+            order = await self.scheduler.submit(asked, record.name)
             if asked.stream:
                 return _Stream(order, self.scheduler, record)
             response = JSONResponse(await self._waited(order, request))

@@ -10,14 +10,14 @@ import click
 
 from hart_runtime.common.console import PATH, WORD, FiniteRange, command
 from hart_runtime.common.errors import InputError
-from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, threads_option
+from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, safety_option, threads_option
 
 KEY_VARIABLE = "HART_API_KEY"
 GRACE_TO_READ = 60
 """Seconds that a client has to send its request and to read its pictures, beside the time they take."""
 
 
-@command(words={"key": "--api-key-file"})
+@command(words={"key": "--api-key-file", "source": "--safety-model"})
 @click.option(
     "--engine",
     "bundles",
@@ -63,6 +63,7 @@ GRACE_TO_READ = 60
     type=FiniteRange(0),
     help="Seconds that requests have to finish when the server ends.",
 )
+@safety_option
 @click.option(
     "--api-key-file", type=PATH, help=f"File with the key that clients need. [default: ${KEY_VARIABLE}]"
 )
@@ -82,6 +83,7 @@ def main(
     queue: int,
     timeout: float,
     grace: float,
+    safety_model: str | None,
     api_key_file: Path | None,
     insecure: bool,
     allow_origin: tuple[str, ...],
@@ -116,6 +118,7 @@ def main(
         queue,
         timeout,
         grace,
+        safety_model,
         rules,
         root_path,
         log_prompts,

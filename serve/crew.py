@@ -1,20 +1,28 @@
-"""The server's end of its workers: starts them, hears them in its event loop, and starts them again."""
+"""The server's end of its processes: starts them, hears them in its event loop, and starts them again."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import multiprocessing
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Protocol
 
 from hart_runtime.serve.messages import Order, Report
-from hart_runtime.serve.worker import Plan, work
 
 LONGEST_PAUSE = 30.0
 """Seconds before a worker that keeps dying is started again, at the most."""
+
+
+@contextlib.contextmanager
+def until_the_end() -> Iterator[None]:
+    """What a process does until its server has gone, or ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the server says when to end
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        yield
 
 
 class Listener(Protocol):
@@ -28,10 +36,13 @@ class Listener(Protocol):
 
 
 class Worker:
-    """A process that draws, and is replaced when it dies."""
+    """A process that works, and is replaced when it dies."""
 
-    def __init__(self, plan: Plan, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
-        self.plan, self.listener, self.loop = plan, listener, loop
+    def __init__(
+        self, work: Callable[[Connection], None], listener: Listener, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """``work``: what the process does, until its end of the pipe is closed."""
+        self.work, self.listener, self.loop = work, listener, loop
         self.ready = False
         self.deaths = 0
         """Since it was ready for the last time."""
@@ -48,7 +59,7 @@ class Worker:
         """Start the process; it tells when it is ready."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, self.plan), daemon=True)
+        self._process = context.Process(target=self.work, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         threading.Thread(target=self._hear, args=(self._pipe,), daemon=True).start()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hart_runtime.common.errors import InputError
 
+LEAST_WAIT, MOST_WAIT = 1, 120
+"""Seconds that a client is told to wait; told of more, OpenAI's client gives up."""
 INVALID, SERVER, BUSY = "invalid_request_error", "server_error", "rate_limit_error"
 
 
@@ -60,11 +63,22 @@ def failed() -> Refusal:
     return Refusal(500, "the drawing failed; the server's log says why", code="server_error")
 
 
-def busy(waiting: int, seconds: int) -> Refusal:
-    """No room in the queue for so long, as far as can be told."""
+def blocked() -> Refusal:
+    """The safety model's word."""
+    return Refusal(
+        400,
+        "prompt: this server's safety model says that it breaks the guideline; change what is asked for",
+        "prompt",
+        "moderation_blocked",
+    )
+
+
+def busy(waiting: str, wait: float) -> Refusal:
+    """No room in the queue for so many seconds, as far as can be told."""
+    seconds = min(max(math.ceil(wait), LEAST_WAIT), MOST_WAIT)
     return Refusal(
         429,
-        f"{waiting} pictures are waiting and there is no room for more; try again in {seconds} s",
+        f"{waiting} are waiting and there is no room for more; try again in {seconds} s",
         code="rate_limit_exceeded",
         headers={"Retry-After": str(seconds)},
     )

@@ -51,7 +51,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has opened the bundles it begins with, and drawn with them."""
+    """A worker has opened the bundles it begins with, and drawn with them; or a screener its model."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,14 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Screened:
+    """What the safety model says of a prompt."""
+
+    blocked: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Failed:
     """Nothing was drawn."""
 
@@ -101,5 +109,6 @@ class Failed:
     """Whether the request was at fault."""
 
 
-Order = Draw | Leave
-Report = Ready | Shown | Finished | Drawn | Failed
+Order = Draw | Leave | str
+"""A text is a prompt to be screened."""
+Report = Ready | Shown | Finished | Drawn | Screened | Failed

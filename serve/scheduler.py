@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 
 from hart_runtime.serve import errors
 from hart_runtime.serve.crew import Worker
@@ -20,12 +20,11 @@ from hart_runtime.serve.messages import Draw, Drawn, Failed, Finished, Job, Leav
 from hart_runtime.serve.metrics import Metrics
 from hart_runtime.serve.order import Alike, Batch, Complete, Order, Partial, Picture
 from hart_runtime.serve.requests import Asked
-from hart_runtime.serve.worker import Plan
+from hart_runtime.serve.screening import Screener
+from hart_runtime.serve.worker import Plan, work
 
 log = logging.getLogger(__name__)
 
-LEAST_WAIT, MOST_WAIT = 1, 120
-"""Seconds that a client is told to wait; told of more, OpenAI's client gives up."""
 GATHERING, MOST_GATHERING = 0.05, 0.2
 """Share of a batch's time, and seconds at the most, that a worker waits after it for clients who were just
 answered and ask again; else one who came late is drawn alone, and the others while he is away, in turns."""
@@ -36,18 +35,26 @@ MOST_FAILURES = 3
 class Scheduler:
     """The queue, and the workers that empty it."""
 
-    def __init__(self, plans: Iterable[Plan], metrics: Metrics, room: int, patience: float) -> None:
+    def __init__(
+        self,
+        plans: Iterable[Plan],
+        metrics: Metrics,
+        room: int,
+        patience: float,
+        safety_model: str | None = None,
+    ) -> None:
         """Belongs to the event loop that is running.
 
         Args:
             plans: one for each worker.
             room: pictures that may wait.
             patience: seconds until a request is given up.
+            safety_model: that prompts are shown to first, see :class:`hart_runtime.hart.safety.SafetyModel`.
         """
         self.loop = asyncio.get_running_loop()
         self.metrics, self.room, self.patience = metrics, room, patience
         self.waiting: deque[Picture] = deque()
-        self.workers = [Worker(plan, self, self.loop) for plan in plans]
+        self.workers = [Worker(partial(work, plan), self, self.loop) for plan in plans]
         self.drawing: dict[Worker, Batch] = {}
         """What each busy worker draws."""
         self.batches: dict[int, tuple[Worker, Batch]] = {}
@@ -55,7 +62,12 @@ class Scheduler:
         self.orders: set[Order] = set()
         self.stopping = False
         self.broken: asyncio.Future[Failed] = self.loop.create_future()
-        """Done when a worker cannot begin."""
+        """Done when a worker or the safety model cannot begin."""
+        self.screener: Screener | None = None
+        if safety_model is not None:
+            self.screener = Screener(safety_model, metrics, room, patience, self.broken)
+        self._screened = 0
+        """Requests whose prompt is being screened."""
         self.seconds = 1.0
         """That a picture takes, of those drawn lately."""
         self._numbers = itertools.count()
@@ -65,22 +77,31 @@ class Scheduler:
     def start(self) -> None:
         for worker in self.workers:
             worker.start()
+        if self.screener is not None:
+            self.screener.worker.start()
 
     @property
     def ready(self) -> bool:
         """Whether somebody draws, and takes requests."""
-        return not self.stopping and any(worker.ready for worker in self.workers)
+        screened = self.screener is None or self.screener.worker.ready
+        return not self.stopping and screened and any(worker.ready for worker in self.workers)
 
-    def submit(self, asked: Asked, name: str) -> Order:
+    async def submit(self, asked: Asked, name: str) -> Order:
         """Take a request in.
 
         Raises:
-            Refusal: there is no room, or the server ends.
+            Refusal: there is no room, the server ends, or its prompt is not to be drawn.
         """
         if self.stopping:
             raise errors.stopping()
+        if self.screener is not None and asked.model.classes is None:
+            self._screened += 1
+            try:
+                await self.screener.check(asked.prompt)
+            finally:
+                self._screened -= 1
         if len(self.waiting) + asked.n > self.room:
-            raise errors.busy(len(self.waiting), self.wait())
+            raise errors.busy(f"{len(self.waiting)} pictures", self.wait())
         order = Order(asked, name)
         order.deadline = self.loop.call_later(self.patience, self._expire, order)
         alike = Alike(asked.model.name, asked.settings, frozenset(asked.scales))
@@ -91,11 +112,11 @@ class Scheduler:
         self._dispatch()
         return order
 
-    def wait(self) -> int:
+    def wait(self) -> float:
         """Seconds until there is room, as far as can be told from what was drawn lately."""
         ahead = len(self.waiting) + sum(len(batch.pictures) for batch in self.drawing.values())
         drawing = max(sum(worker.ready for worker in self.workers), 1)
-        return min(max(math.ceil(ahead * self.seconds / drawing), LEAST_WAIT), MOST_WAIT)
+        return ahead * self.seconds / drawing
 
     def leave(self, order: Order) -> None:
         """Nobody waits for it any more; may be said at any time, and again."""
@@ -119,7 +140,7 @@ class Scheduler:
 
     async def drained(self) -> None:
         """Wait until every order has its pictures."""
-        while self.orders:
+        while self.orders or self._screened:
             await asyncio.sleep(0.02)
 
     def end(self) -> None:
@@ -129,6 +150,8 @@ class Scheduler:
             self.refuse(order, errors.stopping())
         for worker in self.workers:
             worker.end()
+        if self.screener is not None:
+            self.screener.end()
 
     # What workers report.
 
@@ -142,12 +165,10 @@ class Scheduler:
             self._shown(report)
         elif isinstance(report, Finished):
             self._finished(report)
-        else:
-            batch = self.drawing.pop(worker)
-            if isinstance(report, Drawn):
-                self._drawn(worker, batch, report)
-            else:
-                self._failed(worker, batch, report)
+        elif isinstance(report, Drawn):
+            self._drawn(worker, self.drawing.pop(worker), report)
+        elif isinstance(report, Failed):
+            self._failed(worker, self.drawing.pop(worker), report)
         self._dispatch()
 
     def died(self, worker: Worker) -> None:

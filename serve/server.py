@@ -50,6 +50,8 @@ class Service:
     """Seconds until a request is given up."""
     grace: float = 30.0
     """Seconds that requests have to finish when the server ends."""
+    safety_model: str | None = None
+    """That prompts are shown to first, see :class:`hart_runtime.hart.safety.SafetyModel`."""
     rules: Rules = field(default_factory=Rules)
     root_path: str = ""
     tell_prompts: bool = False
@@ -77,6 +79,8 @@ def serve(service: Service, listening: Callable[[str], None] = lambda _: None) -
 
 async def _serve(service: Service, listening: Callable[[str], None]) -> None:
     models = find_models(service.bundles)
+    if service.safety_model is not None and all(model.classes for model in models.values()):
+        raise InputError("`safety_model`: reads texts, and these bundles draw classes")
     folders = {name: model.folder for name, model in models.items()}
     plans = [
         Plan(folders, device, service.backend, service.threads, service.most_loaded)
@@ -84,7 +88,7 @@ async def _serve(service: Service, listening: Callable[[str], None]) -> None:
         for _ in range(service.workers)
     ]
     bound = _bound(service.host, service.port)
-    scheduler = Scheduler(plans, Metrics(), service.room, service.patience)
+    scheduler = Scheduler(plans, Metrics(), service.room, service.patience, service.safety_model)
     app = create_app(scheduler, models, service.tell_prompts)
     server = _Server(
         uvicorn.Config(

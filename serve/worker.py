@@ -7,11 +7,9 @@ library or a driver left behind then is nobody's to trust.
 from __future__ import annotations
 
 import base64
-import contextlib
 import gc
 import io
 import os
-import signal
 import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -32,6 +30,7 @@ from hart_runtime.runtime.loop import Snapshot
 from hart_runtime.runtime.pipeline import Pipeline, Result, add_seconds, to_images
 from hart_runtime.runtime.png import Origin, means, png_bytes
 from hart_runtime.runtime.text import TextEncoder
+from hart_runtime.serve.crew import until_the_end
 from hart_runtime.serve.messages import Draw, Drawn, Encoding, Failed, Finished, Leave, Ready, Report, Shown
 from hart_runtime.serve.remembered import RememberedPrompts
 
@@ -55,10 +54,9 @@ class _Stopped(Exception):  # noqa: N818
     """Nobody waits for this batch any more."""
 
 
-def work(pipe: Connection, plan: Plan) -> None:
+def work(plan: Plan, pipe: Connection) -> None:
     """Draw what comes through a pipe, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the server says when to end
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with until_the_end():
         _Worker(pipe, plan).run()
 
 

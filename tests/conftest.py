@@ -130,6 +130,17 @@ def guarded(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
+@pytest.fixture(scope="session")
+def shield(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A safety model, see :func:`tests.shield.write_shield`."""
+    pytest.importorskip("transformers", reason="part of the safety extra")
+    from tests.shield import write_shield
+
+    folder = tmp_path_factory.mktemp("shield")
+    write_shield(folder)
+    return folder
+
+
 @pytest.fixture
 def full(tmp_path: Path) -> Path:
     """The configuration files of the full-size model."""

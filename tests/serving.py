@@ -162,11 +162,11 @@ def events_of(response: httpx.Response) -> Iterator[dict[str, Any]]:
             yield json.loads(line[6:])
 
 
-def hart_run(bundle: Path, folder: Path, *options: object) -> list[bytes]:
+def hart_run(bundle: Path, folder: Path, *options: object, prompt: str = PROMPT) -> list[bytes]:
     """The files that hart-run writes for the same prompt."""
     place = folder / "run"
     place.mkdir()
-    arguments = [PROMPT, "--engine", bundle, "--device", "cpu", "--output", place / "x.png", *options]
+    arguments = [prompt, "--engine", bundle, "--device", "cpu", "--output", place / "x.png", *options]
     done = CliRunner().invoke(run_main, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     return [file.read_bytes() for file in sorted(place.iterdir())]

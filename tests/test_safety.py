@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.install import install
@@ -18,46 +17,10 @@ from hart_runtime.runtime.cli import main as run_main
 
 transformers = pytest.importorskip("transformers", reason="part of the safety extra")
 
-WORDS = ["<unk>", "<bos>", "Yes", "No", "flower", "weapon", "broken", "a", "blue", "red"]
-TEMPLATE = "{{ bos_token }} {{ guideline }} : {{ messages[0]['content'] }}"
-
-
-@pytest.fixture(scope="module")
-def shield(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Answers by the last word of the question alone: weapon is Yes, flower No, broken NaN."""
-    folder = tmp_path_factory.mktemp("shield")
-    vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary, bos_token="<bos>", unk_token="<unk>", chat_template=TEMPLATE
-    )
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    model = transformers.Gemma2ForCausalLM(
-        transformers.Gemma2Config(
-            vocab_size=len(WORDS),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-        )
-    )
-    for layer in model.model.layers:  # what remains is the last word's own embedding
-        torch.nn.init.constant_(layer.post_attention_layernorm.weight, -1)  # Gemma adds 1
-        torch.nn.init.constant_(layer.post_feedforward_layernorm.weight, -1)
-    with torch.no_grad():
-        rows = model.get_input_embeddings().weight.mul_(50)
-        rows[WORDS.index("weapon")], rows[WORDS.index("flower")] = rows[2], rows[3]
-        rows[WORDS.index("broken")] = torch.nan
-    model.save_pretrained(folder)
-    return folder
-
 
 def test_yes_is_refused_and_no_is_not(shield: Path) -> None:
     safety.refuse_unsafe(["a blue flower", "a red flower"], str(shield))
-    scores = safety.violation_scores(["a flower", "a weapon"], str(shield))
+    scores = safety.SafetyModel(str(shield))(["a flower", "a weapon"])
     assert scores[0] < 0.4
     assert scores[1] > 0.6
     with pytest.raises(InputError, match=r"^prompt 2 \([01]\.\d\d\), prompt 3 \([01]\.\d\d\) refused"):
@@ -72,7 +35,7 @@ def test_the_scores_are_those_of_a_question_asked_by_hand(shield: Path) -> None:
     with torch.no_grad():
         logits = model(**tokenizer(question, return_tensors="pt")).logits[0, -1].float()
     expected = float(logits[[2, 3]].softmax(-1)[0])
-    assert safety.violation_scores(["a red weapon"], str(shield)) == [pytest.approx(expected, abs=1e-6)]
+    assert safety.SafetyModel(str(shield))(["a red weapon"]) == [pytest.approx(expected, abs=1e-6)]
 
 
 def test_nan_is_no_permission(shield: Path) -> None:
