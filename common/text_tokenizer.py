@@ -57,6 +57,14 @@ class PromptTokenizer:
         tokens = self._ids(prompt)
         return str(self.tokenizer.decode(tokens[self.max_tokens :])).strip()
 
+    def read(self, prompt: str) -> str:
+        """The beginning of the prompt that fits, all of it where all does."""
+        failed = f"the text tokenizer cannot read {shown(prompt)}"
+        offsets: list[tuple[int, int]] = guarded(lambda: self.tokenizer.encode(prompt).offsets, failed)
+        if len(offsets) <= self.max_tokens:
+            return prompt
+        return prompt[: max(end for _, end in offsets[: self.max_tokens])]
+
     def _ids(self, text: str) -> list[int]:
         """All of its tokens; raises InputError where the vocabulary lacks one."""
         failed = f"the text tokenizer cannot read {shown(text)}"

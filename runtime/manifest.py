@@ -97,6 +97,11 @@ class Manifest:
         """Settings that have no effect on pictures of this family, and why."""
         return FAMILIES[self.family].lacks
 
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """Names of settings that this model's family has, see :meth:`preset`."""
+        return tuple(FAMILIES[self.family].presets)
+
     def preset(self, name: str | None) -> SamplingSettings:
         """Settings that have a name; without one the bundle's own. Raises InputError."""
         if name is None:

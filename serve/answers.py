@@ -41,7 +41,10 @@ async def answer(order: Order) -> dict[str, Any]:
     asked = order.asked
     return {
         "created": int(time.time()),
-        "data": [{"b64_json": found[index].data, "seed": seed} for index, seed in enumerate(asked.seeds)],
+        "data": [
+            {"b64_json": found[index].data, "seed": seed, **_revised(found[index])}
+            for index, seed in enumerate(asked.seeds)
+        ],
         **_what_it_is(asked, asked.final.format),
         "usage": usage(asked, found[0].tokens, asked.n),
         **_identifier(asked),
@@ -86,12 +89,22 @@ def _told(asked: Asked, news: News) -> bytes:
         patch_nums = asked.model.manifest.model.patch_nums
         values |= {"partial_image_index": news.number, "scale": news.scale, "scales": len(patch_nums)}
         return event(PARTIAL, {"type": PARTIAL, **values})
-    values |= {"usage": usage(asked, news.tokens, 1), **_identifier(asked)}
+    values |= {"usage": usage(asked, news.tokens, 1), **_revised(news), **_identifier(asked)}
     return event(COMPLETED, {"type": COMPLETED, **values})
 
 
 def _what_it_is(asked: Asked, form: str) -> dict[str, Any]:
-    return {"background": "opaque", "output_format": form, "quality": "auto", "size": asked.model.size}
+    return {
+        "background": "opaque",
+        "output_format": form,
+        "quality": asked.quality,
+        "size": asked.model.size,
+    }
+
+
+def _revised(picture: Complete) -> dict[str, str]:
+    """The contract's word for a prompt that is not drawn as it was given."""
+    return {} if picture.read is None else {"revised_prompt": picture.read}
 
 
 def _identifier(asked: Asked) -> dict[str, str]:

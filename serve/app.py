@@ -30,7 +30,7 @@ from hart_runtime.serve.security import Receive, Scope, Send, answered
 
 log = logging.getLogger(__name__)
 
-MOST_SECONDS = 30
+MOST_SECONDS = 20
 """For a body to come."""
 PAGE = {
     "/": ("index.html", "text/html"),

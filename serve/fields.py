@@ -84,11 +84,7 @@ FIELDS: dict[str, Field] = {
     "model": Field((str,), high=MOST_IDENTIFIER),
     "n": Field((int,), 1, MOST_PICTURES),
     "size": Field((str,), high=MOST_IDENTIFIER),
-    "quality": Field(
-        (str,),
-        words=("auto", "standard"),
-        refused=dict.fromkeys(("low", "medium", "high", "xhigh", "max", "hd"), NO_EFFORT),
-    ),
+    "quality": Field((str,), high=MOST_IDENTIFIER),  # the model's presets
     "background": Field(
         (str,), words=("auto", "opaque"), refused={"transparent": "this model draws every pixel"}
     ),

@@ -75,6 +75,8 @@ class Finished:
     """base64."""
     tokens: int
     """Of its prompt."""
+    read: str | None = None
+    """What of the prompt was drawn, where that is not all of it."""
 
 
 @dataclass(frozen=True)

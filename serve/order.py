@@ -33,6 +33,8 @@ class Complete:
     data: str
     tokens: int
     """Of its prompt."""
+    read: str | None
+    """As of :class:`hart_runtime.serve.messages.Finished`."""
 
 
 MOST_UNREAD = 32

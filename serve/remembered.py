@@ -16,6 +16,8 @@ class RememberedPrompts(EncodedPrompts):
         """``most``: prompts that are kept, 2 MB each in a published model."""
         super().__init__({})
         self.encoder, self.most = encoder, most
+        self.read: dict[str, str] = {}
+        """What of each prompt is not over the model's tokens."""
         self.encoded = 0
         """Prompts that were not known, so far."""
         self.seconds = 0.0
@@ -30,9 +32,11 @@ class RememberedPrompts(EncodedPrompts):
             kept |= self.encoder.known(new, len(new)).rows
             self.seconds += time.perf_counter() - began
             self.encoded += len(new)
+            self.read |= {prompt: self.encoder.tokenizer.read(prompt) for prompt in new}
         for prompt in wanted:  # those of now are the last to be forgotten
             kept[prompt] = kept.pop(prompt)
         self.rows = dict(list(kept.items())[-max(self.most, len(wanted)) :])
+        self.read = {prompt: self.read[prompt] for prompt in self.rows}
         return super().__call__(prompts)
 
     def tokens(self, prompt: str) -> int:

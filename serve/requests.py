@@ -18,6 +18,8 @@ from hart_runtime.serve.models import Model, spread
 
 SPELLED = {"num_images": "n"}
 """Fields that the library calls otherwise."""
+AS_EXPORTED = ("auto", "standard")
+"""Words of the contract for the settings that a bundle has of itself."""
 MOST_SEED = 2**32
 """Of seeds that the server chooses; JavaScript reads them as they are."""
 
@@ -38,6 +40,8 @@ class Asked:
     stream: bool
     scales: tuple[int, ...]
     """After which the pictures are shown, in order."""
+    quality: str
+    """The name of the settings that are the model's here."""
     identifier: str | None
     """The client's word for its user, which is handed back and not kept."""
 
@@ -89,9 +93,12 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
     n, seed = given.get("n", 1), given.get("seed")
     if seed is None:
         seed = secrets.randbelow(MOST_SEED)
+    quality, preset = _quality(given, model)
     overrides = {name: given[name] for name in LIMITS if name in given}
     try:
-        settings = checked_settings(model.manifest, [prompt], seed=seed, num_images=n, **overrides)
+        settings = checked_settings(
+            model.manifest, [prompt], seed=seed, num_images=n, preset=preset, **overrides
+        )
     except InputError as error:
         raise of_input(error, SPELLED) from None
     final, partial = _encodings(given)
@@ -105,6 +112,7 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
         partial=partial,
         stream=given.get("stream", False),
         scales=_scales(given, model),
+        quality=quality,
         identifier=given.get("safety_identifier", given.get("user")),
     )
 
@@ -145,6 +153,18 @@ def _model(name: str | None, models: Mapping[str, Model]) -> Model:
             "model_not_found",
         )
     return models[name]
+
+
+def _quality(given: Mapping[str, Any], model: Model) -> tuple[str, str | None]:
+    """What the answer calls it, and the preset of the model behind it: none for its own settings."""
+    asked = given.get("quality", AS_EXPORTED[0])
+    if asked in AS_EXPORTED:
+        return AS_EXPORTED[0], None
+    presets = model.manifest.presets
+    if asked not in presets:
+        known = " or ".join((*AS_EXPORTED, *presets))
+        raise bad_field("quality", f"{model.name} draws {known}, found {shown(asked)}", "unsupported_value")
+    return str(asked), str(asked)
 
 
 def _scales(given: Mapping[str, Any], model: Model) -> tuple[int, ...]:

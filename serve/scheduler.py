@@ -190,7 +190,7 @@ class Scheduler:
     def _finished(self, report: Finished) -> None:
         for batch, picture in self._open(report.number, report.row):
             order = picture.order
-            order.tell(Complete(picture.index, report.data, report.tokens))
+            order.tell(Complete(picture.index, report.data, report.tokens, report.read))
             order.open.discard(picture.index)
             self.metrics.pictures.inc()
             self._close(batch, report.row)

@@ -20,6 +20,7 @@ from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.serve.app import create_app
 from hart_runtime.serve.metrics import Metrics
 from hart_runtime.serve.models import find_models
+from hart_runtime.serve.protocol import MOST_HEADERS, Protocol
 from hart_runtime.serve.scheduler import Scheduler
 from hart_runtime.serve.security import Guard, Rules
 from hart_runtime.serve.worker import Plan
@@ -93,6 +94,9 @@ async def _serve(service: Service, listening: Callable[[str], None]) -> None:
     server = _Server(
         uvicorn.Config(
             Guard(app, service.rules),  # type: ignore[arg-type]
+            http=Protocol,
+            ws="none",
+            h11_max_incomplete_event_size=MOST_HEADERS,
             log_config=None,
             access_log=False,
             proxy_headers=False,

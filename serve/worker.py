@@ -144,14 +144,17 @@ class _Worker:
                     pipeline.bundle.identity,
                     drawn_with=drawn_with,
                 )
-                tokens = tokens_of(pipeline, prompt)
-                future = self.encoder.submit(self.finish, batch.order, row, image, origin, tokens)
+                future = self.encoder.submit(
+                    self.finish, batch.order, row, image, origin, words(pipeline, prompt)
+                )
                 future.add_done_callback(_all_or_nothing)
                 self.coming.append(future)
 
-    def finish(self, order: Draw, row: int, image: Image.Image, origin: Origin, tokens: int) -> None:
+    def finish(
+        self, order: Draw, row: int, image: Image.Image, origin: Origin, words: tuple[int, str | None]
+    ) -> None:
         data = encoded(image, order.jobs[row].final, origin)
-        self.send(Finished(order.number, row, data, tokens))
+        self.send(Finished(order.number, row, data, *words))
 
 
 def _all_or_nothing(future: Future[None]) -> None:
@@ -192,10 +195,13 @@ def encoded_by(pipeline: Pipeline) -> tuple[int, float]:
     return (prompts.encoded, prompts.seconds) if isinstance(prompts, RememberedPrompts) else (0, 0.0)
 
 
-def tokens_of(pipeline: Pipeline, prompt: str) -> int:
-    """Of a prompt that was drawn just now; a class has none."""
+def words(pipeline: Pipeline, prompt: str) -> tuple[int, str | None]:
+    """Of a prompt that was drawn just now its tokens (a class has none), and what was read if not all."""
     prompts = pipeline.text
-    return prompts.tokens(prompt) if isinstance(prompts, RememberedPrompts) else 0
+    if not isinstance(prompts, RememberedPrompts):
+        return 0, None
+    read = prompts.read[prompt]
+    return prompts.tokens(prompt), None if read == prompt else read
 
 
 def encoded(image: Image.Image, encoding: Encoding, origin: Origin | None = None) -> str:

@@ -99,8 +99,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "\ud800"}, "prompt", "surrogate"),
     ({"prompt": ["a"]}, "prompt", "found a list"),
     ({"size": "1024x1024"}, "size", "draws 64x64 (or auto), found '1024x1024'"),
-    ({"quality": "hd"}, "quality", "one way to draw"),
-    ({"quality": "best"}, "quality", "expected auto or standard, found 'best'"),
+    ({"quality": "hd"}, "quality", "draws auto or standard, found 'hd'"),
+    ({"quality": 3}, "quality", "expected text, found 3"),
     ({"background": "transparent"}, "background", "every pixel"),
     ({"output_format": "gif"}, "output_format", "still pictures"),
     ({"output_format": "svg"}, "output_format", "expected png or jpeg or webp"),
@@ -266,6 +266,29 @@ def test_a_full_queue(server: Running, client: openai.OpenAI) -> None:
         until(lambda: server.metrics()["hart_queue_pictures"] == 0)
     until(server.idle)
     assert len(server.drawn(n=10)) == 10
+
+
+def test_a_prompt_that_is_cut_is_told_of(server: Running, tmp_path: Path, demo_bundle: Path) -> None:
+    """The demo reads 16 tokens; hart-run draws the same, with a warning."""
+    long, seed = f"{PROMPT} {'with a star ' * 9}", 4
+    whole = server.post({"prompt": PROMPT, "seed": seed}).json()
+    assert "revised_prompt" not in whole["data"][0]
+    answer = server.post({"prompt": long, "seed": seed}).json()
+    (image,) = answer["data"]
+    read = image["revised_prompt"]
+    assert long.startswith(read)
+    assert len(PROMPT) < len(read) < len(long)
+    assert answer["usage"]["input_tokens"] == 16
+    data = base64.b64decode(image["b64_json"])
+    assert [data] == hart_run(demo_bundle, tmp_path, "--seed", seed, "--threads", 1, prompt=long)
+    with server.stream(prompt=long, seed=seed) as response:
+        (event,) = events_of(response)
+    assert event["revised_prompt"] == read
+    with (
+        Image.open(io.BytesIO(data)) as drawn,
+        Image.open(io.BytesIO(server.drawn(prompt=read, seed=4)[0])) as same,
+    ):
+        assert drawn.tobytes() == same.tobytes()
 
 
 def test_a_prompt_that_repeats_is_encoded_once(server: Running) -> None:

@@ -48,6 +48,19 @@ def test_both_are_drawn(
     assert "residual" not in told["settings"]
 
 
+def test_quality_is_a_preset_of_the_model(models: dict[str, Model], server: Running) -> None:
+    """Where it has some; its own settings are what both of the contract's neutral words stand for."""
+    name = [*models][1]
+    asked = {"model": name, "label": 1, "seed": 2}
+    own, *others = (asked_for(asked | {"quality": word}, models) for word in ("auto", "standard", None))
+    assert others == [own, own]
+    assert asked_for(asked | {"quality": "fid"}, models).settings.guidance == 1.5
+    assert asked_for(asked | {"quality": "fid", "guidance": 3}, models).settings.guidance == 3
+    fid = server.post({**asked, "quality": "fid"}).json()
+    assert fid["quality"] == "fid"
+    assert fid["data"] != server.post(asked).json()["data"]
+
+
 @pytest.mark.parametrize(
     ("which", "fields", "param", "said"),
     [
@@ -59,6 +72,7 @@ def test_both_are_drawn(
         (1, {"prompt": PROMPT}, "prompt", "class 'a red circle"),
         (1, {"prompt": "1", "label": 2}, "prompt", "give one of them"),
         (1, {"label": 2, "steps": 3}, "steps", "no residual"),
+        (1, {"label": 2, "quality": "high"}, "quality", "auto or standard or demo or fid, found 'high'"),
         (1, {"label": True}, "label", "expected text or a whole number, found True"),
     ],
 )
