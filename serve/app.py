@@ -26,18 +26,12 @@ from hart_runtime.serve.models import Model
 from hart_runtime.serve.order import Order
 from hart_runtime.serve.requests import asked_for, parsed, schema
 from hart_runtime.serve.scheduler import Scheduler
-from hart_runtime.serve.security import Receive, Scope, Send, answered
+from hart_runtime.serve.security import PAGE, Receive, Scope, Send, answered
 
 log = logging.getLogger(__name__)
 
 MOST_SECONDS = 20
 """For a body to come."""
-PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
-"""All files that there are, with what they are."""
 NO_RETRY = {"x-should-retry": "false"}
 
 

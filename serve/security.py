@@ -26,7 +26,14 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN = frozenset(["/health", "/ready", "/", "/page.css", "/page.js"])
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/png.js": ("png.js", "text/javascript"),
+}
+"""All files that there are, with what they are."""
+OPEN = frozenset(["/health", "/ready", *PAGE])
 """Paths that need no key: how the server is, and the page, which asks for the key."""
 MOST_BODY = 1 << 20
 """Bytes: a prompt of 32 000 characters, each as an escape, and everything else."""
@@ -105,7 +112,8 @@ class Guard:
             foreign or (origin is None and site not in ("same-origin", "none"))
         ):
             raise Refusal(403, "Origin: pages elsewhere may not ask this server", None, "origin_not_allowed")
-        if scope["method"] == "OPTIONS" or rules.key is None or scope["path"] in OPEN:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # uvicorn puts it in front
+        if scope["method"] == "OPTIONS" or rules.key is None or path in OPEN:
             return
         kind, _, key = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(

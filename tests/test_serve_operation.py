@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from tests.serving import (
     LONG,
+    PATIENCE,
     PROMPT,
     Running,
     events_of,
@@ -95,6 +97,75 @@ def test_slow_readers_hold_nobody_up(server: Running) -> None:
     for connection in slow:
         connection.close()
     until(server.idle)
+
+
+def test_headers_and_bodies_that_never_end_are_given_up(server: Running) -> None:
+    """A byte now and then keeps no connection, of a first request or of another one."""
+    address = server.url.removeprefix("http://").rsplit(":", 1)
+    post = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    beginnings = {
+        "nothing": b"",
+        "a header": post,
+        "another request": health + post,
+        "a body": post + b"Content-Length: 100\r\n\r\n{",
+    }
+    slow = {name: socket.create_connection((address[0], int(address[1])), 60) for name in beginnings}
+    for name, connection in slow.items():
+        connection.sendall(beginnings[name])
+    with ThreadPoolExecutor(len(slow)) as pool:
+        answers = dict(zip(slow, pool.map(_dripped, slow.values()), strict=True))
+    assert answers["nothing"] == answers["a header"] == b""
+    assert answers["another request"].count(b"HTTP/1.1") == 1
+    assert b"body_timeout" in answers["a body"]
+    with socket.create_connection((address[0], int(address[1])), 60) as connection:
+        connection.sendall(post + b"X: " + b"x" * (1 << 20))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    until(server.idle)
+    assert psutil.Process(server.process.pid).num_threads() < 20
+
+
+def _dripped(connection: socket.socket) -> bytes:
+    """What a server says to a client who sends a byte now and then, until it hangs up."""
+    came = b""
+    connection.settimeout(0.5)
+    for _ in range(2 * PATIENCE):
+        try:
+            data = connection.recv(65536)
+        except TimeoutError:
+            with contextlib.suppress(OSError):
+                connection.send(b"x")
+            continue
+        except ConnectionError:
+            return came
+        if not data:
+            return came
+        came += data
+    raise AssertionError("it never hung up")
+
+
+def test_two_workers(demo_bundle: Path) -> None:
+    """Draw at the same time; one that dies takes nobody along who is drawn by the other."""
+    with serving("--engine", demo_bundle, "--threads", 1, "--workers", 2) as server:
+        until(lambda: len(server.workers()) == 2)
+        with server.busy():
+            two = len(server.drawn(seed=1))
+            assert two == 1, "the other one draws"
+            with server.busy():
+                waiting = later(server.drawn, seed=2)
+                until(lambda: server.metrics()["hart_queue_pictures"] == 1)
+            assert waiting.result() == server.drawn(seed=2)
+        until(server.idle)
+        before = server.workers()
+        with server.stream(steps=LONG) as one, server.stream(steps=LONG) as other:
+            os.kill(before[0], signal.SIGKILL)
+            told = later(lambda: [*events_of(one)]), later(lambda: [*events_of(other)])
+            until(lambda: any(future.done() for future in told))
+            lost = [future.result() for future in told if future.done()]
+            assert [events[-1]["error"]["code"] for events in lost] == ["server_error"]
+            until(lambda: len(server.workers()) == 2 and before[0] not in server.workers())
+            assert before[1] in server.workers()
+            assert server.metrics()["hart_worker_restarts_total"] == 1
 
 
 def test_a_third_of_the_clients_hangs_up(server: Running) -> None:

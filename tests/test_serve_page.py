@@ -149,6 +149,36 @@ def test_stopping_and_same_seed(browser: Browser, server: Running) -> None:
     tab.context.close()
 
 
+def test_what_is_asked_for_while_something_is_drawn_waits(browser: Browser, server: Running) -> None:
+    """The drawing that goes on is not disturbed; what waits is listed, and can be taken back."""
+    tab = Watched(browser, server.url)
+    page = tab.page
+    stopped = server.metrics()["hart_batches_stopped_total"]
+    page.fill("#prompt", PROMPT)
+    page.click("summary")
+    page.fill("#steps", LONG)
+    page.click("#draw")
+    page.wait_for_selector(".preview")
+    page.fill("#steps", "")
+    for seed, prompt in ((1, "a blue star"), (2, "a green ring"), (3, "a yellow square " * 9)):
+        page.fill("#seed", str(seed))
+        page.fill("#prompt", prompt)
+        page.keyboard.press("Control+Enter")
+    assert page.locator("#queue li").count() == 3
+    assert page.is_visible(".preview")
+    tab.kept("waiting")
+    page.locator("#queue li").nth(1).get_by_text("Remove").click()
+    assert page.locator("#queue li").count() == 2
+    page.click("#stop")
+    tab.drawn(2)
+    assert [tab.picture(1)] == server.drawn(prompt="a blue star", seed=1)
+    page.wait_for_selector("text=The model reads no further than")
+    assert page.is_hidden("#queue")
+    assert server.metrics()["hart_batches_stopped_total"] == stopped + 1
+    assert (tab.errors, tab.elsewhere) == ([], [])
+    tab.context.close()
+
+
 def test_a_dropped_picture_brings_its_settings(browser: Browser, server: Running) -> None:
     (data,) = server.drawn(prompt="a grün star", seed=11, guidance=2.5, steps=5, smooth=True)
     tab = Watched(browser, server.url)

@@ -158,6 +158,28 @@ def test_fault_D32_every_address_needs_the_key(guarded: Running, demo_bundle: Pa
         assert "--api-key-file" in open_.log.read_text()
 
 
+def test_behind_a_proxy_that_strips_a_prefix(guarded: Running, demo_bundle: Path, tmp_path: Path) -> None:
+    """What is open stays open, what needs the key needs it; and the page names nothing from the root."""
+    (key := tmp_path / "key").write_text(KEY)
+    options = ("--threads", 1, "--root-path", "/draw", "--api-key-file", key)
+    allowed = "https://pictures.example"
+    with serving("--engine", demo_bundle, *options, "--allow-origin", allowed) as server:
+        page = server.get("/").text
+        for name in re.findall(r'(?:href|src)="([^"]+)"', page):
+            assert name.startswith("data:") or server.get(f"/{name}").status_code == 200
+        assert server.get("/v1/models").status_code == 401
+        assert server.get("/v1/models", headers=guarded.headers).status_code == 200
+        asked: dict[str, Any] = {"headers": {**guarded.headers, "Origin": allowed}}
+        answer = server.post({"prompt": PROMPT}, **asked)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, allowed)
+        asked["headers"]["Origin"] = f"{allowed}.evil.com"
+        assert server.post({"prompt": PROMPT}, **asked).status_code == 403
+        before = httpx.options(f"{server.url}/v1/images/generations", headers={"Origin": allowed})
+        assert before.status_code == 200
+        assert "authorization" in before.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in before.headers
+
+
 def test_fault_D33_a_key_is_in_no_log_and_no_picture(guarded: Running) -> None:
     answer = guarded.post({"prompt": PROMPT}, headers=guarded.headers)
     guarded.get(f"/v1/models?api_key={KEY}")

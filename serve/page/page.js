@@ -1,5 +1,7 @@
 // Draws with the server's own API, as any client does. Everything is kept in this tab.
 
+import { textOf } from "./png.js";
+
 const $ = (id) => document.getElementById(id);
 const SETTINGS = [
   ["guidance", "Guidance", "number"],
@@ -12,7 +14,9 @@ const SETTINGS = [
 const KEPT = "hart-form";
 const MOST_SEED = 2 ** 32;
 let models = [];
+const queue = [];
 let stopping = null;
+let emptying = false;
 
 // The form.
 
@@ -118,7 +122,7 @@ async function ask(path, options = {}) {
   const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
   const told = await response.json().then((body) => body.error, () => null);
-  const refusal = told ?? { message: `The server answered ${response.status}.` };
+  const refusal = { message: `The server answered ${response.status}.`, ...told, status: response.status };
   if (response.status === 401) {
     await askForKey(key ? "That is not this server's key." : "");
     return ask(path, options);
@@ -154,9 +158,42 @@ async function* eventsOf(response) {
   }
 }
 
+// What is asked for while something is drawn waits for its turn, and can be taken back.
+
 async function draw(asked) {
+  queue.push(asked);
+  showQueue();
+  if (emptying) return;
+  emptying = true;
+  let served = true;
+  while (served && queue.length) {
+    const next = queue.shift();
+    showQueue();
+    served = await drawNow(next);
+  }
+  emptying = false;
+}
+
+function showQueue() {
+  $("queue").replaceChildren(
+    ...queue.map((asked) => {
+      const item = document.createElement("li");
+      const words = document.createElement("span");
+      words.textContent = `${asked.label || asked.prompt} · ${asked.n === 1 ? "1 picture" : `${asked.n} pictures`} `;
+      const remove = button("Remove", () => {
+        queue.splice(queue.indexOf(asked), 1);
+        showQueue();
+      });
+      item.append(words, remove);
+      return item;
+    }),
+  );
+  $("queue").hidden = !queue.length;
+}
+
+// Whether the server would draw something else.
+async function drawNow(asked) {
   tell(null);
-  stopping?.abort();
   const mine = (stopping = new AbortController());
   const model = models.find((one) => one.id === asked.model) ?? models[0];
   const places = [];
@@ -164,6 +201,7 @@ async function draw(asked) {
   busy(true);
   state("Waiting for its turn.", "waiting");
   let complete = 0;
+  let cut = "";
   try {
     const body = { ...asked, stream: true, partial_images: model?.scales ?? 3 };
     const response = await ask("v1/images/generations", {
@@ -178,6 +216,7 @@ async function draw(asked) {
       const url = `data:image/${event.output_format};base64,${event.b64_json}`;
       if (event.type.endsWith("completed")) {
         complete += 1;
+        if (event.revised_prompt) cut = ` The model reads no further than “…${event.revised_prompt.slice(-40)}”.`;
         places[index]?.remove();
         delete places[index];
         addPicture({ ...asked, n: 1, seed: event.seed, model: model.id }, url);
@@ -191,19 +230,20 @@ async function draw(asked) {
       }
     }
     if (complete < asked.n) throw new Error("The server ended in the middle of it.");
-    state(complete === 1 ? "Done." : `${complete} pictures are done.`, "done");
+    state(`${complete === 1 ? "Done." : `${complete} pictures are done.`}${cut}`, "done");
+    return true;
   } catch (error) {
-    if (mine.signal.aborted) state("Stopped.", "");
-    else {
-      tell(error.refusal ?? { message: `${error.message || "The server is not there."}` });
-      state("", "failed");
+    if (mine.signal.aborted) {
+      state("Stopped.", "");
+      return true;
     }
+    tell(error.refusal ?? { message: `${error.message || "The server is not there."}` });
+    state("", "failed");
+    return error.refusal?.status === 400;
   } finally {
-    if (stopping === mine) {
-      busy(false);
-      $("now").replaceChildren();
-      $("now").hidden = true;
-    }
+    busy(false);
+    $("now").replaceChildren();
+    $("now").hidden = true;
   }
 }
 
@@ -275,7 +315,7 @@ function enlarge(image) {
   $("large").showModal();
 }
 
-// A PNG of ours carries how it was made, in an iTXt chunk.
+// A PNG of ours carries how it was made.
 
 async function takeOver(file) {
   try {
@@ -287,21 +327,6 @@ async function takeOver(file) {
   } catch {
     tell({ message: `${file.name} is no PNG that was drawn here: it carries no prompt and seed.` });
   }
-}
-
-function textOf(bytes, key) {
-  const view = new DataView(bytes.buffer);
-  const latin = (from, to) => String.fromCharCode(...bytes.subarray(from, to));
-  if (latin(1, 4) !== "PNG") throw new Error("no PNG");
-  for (let at = 8; at + 12 <= bytes.length; ) {
-    const length = view.getUint32(at);
-    const start = at + 8;
-    if (latin(at + 4, start) === "iTXt" && latin(start, start + key.length + 1) === `${key}\0`) {
-      return new TextDecoder().decode(bytes.subarray(start + key.length + 5, start + length));
-    }
-    at = start + length + 4;
-  }
-  throw new Error("no such text");
 }
 
 // The beginning.
