@@ -84,6 +84,8 @@ clean:
 
 .venv/dev.done: .venv/pip.done pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
+	@# Without torchvision, which transformers cannot import beside a torch of another build than its own.
+	"$(BIN)/python" -m pip install --quiet --no-deps "torch-fidelity>=0.4"
 	@touch $@
 
 .venv-gpu/dev.done: pyproject.toml tests/gpu_standin/requirements.txt

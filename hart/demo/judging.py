@@ -15,12 +15,12 @@ from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.demo.scenes import Scene
+from hart_runtime.hart.frechet import Doubles, Normal, distance
 from hart_runtime.hart.generate import generate
 from hart_runtime.hart.model import Hart
 
 BATCH = 25
 Array = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
 @torch.inference_mode()
@@ -74,10 +74,4 @@ def features(images: Array) -> Doubles:
 def frechet(reference: Doubles, other: Doubles) -> float:
     """Frechet distance of two feature sets, in units of the reference's spread."""
     scale = reference.std(0)
-    a, b = reference / scale, other / scale
-    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    gap = float(np.square(a.mean(0) - b.mean(0)).sum())
-    return gap + float(np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+    return distance(Normal.of(reference / scale), Normal.of(other / scale))
