@@ -25,7 +25,7 @@ from hart_runtime.runtime.origin import exported_from
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 
 if TYPE_CHECKING:
-    from hart_runtime.hart.model import Hart, Var
+    from hart_runtime.hart.model import Model
 
 BUNDLE = "bundle"
 Draw = Callable[[], list[Image.Image]]
@@ -104,13 +104,13 @@ def find_reference(bundle: Bundle, given: Path | None) -> Checkpoint:
         InputError: torch is not there, or the weight files are not those that were exported.
     """
     require("`against`", "export", "torch", "safetensors")
-    from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.demo import DEMOS
     from hart_runtime.hart.find import find
 
-    return exported_from(bundle, given, DEMO_CHECKPOINT, find, networks=(LLM, TOKENIZER))
+    return exported_from(bundle, given, DEMOS.values(), find, networks=(LLM, TOKENIZER))
 
 
-def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Hart | Var:
+def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Model:
     """The reference model on the bundle's device."""
     import torch
 
@@ -125,20 +125,20 @@ def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Hart | Var:
     return model
 
 
-def _compiled(model: Hart | Var) -> Hart | Var:
+def _compiled(model: Model) -> Model:
     """The same weights in modules that torch.compile has taken over."""
-    from hart_runtime.hart.model import Hart
+    from hart_runtime.hart.model import Var
 
     shared: dict[int, Any] = {id(p): p for part in model for p in part.parameters()}
     copied = copy.deepcopy(model, shared)
     copied.transformer.compile(dynamic=True)
-    if isinstance(copied, Hart):
+    if not isinstance(copied, Var):
         copied.transformer.diffloss.net.compile(dynamic=True)
     copied.tokenizer.decoder.compile()
     return copied
 
 
-def _reference(model: Hart | Var, pipeline: Pipeline, given: Mapping[str, NDArray[Any]]) -> Draw:
+def _reference(model: Model, pipeline: Pipeline, given: Mapping[str, NDArray[Any]]) -> Draw:
     """What a drawing begins with to pixels, with the reference loop: half-precision autocast on CUDA."""
     import torch
 

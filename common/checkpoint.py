@@ -12,12 +12,14 @@ from __future__ import annotations
 import functools
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.config import (
     HYBRID,
+    ClassHartConfig,
     TextEncoderConfig,
     TokenizerConfig,
     Transformer,
@@ -36,7 +38,8 @@ from hart_runtime.common.weight_files import WeightFiles, any_weights, find_weig
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
 """The networks of a checkpoint, and the folders they lie in."""
 AVERAGED = "ema_model.bin"
-SAMPLING_FILE = "sampling.json"
+SAMPLING_FILE, CLASS_NAMES = "sampling.json", "classes.txt"
+"""Files of ours that may lie beside the networks: default settings, and names of classes, one a line."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,23 @@ class Checkpoint(ABC):
     def sampling(self) -> SamplingSettings:
         """Its default settings; raises InputError."""
 
+    @property
+    def class_names(self) -> Path | None:
+        """The file of the names of its classes, if there is one."""
+        file = self.root / CLASS_NAMES
+        return file if file.is_file() else None
+
+    def own_sampling(self, published: Mapping[str, Any]) -> SamplingSettings:
+        """Published settings, overridden by the checkpoint's own; raises InputError."""
+        file = self.root / SAMPLING_FILE
+        own = read_json(file) if os.path.lexists(file) else {}
+        settings = settings_of({**published, **own}, str(file))
+        with told_of(str(file)):
+            check_ranges(settings, self.tokenizer_config)
+            if settings.residual:
+                diffusion_schedule(settings.steps)
+        return settings
+
     def describe(self) -> dict[str, Any]:
         """Name and configurations, as a manifest keeps them."""
         text = self.text_config
@@ -150,7 +170,7 @@ class HartCheckpoint(Checkpoint):
     """Folders in HART's published layout."""
 
     @functools.cached_property
-    def llm_config(self) -> TransformerConfig:
+    def llm_config(self) -> TransformerConfig | ClassHartConfig:
         """Configuration of transformer and diffusion head; raises InputError."""
         file = self.llm.config_file
         values = read_json(file)
@@ -160,6 +180,8 @@ class HartCheckpoint(Checkpoint):
             raise InputError(
                 f"{file}: expected depth and embed_dim of a scale transformer, this file is {what}"
             )
+        if values.get("num_classes"):
+            return config_from_dict(ClassHartConfig, values, str(file))
         return config_from_dict(TransformerConfig, values, str(file))
 
     @functools.cached_property
@@ -179,25 +201,22 @@ class HartCheckpoint(Checkpoint):
         """Configuration of the text encoder, if there is one; raises InputError."""
         if self.text_encoder is None:
             return None
-        config = self.text_encoder.text_config
-        if config.hidden_size != self.llm_config.context_dim:
+        llm, config = self.llm_config, self.text_encoder.text_config
+        if isinstance(llm, ClassHartConfig):
+            raise InputError(
+                f"{self.text_encoder.folder}: this checkpoint draws classes and has no text encoder"
+            )
+        if config.hidden_size != llm.context_dim:
             raise InputError(
                 f"{self.text_encoder.folder}: features are {config.hidden_size} wide, "
-                f"the transformer expects {self.llm_config.context_dim}"
+                f"the transformer expects {llm.context_dim}"
             )
         return config
 
     @functools.cached_property
     def sampling(self) -> SamplingSettings:
         """The published defaults, overridden by the checkpoint's own ``sampling.json``."""
-        file = self.root / SAMPLING_FILE
-        own = read_json(file) if os.path.lexists(file) else {}
-        settings = settings_of({"steps": self.llm_config.num_sampling_steps, **own}, str(file))
-        sizes = self.tokenizer_config
-        with told_of(str(file)):
-            check_ranges(settings, sizes)
-            diffusion_schedule(settings.steps)
-        return settings
+        return self.own_sampling({"steps": self.llm_config.num_sampling_steps})
 
 
 def find_checkpoint(root: Path, text_encoder: Path | None = None, ema: bool | None = None) -> HartCheckpoint:

@@ -159,6 +159,25 @@ class ClassTransformerConfig:
 
 
 @dataclass(frozen=True)
+class ClassHartConfig(ClassTransformerConfig):
+    """The same with HART's residual diffusion behind it (``llm/config.json``): HART of a class."""
+
+    diff_width: int = TransformerConfig.diff_width
+    diff_depth: int = TransformerConfig.diff_depth
+    num_sampling_steps: str = TransformerConfig.num_sampling_steps
+
+    RANGES: ClassVar[Ranges] = {
+        **ClassTransformerConfig.RANGES,
+        "diff_width": WIDTH,
+        "diff_depth": LAYERS,
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        diffusion_schedule(self.num_sampling_steps)
+
+
+@dataclass(frozen=True)
 class TokenizerConfig:
     """Hybrid image tokenizer (``tokenizer/config.json``)."""
 
@@ -260,9 +279,11 @@ class TextEncoderConfig:
         return self.hidden_size // self.num_attention_heads
 
 
-Transformer = TransformerConfig | ClassTransformerConfig
+Transformer = TransformerConfig | ClassTransformerConfig  # of which one is with a residual
 _Any = Transformer | TokenizerConfig | TextEncoderConfig
-Config = TypeVar("Config", TransformerConfig, ClassTransformerConfig, TokenizerConfig, TextEncoderConfig)
+Config = TypeVar(
+    "Config", TransformerConfig, ClassTransformerConfig, ClassHartConfig, TokenizerConfig, TextEncoderConfig
+)
 
 
 def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:

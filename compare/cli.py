@@ -145,14 +145,14 @@ def _source(
         return None
     require("the reference model", "export", "torch", "safetensors")
     from hart_runtime.compare.record import Source
-    from hart_runtime.hart.demo import DEMO_CHECKPOINT
+    from hart_runtime.hart.demo import DEMOS
     from hart_runtime.hart.find import find
     from hart_runtime.runtime.origin import exported_from
 
     def at(place: Path, text: Path | None, ema: bool | None) -> Checkpoint:
         return find(place, text, ema, tokenizer)
 
-    found = exported_from(bundle, given, DEMO_CHECKPOINT, at, text_encoder)
+    found = exported_from(bundle, given, DEMOS.values(), at, text_encoder)
     return Source.of(found, bundle.manifest)
 
 

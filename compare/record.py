@@ -19,7 +19,7 @@ from hart_runtime.compare.reference import Reference, system_prompt_identity
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.generate import Record
-from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.model import Model
 from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import Bundle
@@ -41,7 +41,7 @@ class Source:
         prompt = manifest.checkpoint.get("system_prompt")
         return cls(checkpoint, tuple(prompt["tokens"]) if prompt else ())
 
-    def load(self, dtype: torch.dtype, device: str) -> tuple[Hart | Var, TextEncoder | None]:
+    def load(self, dtype: torch.dtype, device: str) -> tuple[Model, TextEncoder | None]:
         model = checkpoints.load(self.checkpoint, dtype)
         network = self.checkpoint.text_encoder
         text = load_text_encoder(network, dtype, self.system_prompt) if network else None
@@ -118,7 +118,7 @@ def describe(
 
 
 def capture(
-    model: Hart | Var,
+    model: Model,
     inputs: Sequence[Tensor],
     noise: Noise,
     settings: SamplingSettings,
@@ -151,7 +151,7 @@ def capture(
 
 
 def record_again(
-    model: Hart | Var, tensors: Tensors, settings: SamplingSettings, manifest: Manifest, record: Record
+    model: Model, tensors: Tensors, settings: SamplingSettings, manifest: Manifest, record: Record
 ) -> None:
     """Run the reference once more over a recorded batch, with another recorder."""
     device = next(model.transformer.parameters()).device

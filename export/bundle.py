@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hart_runtime.common.checkpoint import Checkpoint
+from hart_runtime.common.checkpoint import CLASS_NAMES, Checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import resolved, whole_folder
 from hart_runtime.common.precisions import PRECISIONS
@@ -22,7 +22,7 @@ from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
 from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.checkpoint import load_text_encoder
-from hart_runtime.runtime.bundle import CLASS_NAMES, TEXT_TOKENIZER, describe_files
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS

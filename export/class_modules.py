@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from hart_runtime.common.schedule import phi_index
 from hart_runtime.export.attention import Kernel, tokens_first
 from hart_runtime.export.modules import Accumulating, smoothed
-from hart_runtime.hart.model import Var
+from hart_runtime.hart.model import ClassModel, Var
 
 
 class ClassContextGraph(nn.Module):
     """Labels to the first input of the transformer, and all that a class is to the scales after it."""
 
-    def __init__(self, model: Var) -> None:
+    def __init__(self, model: ClassModel) -> None:
         super().__init__()
         self.transformer = model.transformer
 
@@ -31,7 +31,7 @@ class ClassContextGraph(nn.Module):
 class ClassTransformerGraph(nn.Module):
     """All blocks over the new tokens of one scale, and what they add to the KV cache."""
 
-    def __init__(self, model: Var, kernel: Kernel) -> None:
+    def __init__(self, model: ClassModel, kernel: Kernel) -> None:
         super().__init__()
         self.transformer = model.transformer
         self.attend = tokens_first(kernel)
@@ -47,7 +47,7 @@ class ClassNextScaleGraph(Accumulating):
 
     table: Tensor
 
-    def __init__(self, model: Var, num_scales: int) -> None:
+    def __init__(self, model: ClassModel, num_scales: int) -> None:
         super().__init__(model, num_scales)
         self.word_embed = model.transformer.word_embed
         with torch.no_grad():

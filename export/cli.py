@@ -16,6 +16,7 @@ from hart_runtime.common.console import PATH, WORD, command, in_options
 from hart_runtime.common.errors import InputError, parameter, shown
 from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
+from hart_runtime.hart.demo import DEMOS
 from hart_runtime.runtime.backends.names import AUTO, MODULES
 from hart_runtime.runtime.backends.registry import BACKENDS
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from hart_runtime.export.request import Request
     from hart_runtime.runtime.manifest import Manifest
 
-ENGINES, DEMO = Path("engines"), "demo"
+ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
 
 
 @command()
@@ -67,7 +68,13 @@ ENGINES, DEMO = Path("engines"), "demo"
 @click.option(
     "--class-names",
     type=PATH,
-    help="Names of a VAR checkpoint's classes, one a line. [default: ImageNet's, if there are 1,000]",
+    help="Names of the classes, one a line. [default: classes.txt beside the checkpoint, or ImageNet's, if "
+    "there are 1,000]",
+)
+@click.option(
+    "--demo",
+    type=click.Choice([*DEMOS]),
+    help="Which checkpoint of the package is exported without CHECKPOINT, by what it draws. [default: text]",
 )
 @click.option("--output", type=PATH, help="Bundle folder. [default: engines/NAME]")
 @click.option(
@@ -102,6 +109,7 @@ def main(
     file: str | None,
     tokenizer: Path | None,
     class_names: Path | None,
+    demo: str | None,
     output: Path | None,
     max_batch: int,
     ema: bool | None,
@@ -111,7 +119,7 @@ def main(
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, or a file of VAR's, into a bundle.
 
-    Without CHECKPOINT, the demo checkpoint that comes with the package is exported. What is there
+    Without CHECKPOINT, a demo checkpoint that comes with the package is exported. What is there
     already, of the same checkpoint with the same options, is kept, and only missing engines are built.
     """
     from hart_runtime.common.install import require
@@ -120,13 +128,14 @@ def main(
     from hart_runtime.export.hub import CONFIGURATIONS, WANTED, resolve
     from hart_runtime.export.request import Request, check_place, check_replaceable
     from hart_runtime.export.system_prompt import read_system_prompt
-    from hart_runtime.hart.demo import DEMO_CHECKPOINT
     from hart_runtime.hart.find import find
     from hart_runtime.runtime.tensorrt.package import import_package
 
     for name, value in (("revision", revision), ("file", file)):
         if value is not None and checkpoint is None:
             raise InputError(f"{parameter(name, value)}: the demo checkpoint has none; name a CHECKPOINT")
+    if demo is not None and checkpoint is not None:
+        raise InputError(f"{parameter('demo', demo)}: found a CHECKPOINT beside it; give one of them")
     # What can be refused is refused before a download, and by configurations before weights are downloaded.
     wants_engines = PRECISIONS[precision].engines
     if backend in MODULES:
@@ -141,7 +150,7 @@ def main(
         read_system_prompt(system_prompt, wanted=False)
 
     def places(patterns: list[str]) -> tuple[Path, Path | None]:
-        source = DEMO_CHECKPOINT if checkpoint is None else resolve(checkpoint, revision, patterns, file)
+        source = DEMOS[demo or TEXT] if checkpoint is None else resolve(checkpoint, revision, patterns, file)
         return source, None if text_encoder is None else resolve(text_encoder, patterns=patterns)
 
     source, encoder = places(CONFIGURATIONS)
@@ -149,7 +158,8 @@ def main(
         source, encoder = places(WANTED)  # VAR's files tell of themselves
     found = find(source, encoder, ema, tokenizer)
     request = Request(found, precision, max_batch, system_prompt, class_names)
-    target = output or ENGINES / (DEMO if checkpoint is None else found.name)
+    ours = DEMO if demo in (None, TEXT) else f"{DEMO}-{demo}"
+    target = output or ENGINES / (ours if checkpoint is None else found.name)
     request.check(weights=False)
     if dry_run:
         from hart_runtime.export.dry_run import forecast, show

@@ -22,7 +22,7 @@ from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.hart.checkpoint import matrix_parameters
-from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.model import Model
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.contract import DEQUANTIZED
 from hart_runtime.runtime.families import FAMILIES
@@ -43,7 +43,7 @@ class Weights:
 
 
 def weights_of(
-    model: Hart | Var, text: TextEncoder | None, manifest: Manifest
+    model: Model, text: TextEncoder | None, manifest: Manifest
 ) -> tuple[dict[str, Weights], Weights]:
     """Weights of each graph, and of all of them together, what they share counted once.
 
@@ -67,7 +67,7 @@ def _becomes_int8(weight: Tensor) -> bool:
     return weight.ndim == 2 and min(weight.shape) >= SMALLEST
 
 
-def scratch_of(model: Hart | Var, text: TextEncoder | None, manifest: Manifest, batch: int) -> dict[str, int]:
+def scratch_of(model: Model, text: TextEncoder | None, manifest: Manifest, batch: int) -> dict[str, int]:
     """Bytes that are alive inside each graph at the most, outputs included, at its largest scale.
 
     As PyTorch would hold them with fused attention; a transformer's blocks use the same memory one
@@ -94,7 +94,7 @@ def typed(module: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype if name in low else torch.float32)
 
 
-def _graphs(model: Hart | Var, text: TextEncoder | None, manifest: Manifest, batch: int):  # type: ignore[no-untyped-def]
+def _graphs(model: Model, text: TextEncoder | None, manifest: Manifest, batch: int):  # type: ignore[no-untyped-def]
     """Every graph as a module, with inputs of its largest scale; (name, module, inputs)."""
     with torch.device("meta"):
         for name, build in build_graphs(model, text, manifest.model.patch_nums, _fused).items():

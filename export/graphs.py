@@ -35,7 +35,7 @@ from hart_runtime.export.modules import (
     TransformerGraph,
     UnconditionalGraph,
 )
-from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.model import Hart, Model, Var
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import family_of, names
@@ -84,7 +84,7 @@ def graph_of(name: str, spec: GraphSpec, module: nn.Module, decided: Mapping[str
 
 
 def build_graphs(
-    model: Hart | Var,
+    model: Model,
     text: TextEncoder | None,
     patch_nums: tuple[int, ...],
     kernel: Kernel = multi_head_attention,
@@ -117,7 +117,7 @@ def build_graphs(
     return {name: functools.partial(build, name) for name in family.graphs if name in modules}
 
 
-def _conditioning(model: Hart | Var, num_scales: int, kernel: Kernel) -> Modules:
+def _conditioning(model: Model, num_scales: int, kernel: Kernel) -> Modules:
     """Those of what is drawn: a text or a class."""
     if isinstance(model, Hart):
         return {
@@ -133,15 +133,15 @@ def _conditioning(model: Hart | Var, num_scales: int, kernel: Kernel) -> Modules
     }
 
 
-def _tokens(model: Hart | Var, num_scales: int) -> Modules:
+def _tokens(model: Model, num_scales: int) -> Modules:
     """Those of what pictures are made of: codes, and a residual behind them or not."""
-    if isinstance(model, Hart):
-        return {
-            names.RESIDUAL_CONDITION: lambda: ResidualConditionGraph(model),
-            names.RESIDUAL_STEP: lambda: ResidualStepGraph(model),
-            names.LATENT: LatentGraph,
-        }
-    return {names.LATENT: lambda: DiscreteLatentGraph(model, num_scales)}
+    if isinstance(model, Var):
+        return {names.LATENT: lambda: DiscreteLatentGraph(model, num_scales)}
+    return {
+        names.RESIDUAL_CONDITION: lambda: ResidualConditionGraph(model),
+        names.RESIDUAL_STEP: lambda: ResidualStepGraph(model),
+        names.LATENT: LatentGraph,
+    }
 
 
 def _example(tensor: TensorSpec, value: int | None) -> Tensor:

@@ -16,7 +16,7 @@ from hart_runtime.common.schedule import phi_index
 from hart_runtime.export import strips
 from hart_runtime.export.attention import Kernel, tokens_first
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.model import Hart, HybridModel, Model
 from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.rope import context_angles, image_angles
 from hart_runtime.hart.text_encoder import TextEncoder
@@ -121,7 +121,7 @@ class SampleGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Hart | Var) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.head_nm = model.transformer.head_nm
         self.head = model.transformer.head
@@ -183,7 +183,7 @@ class SmoothGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Hart | Var) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
 
@@ -205,7 +205,7 @@ class Accumulating(nn.Module):
     every pair of sizes, and none of it waits for a size.
     """
 
-    def __init__(self, model: Hart | Var, num_scales: int) -> None:
+    def __init__(self, model: Model, num_scales: int) -> None:
         super().__init__()
         self.quant_resi = PhiOfScale(model.tokenizer.quantize.quant_resi.phis(), num_scales)
 
@@ -294,7 +294,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class ResidualConditionGraph(nn.Module):
     """Hidden states and drawn codes of the last scale to the diffusion head's condition."""
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: HybridModel) -> None:
         super().__init__()
         self.transformer = model.transformer
 
@@ -306,7 +306,7 @@ class ResidualConditionGraph(nn.Module):
 class ResidualStepGraph(nn.Module):
     """One denoising step of the residual diffusion MLP."""
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: HybridModel) -> None:
         super().__init__()
         self.net = model.transformer.diffloss.net
         self.guide = Part(guide)
@@ -336,7 +336,7 @@ class LatentGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """Latent to pixels in [0, 1]."""
 
-    def __init__(self, model: Hart | Var) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.tokenizer = model.tokenizer
 

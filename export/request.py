@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from hart_runtime.common.checkpoint import LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
+from hart_runtime.common.checkpoint import CLASS_NAMES, LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
 from hart_runtime.common.errors import InputError, one_of, parameter, shown, whole_in_range
 from hart_runtime.common.files import refuse_strangers
 from hart_runtime.common.precisions import PRECISIONS
@@ -20,7 +20,7 @@ from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.common.weight_files import choose_set
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
-from hart_runtime.runtime.bundle import CLASS_NAMES, TEXT_TOKENIZER, open_bundle
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
 from hart_runtime.runtime.class_names import read_class_names
 from hart_runtime.runtime.families import family_of
 from hart_runtime.runtime.find import MANIFEST
@@ -44,7 +44,8 @@ class Request:
     """What stands before every prompt: a file, "none", or None for what the text encoder's
     ``config.json`` says, see :func:`hart_runtime.export.system_prompt.read_system_prompt`."""
     class_names: Path | None = None
-    """Names of the classes, one a line; by default those of ImageNet, where there are as many."""
+    """Names of the classes, one a line; by default those beside the checkpoint, or ImageNet's, where there
+    are as many."""
     patch_nums: tuple[int, ...] | None = None
     """Another pyramid than the checkpoint's, for models whose weights do not depend on it (rotary
     attention with timestep level embeddings)."""
@@ -113,6 +114,8 @@ class Request:
         if self.class_names is not None and count:
             said = parameter("class_names", self.class_names)
             return read_class_names(self.class_names, count, said)
+        if count and (own := self.checkpoint.class_names):
+            return read_class_names(own, count)
         return read_class_names(IMAGENET, count) if count == IMAGENET_CLASSES else ()
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from hart_runtime.common.checkpoint import HartCheckpoint, Network
-from hart_runtime.common.config import config_to_dict
+from hart_runtime.common.config import ClassHartConfig, TransformerConfig, config_to_dict
 from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.weight_files import WeightFiles
+from hart_runtime.hart.class_transformer import ClassHartTransformer
 from hart_runtime.hart.layers import Linear
-from hart_runtime.hart.model import Hart
+from hart_runtime.hart.model import ClassHart, Hart, HybridModel
 from hart_runtime.hart.quantizer import Phi
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
@@ -34,6 +35,14 @@ UNUSED_TEXT = re.compile(r"(.*\.)?(visual\..*|lm_head\.weight|rotary_emb\.inv_fr
 
 
 def load_hart(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) -> Hart:
+    """As :func:`load_hybrid`, of a checkpoint that draws texts."""
+    model = load_hybrid(checkpoint, dtype)
+    if not isinstance(model, Hart):
+        raise InputError(f"{checkpoint.root}: expected a checkpoint that draws texts, this one draws classes")
+    return model
+
+
+def load_hybrid(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) -> HybridModel:
     """Load the transformer and the image tokenizer.
 
     Args:
@@ -45,16 +54,20 @@ def load_hart(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) ->
     """
     model = empty_hart(checkpoint)
     _fill_hart(model, checkpoint, dtype)
-    return Hart(model.transformer.eval(), model.tokenizer.eval())
+    for network in model:
+        network.eval()
+    return model
 
 
-def empty_hart(checkpoint: HartCheckpoint) -> Hart:
+def empty_hart(checkpoint: HartCheckpoint) -> HybridModel:
     """Both networks as the configuration files describe them, on the meta device: without numbers."""
-    image = checkpoint.tokenizer_config
+    image, config = checkpoint.tokenizer_config, checkpoint.llm_config
+    sizes = image.vocab_size, image.z_channels
     with torch.device("meta"):
         image_tokenizer = ImageTokenizer(image)
-        transformer = ScaleTransformer(checkpoint.llm_config, image.vocab_size, image.z_channels)
-    return Hart(transformer, image_tokenizer)
+        if isinstance(config, ClassHartConfig):
+            return ClassHart(ClassHartTransformer(config, *sizes), image_tokenizer)
+        return Hart(ScaleTransformer(config, *sizes), image_tokenizer)
 
 
 def check_hart(checkpoint: HartCheckpoint) -> None:
@@ -68,7 +81,7 @@ def check_hart(checkpoint: HartCheckpoint) -> None:
     _fill_hart(empty_hart(checkpoint), checkpoint, None)
 
 
-def _fill_hart(model: Hart, checkpoint: HartCheckpoint, dtype: torch.dtype | None) -> None:
+def _fill_hart(model: HybridModel, checkpoint: HartCheckpoint, dtype: torch.dtype | None) -> None:
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
@@ -133,8 +146,13 @@ def save_model(model: nn.Module, folder: Path, prefix: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = config_to_dict(model.config)  # type: ignore[arg-type]
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    state = {prefix + k: v.half().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_half({prefix + k: v for k, v in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def save_half(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors as safetensors, floating point ones in float16."""
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
+    save_file(state, file, metadata={"format": "pt"})
 
 
 def matrix_parameters(module: nn.Module) -> set[str]:
@@ -214,13 +232,16 @@ Table = Callable[[Stored], None]
 def _llm_tables(checkpoint: HartCheckpoint) -> dict[str, Table]:
     """The published transformer's buffers, which depend on its pyramid where nothing else does."""
     config = checkpoint.llm_config
-    levels = [0] * config.context_token
-    levels += [level for level, side in enumerate(config.patch_nums) if level for _ in range(side * side)]
+    levels = [level for level, side in enumerate(config.patch_nums) for _ in range(side * side)]
+    text = ""
+    if isinstance(config, TransformerConfig):  # it begins with a text, in the place of the first token
+        levels[:1] = [0] * config.context_token
+        text = f"context_token {config.context_token} and "
 
     def refuse(entry: Stored, found: object) -> None:
         raise InputError(
-            f"{entry}: {found}, but {checkpoint.llm.config_file} with context_token {config.context_token} "
-            f"and patch_nums {list(config.patch_nums)} makes {len(levels)} positions of these levels"
+            f"{entry}: {found}, but {checkpoint.llm.config_file} with {text}patch_nums "
+            f"{list(config.patch_nums)} makes {len(levels)} positions of these levels"
         )
 
     def check_levels(entry: Stored) -> None:

@@ -11,23 +11,23 @@ from torch import Tensor
 from hart_runtime.common.checkpoint import Checkpoint, HartCheckpoint
 from hart_runtime.common.noise import Noise
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.hart.checkpoint import check_hart, empty_hart, load_hart
+from hart_runtime.hart.checkpoint import check_hart, empty_hart, load_hybrid
 from hart_runtime.hart.checkpoint import stored_sets as of_network
 from hart_runtime.hart.find import VarCheckpoint
 from hart_runtime.hart.generate import Record, generate, generate_classes, ignore
-from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.model import Hart, Model
 from hart_runtime.hart.var_checkpoint import check_var, empty_var, load_var, stored_name
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Hart | Var:
-    """Transformer and image tokenizer, as :func:`hart_runtime.hart.checkpoint.load_hart`."""
+def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Model:
+    """Transformer and image tokenizer, as :func:`hart_runtime.hart.checkpoint.load_hybrid`."""
     if isinstance(checkpoint, VarCheckpoint):
         _ = checkpoint.llm_config  # names are compared with tensors
         return load_var(*_files(checkpoint), dtype, checkpoint.num_heads)
-    return load_hart(_hart(checkpoint), dtype)
+    return load_hybrid(_hart(checkpoint), dtype)
 
 
-def empty(checkpoint: Checkpoint) -> Hart | Var:
+def empty(checkpoint: Checkpoint) -> Model:
     """Both without numbers, on the meta device."""
     if isinstance(checkpoint, VarCheckpoint):
         return empty_var(*_files(checkpoint), checkpoint.num_heads)
@@ -50,7 +50,7 @@ def stored_sets(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def draw(
-    model: Hart | Var,
+    model: Model,
     inputs: Sequence[Tensor],
     noise: Noise,
     settings: SamplingSettings,
@@ -63,11 +63,11 @@ def draw(
     Args:
         inputs: in the order of the first graph's: text features and their mask, or labels.
     """
-    if isinstance(model, Var):
-        (labels,) = inputs
-        return generate_classes(model, labels, noise, settings, record)
-    features, mask = inputs
-    return generate(model, features, mask, noise, settings, patch_nums, record)
+    if isinstance(model, Hart):
+        features, mask = inputs
+        return generate(model, features, mask, noise, settings, patch_nums, record)
+    (labels,) = inputs
+    return generate_classes(model, labels, noise, settings, record)
 
 
 def _files(checkpoint: VarCheckpoint) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""VAR's scale transformer: a picture of a class (arXiv 2404.02905, section 3.2).
+"""VAR's scale transformer, a picture of a class (arXiv 2404.02905, section 3.2), and HART's of the same.
 
 Parameter names are those of the published checkpoints. Rows are those of both guidance halves,
 conditional first: 2B.
@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hart_runtime.common.config import ClassTransformerConfig
+from hart_runtime.common.config import ClassHartConfig, ClassTransformerConfig
+from hart_runtime.hart.diffusion import WithResidual
 from hart_runtime.hart.layers import Linear, PlainLayerNorm
 from hart_runtime.hart.transformer import (
     Attention,
@@ -121,3 +122,11 @@ class ClassTransformer(nn.Module):
     def logits(self, hidden: Tensor, condition: Tensor) -> Tensor:
         """(2B, L, C) hidden states -> (2B, L, V) float32 logits of both halves."""
         return self.head(self.head_nm(hidden, condition)).float()
+
+
+class ClassHartTransformer(ClassTransformer, WithResidual):
+    """VAR's blocks with HART's residual diffusion behind the last scale (arXiv 2410.10812, section 3.2)."""
+
+    def __init__(self, config: ClassHartConfig, vocab_size: int, latent_channels: int) -> None:
+        super().__init__(config, vocab_size, latent_channels)
+        self.add_residual(config, latent_channels)

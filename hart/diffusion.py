@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hart_runtime.common.config import TransformerConfig
+from hart_runtime.common.config import ClassHartConfig, TransformerConfig
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.hart.layers import Linear, TimestepEmbedder
+from hart_runtime.hart.layers import Linear, RMSNorm, TimestepEmbedder
 
 RESIDUAL_SCALE = 0.6
 """The network works on residual / 0.6, clamped to [-1, 1] (a constant of the published code)."""
@@ -106,7 +106,7 @@ def denoise(x: Tensor, output: Tensor, coefficients: Tensor, noise: Tensor) -> d
 class ResidualDiffusion(nn.Module):
     """The diffusion head (``diffloss.`` in a checkpoint) and its training loss."""
 
-    def __init__(self, config: TransformerConfig, channels: int) -> None:
+    def __init__(self, config: TransformerConfig | ClassHartConfig, channels: int) -> None:
         super().__init__()
         self.net = DiffusionMLP(channels, config.embed_dim, config.diff_width, config.diff_depth)
 
@@ -143,3 +143,21 @@ class ResidualDiffusion(nn.Module):
         nll = 0.5 * (math.log(2 * math.pi) + log_variance + (x0 - mean).square() * spread)
         bound = torch.where(t[:, None] == 0, nll, kl) / math.log(2)
         return simple + bound.mean()
+
+
+class WithResidual(nn.Module):
+    """What a transformer over hybrid tokens has beside its blocks, whatever it draws."""
+
+    word_embed: Linear
+
+    def add_residual(self, config: TransformerConfig | ClassHartConfig, channels: int) -> None:
+        self.decoder_norm = RMSNorm(config.embed_dim, config.norm_eps)
+        self.diffloss = ResidualDiffusion(config, channels)
+
+    def residual_condition(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """What the diffusion head is told per token: z (N, L, C).
+
+        ``hidden`` (N, L, C) is the raw block output, ``codes`` (N, L, Cv) the hard drawn
+        codes, also in smooth mode. No level embedding.
+        """
+        return self.decoder_norm(hidden + self.word_embed(codes).float())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +89,9 @@ class VarCheckpoint(Checkpoint):
 
     @property
     def sampling(self) -> SamplingSettings:
-        """Those of the published demo."""
-        return replace(VAR_DEMO, top_k=min(VAR_DEMO.top_k or 1, self.tokenizer_config.vocab_size))
+        """Those of the published demo, overridden by ``sampling.json`` beside it."""
+        top_k = min(VAR_DEMO.top_k or 1, self.tokenizer_config.vocab_size)
+        return self.own_sampling(asdict(replace(VAR_DEMO, top_k=top_k)))
 
 
 def find(

@@ -1,6 +1,6 @@
 """The reference loop: text features, or classes, to pixels, scale after scale, in PyTorch.
 
-HART and VAR share it: they differ in what begins a scale, and in how the last one ends.
+All families share it: they differ in what begins a scale, and in how the last one ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hart_runtime.common.noise import Noise
 from hart_runtime.common.schedule import cell_positions, residual_guidance, scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart_runtime.hart.model import Hart, Var
+from hart_runtime.hart.model import ClassModel, Hart, HybridModel, Model, Var
 from hart_runtime.hart.quantizer import shrink
 from hart_runtime.hart.rope import context_angles, image_angles
 from hart_runtime.hart.sampling import draw_codes, guide_logits, smooth_codes, truncate, windows
@@ -88,7 +88,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_classes(
-    model: Var, labels: Tensor, noise: Noise, settings: SamplingSettings, record: Record = ignore
+    model: ClassModel, labels: Tensor, noise: Noise, settings: SamplingSettings, record: Record = ignore
 ) -> Tensor:
     """Draw a picture of each class; the rest as for :func:`generate`.
 
@@ -127,7 +127,7 @@ class Condition(NamedTuple):
 
 
 def _draw(
-    model: Hart | Var,
+    model: Model,
     condition: Condition,
     noise: Noise,
     settings: SamplingSettings,
@@ -188,7 +188,7 @@ def _draw(
     for i, (k, v) in enumerate(cache or []):
         record(f"kv.block{i}.k", k)
         record(f"kv.block{i}.v", v)
-    if isinstance(model, Hart):
+    if not isinstance(model, Var):
         record("final.h", h.flatten(2).transpose(1, 2))
         if settings.residual:
             z = model.transformer.residual_condition(hidden, codes.repeat(2, 1, 1))
@@ -204,7 +204,7 @@ def _draw(
 
 
 def _residual(
-    model: Hart,
+    model: HybridModel,
     z: Tensor,
     noise: Noise,
     settings: SamplingSettings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hart_runtime.hart.class_transformer import ClassTransformer
+from hart_runtime.hart.class_transformer import ClassHartTransformer, ClassTransformer
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
 
@@ -21,3 +21,15 @@ class Var(NamedTuple):
 
     transformer: ClassTransformer
     tokenizer: ImageTokenizer
+
+
+class ClassHart(NamedTuple):
+    """What ``llm/`` and ``tokenizer/`` hold, where ``llm/`` draws classes."""
+
+    transformer: ClassHartTransformer
+    tokenizer: ImageTokenizer
+
+
+ClassModel = Var | ClassHart
+HybridModel = Hart | ClassHart
+Model = Hart | Var | ClassHart

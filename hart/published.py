@@ -7,10 +7,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hart_runtime.common.config import TokenizerConfig, Transformer, TransformerConfig
+from hart_runtime.common.config import (
+    ClassTransformerConfig,
+    TokenizerConfig,
+    Transformer,
+    TransformerConfig,
+)
 
 Makers = dict[str, Callable[[], Tensor]]
 """Key -> what makes the tensor, so that none exists before it is written."""
+
+
+def var_names(transformer: ClassTransformerConfig, tokenizer: TokenizerConfig) -> tuple[str, str]:
+    """What the files of a VAR checkpoint are called, without what their format adds."""
+    sizes = f"ch{tokenizer.ch}v{tokenizer.vocab_size}z{tokenizer.z_channels}"
+    return f"var_d{transformer.depth}", f"vae_{sizes}"
 
 
 def llm_buffers(config: Transformer) -> Makers:

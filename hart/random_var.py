@@ -20,7 +20,7 @@ from hart_runtime.common.files import whole_folder
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.precisions import FP32
 from hart_runtime.hart.class_transformer import ClassTransformer
-from hart_runtime.hart.published import llm_buffers
+from hart_runtime.hart.published import llm_buffers, var_names
 from hart_runtime.hart.random_weights import DTYPES, TRANSFORMER, makers_of, shape_file, write_pickle
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.var_checkpoint import stored_name
@@ -36,9 +36,8 @@ class VarShape:
     @property
     def files(self) -> tuple[str, str]:
         """What the published files of such a model are called."""
-        image = self.tokenizer
-        tokenizer = f"vae_ch{image.ch}v{image.vocab_size}z{image.z_channels}.pth"
-        return f"var_d{self.transformer.depth}.pth", tokenizer
+        transformer, tokenizer = var_names(self.transformer, self.tokenizer)
+        return f"{transformer}.pth", f"{tokenizer}.pth"
 
 
 def read_var_shape(name: str) -> VarShape:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hart_runtime.common.config import ClassTransformerConfig, TransformerConfig
-from hart_runtime.hart.diffusion import ResidualDiffusion
+from hart_runtime.hart.diffusion import WithResidual
 from hart_runtime.hart.layers import Linear, RMSNorm, TimestepEmbedder
 from hart_runtime.hart.rope import Rotation, apply_rope
 
@@ -201,7 +201,7 @@ def run_blocks(
     return x, present
 
 
-class ScaleTransformer(nn.Module):
+class ScaleTransformer(WithResidual):
     """Everything in ``llm/``: embeddings, blocks, heads and the residual diffusion MLP."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int, latent_channels: int) -> None:
@@ -219,8 +219,7 @@ class ScaleTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = HeadNorm(RMSNorm(dim, config.norm_eps), dim)
         self.head = Linear(dim, vocab_size)
-        self.decoder_norm = RMSNorm(dim, config.norm_eps)
-        self.diffloss = ResidualDiffusion(config, latent_channels)
+        self.add_residual(config, latent_channels)
 
     def level_embeddings(self, num_scales: int) -> Tensor:
         """Level 0 is the context, level k the k-th scale. (S, C)"""
@@ -277,11 +276,3 @@ class ScaleTransformer(nn.Module):
     def logits(self, hidden: Tensor, head_condition: Tensor) -> Tensor:
         """(2B, L, C) hidden states -> (2B, L, V) float32 logits of both halves."""
         return self.head(self.head_nm(hidden, head_condition)).float()
-
-    def residual_condition(self, hidden: Tensor, codes: Tensor) -> Tensor:
-        """What the diffusion head is told per token: z (N, L, C).
-
-        ``hidden`` (N, L, C) is the raw block output, ``codes`` (N, L, Cv) the hard drawn
-        codes, also in smooth mode. No level embedding.
-        """
-        return self.decoder_norm(hidden + self.word_embed(codes).float())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from hart_runtime.common.checkpoint import CLASS_NAMES
 from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
@@ -20,8 +21,8 @@ from hart_runtime.runtime.graph_file import Known
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_contract, read_manifest
 from hart_runtime.runtime.seal import Seal
 
-TEXT_TOKENIZER, CLASS_NAMES = "tokenizer.json", "classes.txt"
-"""Files that some bundles have."""
+TEXT_TOKENIZER = "tokenizer.json"
+"""Some bundles have it, others :data:`hart_runtime.common.checkpoint.CLASS_NAMES`."""
 
 
 @dataclass(frozen=True)

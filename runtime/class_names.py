@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.common.checkpoint import CLASS_NAMES
 from hart_runtime.common.errors import InputError, plain, shown
 from hart_runtime.common.text_files import lines_of, read_text
-from hart_runtime.runtime.bundle import CLASS_NAMES, Bundle
+from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.families.classes import LABEL
 
 NONE = "none"

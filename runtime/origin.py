@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ Weights = Mapping[str, Mapping[str, str]]
 def exported_from(
     bundle: Bundle,
     given: Path | None,
-    default: Path,
+    demos: Iterable[Path],
     find: Find,
     text_encoder: Path | None = None,
     networks: Collection[str] = NETWORKS,
@@ -29,7 +29,8 @@ def exported_from(
 
     Args:
         given: where the caller says it is.
-        default: what is tried when nothing is given, the demo checkpoint.
+        demos: checkpoints of the package, of which the one with the bundle's source is tried when nothing is
+            given.
         find: looks at a place; takes the text encoder's and whether averaged weights are wanted, too.
         text_encoder: its Qwen2 folder; by default the one inside the checkpoint.
         networks: those that have to be the bundle's.
@@ -39,7 +40,15 @@ def exported_from(
     """
     manifest = bundle.manifest
     averaged = None if manifest.averaged else False  # where there are none, others are told apart by hash
-    found = find(given or default, text_encoder, averaged)
+    source = manifest.checkpoint["source"]
+    place = given or next((demo for demo in demos if demo.name == source), None)
+    other = InputError(
+        f"{bundle.folder}: was exported from {source}, which is not the demo checkpoint; give its folder as "
+        f"`checkpoint`"
+    )
+    if place is None:
+        raise other
+    found = find(place, text_encoder, averaged)
     if not bundle.has_text_encoder or TEXT_ENCODER not in networks:
         found = replace(found, text_encoder=None)
     weights = found.weights
@@ -48,10 +57,7 @@ def exported_from(
     except InputError:
         if given is not None:
             raise
-        raise InputError(
-            f"{bundle.folder}: was exported from {manifest.checkpoint['source']}, which is not the demo "
-            f"checkpoint; give its folder as `checkpoint`"
-        ) from None
+        raise other from None
     return found
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hart_runtime.common.checkpoint import CLASS_NAMES
 from hart_runtime.common.files import Owned, read_regular
-from hart_runtime.runtime.bundle import CLASS_NAMES, TEXT_TOKENIZER
+from hart_runtime.runtime.bundle import TEXT_TOKENIZER
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from hart_runtime.runtime.tensorrt.manifest import ENGINE_MANIFEST, engine_file

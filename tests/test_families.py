@@ -10,16 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hart_runtime.bench.cli import main as bench
-from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.compare.recorded import recorded_names
 from hart_runtime.export.cli import main as export
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.families import FAMILIES
-from hart_runtime.runtime.families.classes import CLASS
-from hart_runtime.runtime.families.combination import combined
-from hart_runtime.runtime.families.hybrid import HYBRID
 from hart_runtime.runtime.manifest import manifest_of
 from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.spec import ModelSpec, check_model
@@ -28,7 +24,7 @@ from hart_runtime.runtime.tensorrt.profiles import make_profiles
 from hart_runtime.serve.cli import main as serve
 
 COMMANDS = {"run": run, "export": export, "build": build, "compare": compare, "bench": bench, "serve": serve}
-HART, VAR = "hart", "var"
+HART, VAR, CLASS_HART = "hart", "var", "class-hart"
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,7 @@ EXPORT: dict[str, Cell] = {
     "--file": Cell(("--file", "var_d2.pth"), hart="there is no such file in"),
     "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart="HART's lies in tokenizer/, beside llm/"),
     "--class-names": Cell(("--class-names", "NAMES"), hart="this checkpoint draws texts and has no classes"),
+    "--demo": Cell(("--demo", "classes"), *2 * ("found a CHECKPOINT beside it; give one of them",)),
     "--output": ALIKE,
     "--max-batch": Cell(("--max-batch", "2")),
     "--ema": Cell(("--ema",), hart="expected averaged weights", var="VAR's files hold one set of weights"),
@@ -187,15 +184,14 @@ def called(command: click.Command, words: tuple[str, ...], places: dict[str, str
     return CliRunner().invoke(command, [places.get(word, word) for word in words])
 
 
-def test_a_family_is_a_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_is_a_combination() -> None:
     """Classes with a hybrid tokenizer: contract, program, plan and profiles follow from the two halves."""
-    both = combined("both", CLASS, HYBRID, SamplingSettings())
-    monkeypatch.setitem(FAMILIES, "both", both)
+    both = FAMILIES[CLASS_HART]
     assert both.graphs.keys() == FAMILIES[HART].graphs.keys() - {"text_encoder", "unconditional"}
     assert both.lacks == {}
     model = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, diff_width=8, num_classes=5)
     check_model(model, both.own, "model")
-    manifest = manifest_of("both", model)
+    manifest = manifest_of(CLASS_HART, model)
     program = manifest.program(replace(manifest.sampling, steps="3"), 2)
     graphs = [each.graph for each in program.runs()]
     assert graphs.count("residual_step") == 3

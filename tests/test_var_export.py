@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
+from hart_runtime.common.checkpoint import CLASS_NAMES
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.noise import SeededNoise
@@ -26,7 +27,7 @@ from hart_runtime.hart.random_checkpoint import main as random_checkpoint
 from hart_runtime.hart.random_weights import SHAPES
 from hart_runtime.hart.var_checkpoint import load_var
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
-from hart_runtime.runtime.bundle import CLASS_NAMES, open_bundle
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import read_manifest

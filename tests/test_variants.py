@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from hart_runtime.common.checkpoint import find_checkpoint
-from hart_runtime.common.config import TokenizerConfig, TransformerConfig
+from hart_runtime.common.config import ClassHartConfig, TokenizerConfig, TransformerConfig
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.recorded import recording
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.checkpoint import load_hart, save_model
+from hart_runtime.hart.class_transformer import ClassHartTransformer
 from hart_runtime.hart.generate import generate
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
@@ -94,11 +95,18 @@ VARIANTS = {
 }
 
 
-def write_random_checkpoint(root: Path, llm: TransformerConfig, tokenizer: TokenizerConfig) -> None:
+def write_random_checkpoint(
+    root: Path, llm: TransformerConfig | ClassHartConfig, tokenizer: TokenizerConfig
+) -> None:
     """Random weights of healthy size in the published layout."""
     torch.manual_seed(0)
     image_tokenizer = ImageTokenizer(tokenizer)
-    transformer = ScaleTransformer(llm, tokenizer.vocab_size, tokenizer.z_channels)
+    sizes = tokenizer.vocab_size, tokenizer.z_channels
+    transformer = (
+        ClassHartTransformer(llm, *sizes)
+        if isinstance(llm, ClassHartConfig)
+        else ScaleTransformer(llm, *sizes)
+    )
     for module, folder, prefix in ((image_tokenizer, "tokenizer", "vae."), (transformer, "llm", "")):
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1 and "scale_mul" not in name:

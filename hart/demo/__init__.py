@@ -1,6 +1,12 @@
-"""A small, real HART: coloured shapes, drawn, learned and checked by the project itself."""
+"""Small, real models: coloured shapes, drawn, learned and checked by the project itself."""
 
 from pathlib import Path
 
 DEMO_CHECKPOINT = Path(__file__).parent / "checkpoint"
-"""The checkpoint that ships with the package, in the published layout."""
+"""A HART that draws texts, in the published layout."""
+CLASS_DEMO = Path(__file__).parent / "classes"
+"""A HART that draws classes; its image tokenizer is the same."""
+CLASS_VAR = CLASS_DEMO / "var"
+"""A VAR of equal width and depth, to compare it with."""
+DEMOS = {"text": DEMO_CHECKPOINT, "classes": CLASS_DEMO}
+"""Checkpoints that ship with the package, by what they draw."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -17,14 +18,14 @@ from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.demo.scenes import Scene
 from hart_runtime.hart.frechet import Doubles, Normal, distance
 from hart_runtime.hart.generate import generate
-from hart_runtime.hart.model import Hart
+from hart_runtime.hart.model import Hart, HybridModel
 
 BATCH = 25
 Array = NDArray[np.float32]
 
 
 @torch.inference_mode()
-def reconstruction(model: Hart, drawn: Array) -> dict[str, float]:
+def reconstruction(model: HybridModel, drawn: Array) -> dict[str, float]:
     """PSNR in dB of both decoding paths of the tokenizer."""
     squared = np.zeros(2)
     for start in range(0, len(drawn), BATCH):
@@ -75,3 +76,9 @@ def frechet(reference: Doubles, other: Doubles) -> float:
     """Frechet distance of two feature sets, in units of the reference's spread."""
     scale = reference.std(0)
     return distance(Normal.of(reference / scale), Normal.of(other / scale))
+
+
+def sheet(images: Array) -> Image.Image:
+    """Pictures side by side, eight a row; (N, H, W, 3) in [0, 1]."""
+    rows = [np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, len(images) - 7, 8)]
+    return Image.fromarray((np.concatenate(rows) * 255).astype(np.uint8))

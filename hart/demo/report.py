@@ -14,8 +14,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.console import PATH, command, sampling_options
@@ -25,8 +23,6 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.demo.checker import Verdict, look
 from hart_runtime.hart.demo.draw import draw_scene
 from hart_runtime.hart.demo.scenes import Scene, split_scenes
-
-Array = NDArray[np.float32]
 
 
 @command()
@@ -53,7 +49,7 @@ def main(
     """Measure a demo checkpoint."""
     require("hart_runtime.hart.demo.report", "export", "torch", "safetensors")
     from hart_runtime.hart.checkpoint import load_hart
-    from hart_runtime.hart.demo.judging import features, frechet, generate_scenes, reconstruction
+    from hart_runtime.hart.demo.judging import features, frechet, generate_scenes, reconstruction, sheet
 
     found = find_checkpoint(checkpoint)
     model = load_hart(found)
@@ -84,7 +80,7 @@ def main(
         if residual:
             _explain(chosen, verdicts, right)
             if grid:
-                _sheet(pictures[:40]).save(grid)
+                sheet(pictures[:40]).save(grid)
     for name, value in numbers.items():
         click.echo(f"{name:<60}{value:10.3f}")
     if output:
@@ -98,11 +94,6 @@ def _explain(scenes: list[Scene], verdicts: list[Verdict], right: list[bool]) ->
             wrong[f"{scene.caption()} -> {verdict}"] += 1
     for line, count in wrong.most_common(10):
         click.echo(f"wrong {count}x: {line}")
-
-
-def _sheet(images: Array) -> Image.Image:
-    rows = [np.concatenate(list(images[i : i + 8]), axis=1) for i in range(0, len(images) - 7, 8)]
-    return Image.fromarray((np.concatenate(rows) * 255).astype(np.uint8))
 
 
 if __name__ == "__main__":

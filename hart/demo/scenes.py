@@ -21,6 +21,8 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 SHAPES = ("circle", "square", "triangle", "star", "ring")
 SIZES = ("", "small", "large")
 HELD_OUT_SHARE = 0.12
+CLASSES = tuple(f"{color} {shape}" for color, shape in itertools.product(PALETTE, SHAPES))
+"""What the demo of classes draws, of any size and on any background, in the order of their numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Scene:
     color: str
     shape: str
     background: str
+
+    @property
+    def label(self) -> int:
+        """Its number among :data:`CLASSES`."""
+        return CLASSES.index(f"{self.color} {self.shape}")
 
     def caption(self) -> str:
         """The prompt in its plain form."""

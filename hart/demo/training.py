@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from hart_runtime.common.config import TextEncoderConfig, TokenizerConfig, TransformerConfig
 from hart_runtime.common.text_tokenizer import PromptTokenizer
-from hart_runtime.hart.demo.draw import SIZE, draw_scene
+from hart_runtime.hart.demo.draw import SIZE
+from hart_runtime.hart.demo.encoding import encoded, pixels
+from hart_runtime.hart.demo.optimise import Stage, TransformerStage, initialise, optimise
 from hart_runtime.hart.demo.scenes import Scene, split_scenes
 from hart_runtime.hart.demo.vocabulary import train_vocabulary
 from hart_runtime.hart.losses import tokenizer_loss, transformer_loss
@@ -63,21 +62,8 @@ RESIDUAL_PERCENTILE, RESIDUAL_REACH = 99.0, 0.45
 """The latent is rescaled so that this share of residuals stays inside the diffusion's range."""
 SAMPLING = {"guidance": 1.0, "top_k": 5, "top_p": 0.5, "smooth": False}
 """Chosen with ``python -m hart_runtime.hart.demo.report`` on training scenes."""
-EMA_DECAY = 0.995
+
 SAVE_EVERY = 100
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One optimisation run."""
-
-    name: str
-    steps: int
-    batch: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    horizon: int | None = None
-    """Steps the learning rate's cosine is laid out for, where the stage stops before its end."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +77,6 @@ class TokenizerStage(Stage):
     """Move unused codes to where they are needed, in the first three quarters."""
     quantizer_weight: float = 0.05
     """Low, so that commitment does not talk the encoder out of what only the residual can hold."""
-
-
-@dataclass(frozen=True)
-class TransformerStage(Stage):
-    """See :func:`hart_runtime.hart.losses.transformer_loss` for ``balance`` and ``residual_share``."""
-
-    weight_decay: float = 0.02
-    balance: float = 0.0
-    residual_share: float = 1.0
-    fine_scenes: float = 1.0
-    """How much more often than others stars are seen, and small things: they take the longest."""
 
 
 TOKENIZER_STAGES = (
@@ -147,7 +122,7 @@ def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokeniz
     training, _ = split_scenes()
 
     def draw(rng: np.random.Generator, count: int, crop: int = SIZE) -> Tensor:
-        images = _pixels([training[i] for i in rng.integers(len(training), size=count)], rng)
+        images = pixels([training[i] for i in rng.integers(len(training), size=count)], rng)
         top, left = rng.integers(SIZE - crop + 1, size=2)
         return images[:, :, top : top + crop, left : left + crop].contiguous().to(device)
 
@@ -161,12 +136,12 @@ def train_tokenizer(work: Path, seed: int, device: torch.device) -> ImageTokeniz
         return {**losses, "quantizer": stage.quantizer_weight * losses["quantizer"]}
 
     for number, stage in enumerate(TOKENIZER_STAGES):
-        averaged = _optimise(model, stage, functools.partial(batch_loss, stage, number), work)
+        averaged = optimise(model, stage, functools.partial(batch_loss, stage, number), work)
         model.load_state_dict(averaged.state_dict())
     _rescale_latent(model, draw(np.random.default_rng([seed, 20]), 256))
     for part in (model.encoder, model.quant_conv, model.quantize):  # the tokens stay as they are
         part.requires_grad_(False)
-    averaged = _optimise(model, DECODER_STAGE, functools.partial(batch_loss, DECODER_STAGE, 40), work)
+    averaged = optimise(model, DECODER_STAGE, functools.partial(batch_loss, DECODER_STAGE, 40), work)
     model.load_state_dict(averaged.state_dict())
     return model.eval().requires_grad_(False)
 
@@ -184,8 +159,10 @@ def train_transformer(
         device
     )
     model = nn.ModuleDict({"text": text, "transformer": transformer})
-    _initialise(model)
-    scenes, indices, rest = _encoded_dataset(tokenizer, training, work, seed, device)
+    initialise(model, TRANSFORMER.depth)
+    rng = np.random.default_rng([seed, 30])
+    scenes = [training[i] for i in rng.integers(len(training), size=DATASET)]
+    data = encoded(tokenizer, scenes, rng, work / "encoded.pt", device)
 
     def batch_loss(stage: TransformerStage, shares: Array, number: int, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, number, step])
@@ -197,8 +174,7 @@ def train_transformer(
             tokenizer.quantize,
             text(ids, mask),
             mask,
-            [index[chosen].long() for index in indices],
-            rest[chosen].float(),
+            *data.batch(chosen),
             torch.Generator().manual_seed(step),
             stage.balance,
             stage.residual_share,
@@ -206,84 +182,10 @@ def train_transformer(
 
     for number, stage in enumerate(TRANSFORMER_STAGES, start=10):
         shares = _shares(scenes, stage.fine_scenes)
-        averaged = _optimise(model, stage, functools.partial(batch_loss, stage, shares, number), work)
+        averaged = optimise(model, stage, functools.partial(batch_loss, stage, shares, number), work)
         model.load_state_dict(averaged.state_dict())
     model.eval().requires_grad_(False)
     return text, transformer, vocabulary
-
-
-def _optimise(
-    model: nn.Module, stage: Stage, batch_loss: Callable[[int], dict[str, Tensor]], work: Path
-) -> nn.Module:
-    """AdamW with warm-up and cosine decay; returns an exponential average of the weights."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1]
-    others = [p for p in trained if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-    )
-    averaged = copy.deepcopy(model)
-    state_file = work / f"{stage.name}.pt"
-    first = 0
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
-
-    def save(step: int) -> None:
-        state = {
-            "model": model.state_dict(),
-            "averaged": averaged.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "step": step,
-        }
-        partial = state_file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(state_file)
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
-    )
-    smoothed: dict[str, float] = {}
-    with Progress(*columns) as progress, (work / f"{stage.name}.log").open("a") as log:
-        task = progress.add_task(stage.name, total=stage.steps, completed=first, losses="")
-        for step in range(first, stage.steps):
-            warm_up = min(1.0, (step + 1) / 100)
-            decay = 0.5 * (1 + math.cos(math.pi * step / (stage.horizon or stage.steps)))
-            for group in optimiser.param_groups:
-                group["lr"] = stage.learning_rate * warm_up * max(decay, 0.02)
-            losses = batch_loss(step)
-            optimiser.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimiser.step()
-            keep = min(EMA_DECAY, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for mean, value in zip(
-                    averaged.state_dict().values(), model.state_dict().values(), strict=True
-                ):
-                    mean.lerp_(value, 1 - keep)
-            for name, value in losses.items():
-                smoothed[name] = 0.95 * smoothed.get(name, value.item()) + 0.05 * value.item()
-            text = ", ".join(f"{name} {value:.4f}" for name, value in smoothed.items())
-            progress.update(task, advance=1, losses=text)
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
-                save(step + 1)
-                print(f"step {step + 1}: {text}", file=log, flush=True)
-    return averaged
-
-
-def _pixels(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
-    """Draw scenes as (B, 3, H, W) in [-1, 1]."""
-    images = np.stack([draw_scene(scene, rng) for scene in scenes])
-    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
 @torch.no_grad()
@@ -321,26 +223,6 @@ def _rescale_latent(model: ImageTokenizer, images: Tensor) -> None:
     model.post_quant_conv.weight.div_(factor)
 
 
-@torch.no_grad()
-def _encoded_dataset(
-    tokenizer: ImageTokenizer, training: list[Scene], work: Path, seed: int, device: torch.device
-) -> tuple[list[Scene], list[Tensor], Tensor]:
-    """Draw and encode the training set of stage 2 once."""
-    rng = np.random.default_rng([seed, 30])
-    scenes = [training[i] for i in rng.integers(len(training), size=DATASET)]
-    file = work / "encoded.pt"
-    if not file.is_file():
-        parts = []
-        with Progress() as progress:
-            for start in progress.track(range(0, DATASET, 64), description="encoding"):
-                tokens = tokenizer.encode(_pixels(scenes[start : start + 64], rng).to(device))
-                parts.append(([i.short() for i in tokens.indices], tokens.rest.half()))
-        indices = [torch.cat(scale) for scale in zip(*(p[0] for p in parts), strict=True)]
-        torch.save({"indices": indices, "rest": torch.cat([p[1] for p in parts])}, file)
-    data = torch.load(file, weights_only=True, map_location=device)
-    return scenes, data["indices"], data["rest"]
-
-
 def _shares(scenes: list[Scene], fine_scenes: float) -> Array:
     """Probability of each scene in a batch."""
     weights = np.array([fine_scenes ** ((s.shape == "star") + (s.size == "small")) for s in scenes])
@@ -372,19 +254,3 @@ def _initialise_tokenizer(model: ImageTokenizer) -> None:
             if name.endswith(("conv2", "proj_out")):
                 nn.init.zeros_(part.weight)
     nn.init.normal_(model.quantize.embedding.weight, std=0.3)
-
-
-def _initialise(model: nn.ModuleDict) -> None:
-    """Small residual branches, zero-initialised modulation: stable from the first step."""
-    for name, part in model.named_modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=part.in_features**-0.5)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-            if name.endswith(("attn.proj", "down_proj", "o_proj")):
-                with torch.no_grad():
-                    part.weight.div_(math.sqrt(2 * TRANSFORMER.depth))
-            if "adaLN_modulation" in name or name.endswith(("final_layer.linear", "ada_lin.1")):
-                nn.init.zeros_(part.weight)
-        elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=0.5)

@@ -1,13 +1,16 @@
 """The model families there are. What differs between them is told here and nowhere else."""
 
 from hart_runtime.common.config import ClassTransformerConfig, TokenizerConfig, Transformer
+from hart_runtime.runtime.families.class_hart import CLASS_HART
 from hart_runtime.runtime.families.family import Family
 from hart_runtime.runtime.families.hart import HART
 from hart_runtime.runtime.families.var import VAR
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (HART, VAR)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (HART, VAR, CLASS_HART)}
 
 
 def family_of(transformer: Transformer, tokenizer: TokenizerConfig) -> Family:
     """The family of a checkpoint with these configurations."""
-    return VAR if isinstance(transformer, ClassTransformerConfig) else HART
+    if not isinstance(transformer, ClassTransformerConfig):
+        return HART
+    return CLASS_HART if tokenizer.hybrid else VAR

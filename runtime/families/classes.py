@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hart_runtime.common.checkpoint import LLM
-from hart_runtime.common.config import ClassTransformerConfig, config_from_dict
+from hart_runtime.common.config import ClassHartConfig, ClassTransformerConfig, config_from_dict
 from hart_runtime.common.schedule import ScaleStep
 from hart_runtime.runtime.contract import INT, PAST, Row, cache_names
 from hart_runtime.runtime.families.family import Conditioning
@@ -59,7 +59,10 @@ def _places(scale: ScaleStep, model: ModelSpec) -> Arrays:
 
 
 def _read(configurations: Mapping[str, Any]) -> ClassTransformerConfig:
-    return config_from_dict(ClassTransformerConfig, configurations[LLM], "manifest")
+    values = configurations[LLM]
+    if "diff_width" in values:
+        return config_from_dict(ClassHartConfig, values, "manifest")
+    return config_from_dict(ClassTransformerConfig, values, "manifest")
 
 
 def _sizes(llm: ClassTransformerConfig, configurations: Mapping[str, Any]) -> dict[str, int]:

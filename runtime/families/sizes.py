@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hart_runtime.common.config import (
+    ClassHartConfig,
     TextEncoderConfig,
     TokenizerConfig,
     Transformer,
@@ -23,7 +24,7 @@ def block_sizes(llm: Transformer) -> dict[str, int]:
     }
 
 
-def residual_sizes(llm: TransformerConfig, channels: int) -> dict[str, int]:
+def residual_sizes(llm: TransformerConfig | ClassHartConfig, channels: int) -> dict[str, int]:
     """Matrix elements of the diffusion MLP that a denoising step uses."""
     width = llm.diff_width
     block = 5 * width * width  # two layers and three modulations

@@ -102,7 +102,7 @@ class Checkpoints:
         model = load_hart(checkpoint, torch.float32)
         parts = {LLM: model.transformer, TOKENIZER: model.tokenizer}
         if checkpoint.text_encoder is not None and vocabulary is not None:
-            PromptTokenizer(vocabulary, checkpoint.llm_config.context_token)(["a red circle"])
+            PromptTokenizer(vocabulary, model.transformer.config.context_token)(["a red circle"])
             parts[TEXT_ENCODER] = load_text_encoder(checkpoint.text_encoder, torch.float32, [])
         return {name: {key: _hash(p) for key, p in part.named_parameters()} for name, part in parts.items()}
 
