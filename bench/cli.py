@@ -30,7 +30,7 @@ RESULTS = Path("benchmarks/results")
 @group(
     words={"batches": "--batch"},
     invoke_without_command=True,
-    subcommand_metavar="[compare A.json B.json | serve --url URL]",
+    subcommand_metavar="[compare A.json B.json | serve --url URL | serve --engine BUNDLE]",
 )
 @click.option("--engine", "bundle", type=PATH, metavar="BUNDLE", help=BUNDLE_HELP)
 @device_option

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from hart_runtime.common.errors import InputError, parameter
 
-DRAWN, BUSY = "drawn", "429"
+DRAWN, BUSY, OTHER = "drawn", "429", "other bytes"
 PATIENCE = 660
 """Seconds until a client gives up."""
 SHARES = (50, 90, 99)
+
+
+Wanted = tuple[str, int]
+"""A prompt and a seed."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,15 @@ class Load:
     rate: float | None = None
     """Requests a second, whether others are answered or not; None: every client waits for its own."""
     seconds: float = 30.0
-    prompts: Sequence[str] = ("a red circle on a white background",)
+    prompts: Sequence[str] = ()
+    """In turns; one at least."""
     pictures: int = 1
     """Of a request."""
     partials: int = 1
     """Views of each picture before it is done."""
     key: str | None = None
+    wanted: Mapping[Wanted, bytes] = field(default_factory=dict)
+    """What pictures should be, by prompt and seed; seeds are those that there are. Empty: nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Answer:
     """What became of a request."""
 
     outcome: str
-    """DRAWN, a status, or what happened to the connection."""
+    """DRAWN, OTHER where a picture is not what it should be, a status, or what happened to the connection."""
     first: float | None = None
     """Seconds until the first view of a picture."""
     whole: float | None = None
@@ -60,9 +68,13 @@ class Measured:
     answers: list[Answer] = field(default_factory=list)
 
     @property
+    def pictures(self) -> int:
+        return sum(a.outcome == DRAWN for a in self.answers) * self.load.pictures
+
+    @property
     def throughput(self) -> float:
         """Pictures a second."""
-        return sum(a.outcome == DRAWN for a in self.answers) * self.load.pictures / self.seconds
+        return self.pictures / self.seconds
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -133,10 +145,14 @@ def _arrivals(load: Load, number: int, began: float, answers: list[Answer]) -> N
 
 def _ask(load: Load, number: int, since: float) -> tuple[Answer, float]:
     """One request, and the seconds that the server wants its client to wait before the next."""
+    prompt = load.prompts[number % len(load.prompts)]
+    seed = number * load.pictures
+    if load.wanted:
+        seed %= sum(asked == prompt for asked, _ in load.wanted) - load.pictures + 1
     body = {
-        "prompt": load.prompts[number % len(load.prompts)],
+        "prompt": prompt,
         "n": load.pictures,
-        "seed": number * load.pictures,
+        "seed": seed,
         "stream": True,
         "partial_images": load.partials,
     }
@@ -151,16 +167,16 @@ def _ask(load: Load, number: int, since: float) -> tuple[Answer, float]:
         if response.status != 200:
             response.read()
             return Answer(str(response.status)), float(response.headers.get("Retry-After", 0))
-        return _read(response, load.pictures, since), 0.0
+        return _read(response, load, prompt, since), 0.0
     except (OSError, http.client.HTTPException) as error:
         return Answer(type(error).__name__), 0.0
     finally:
         connection.close()
 
 
-def _read(response: http.client.HTTPResponse, pictures: int, since: float) -> Answer:
+def _read(response: http.client.HTTPResponse, load: Load, prompt: str, since: float) -> Answer:
     """Follow a stream to its end."""
-    first, left = None, pictures
+    first, left, outcome = None, load.pictures, DRAWN
     for line in response:
         if not line.startswith(b"data: "):
             continue
@@ -168,9 +184,14 @@ def _read(response: http.client.HTTPResponse, pictures: int, since: float) -> An
         first = now if first is None else first
         if line.startswith(b'data: {"error"'):
             return Answer("error in the stream", first)
-        left -= b"image_generation.completed" in line[:80]
+        if b"image_generation.completed" in line[:80]:
+            left -= 1
+            if load.wanted:
+                event = json.loads(line[6:])
+                same = base64.b64decode(event["b64_json"]) == load.wanted[prompt, event["seed"]]
+                outcome = outcome if same else OTHER
         if not left:
-            return Answer(DRAWN, first, now)
+            return Answer(outcome, first, now)
     return Answer("cut off", first)
 
 

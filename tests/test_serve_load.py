@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hart_runtime.bench.cli import main as bench
+from hart_runtime.bench.load import OTHER, Load, measure_load
 from hart_runtime.serve.fields import FIELDS
 from tests.serving import PROMPT, Running, hart_run, later, serving, until
 
@@ -137,6 +138,45 @@ def test_the_load_generator(server: Running, how: tuple[object, ...]) -> None:
         found = [told[name][share] for share in ("50", "90", "99")]
         assert found == sorted(found)
     assert told["first"]["50"] <= told["whole"]["50"]
+
+
+def test_a_server_beside_its_bundle(demo_bundle: Path) -> None:
+    """Every picture is that of hart-run, and the counts are of this machine's order."""
+    options = ["serve", "--engine", demo_bundle, "--device", "cpu", "--threads", 1, "--clients", 12]
+    load = ["--seconds", 4, "--num-images", 2, "--prompt", PROMPT, "--prompt", "a blue star", "--json"]
+    done = CliRunner().invoke(bench, [str(option) for option in (*options, *load)])
+    assert done.exit_code == 0, done.output
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert set(told["outcomes"]) <= {"drawn", "429"}
+    assert told["outcomes"]["drawn"] >= 12
+    assert told["hart_bench"]["batch"] == 8
+    assert (
+        0.1 < told["ratio"] == told["pictures_per_second"] / told["hart_bench"]["pictures_per_second"] < 1.5
+    )
+    assert 0 < told["health"]["p50"] <= told["health"]["p99"]
+    assert 0 < told["server_seconds_per_picture"] < told["worker_seconds_per_picture"]
+    assert len(told["memory"]) == 4
+    assert max(told["memory"]) < 1.2 * min(told["memory"])
+
+
+def test_pictures_that_are_not_those_of_hart_run_are_told_of(server: Running) -> None:
+    wanted = {("a blue star", 0): b"another picture"}
+    load = Load(server.url, clients=1, seconds=1, prompts=("a blue star",), wanted=wanted)
+    assert set(measure_load(load).outcomes) == {OTHER}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--url"),
+        (["--url", "http://127.0.0.1:9", "--engine", "x"], "either --url"),
+        (["--url", "http://127.0.0.1:9", "--threads", "1"], "--threads"),
+    ],
+)
+def test_which_server(options: list[str], said: str) -> None:
+    done = CliRunner().invoke(bench, ["serve", *options])
+    assert done.exit_code == 2
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "ftp://x", "nothing"])
