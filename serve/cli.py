@@ -36,7 +36,7 @@ GRACE_TO_READ = 60
     default=("auto",),
     show_default=True,
     type=WORD,
-    help="cpu, cuda or cuda:N; several times for a worker on each.",
+    help="cpu, cuda or cuda:N; several times for a worker on each. auto: on every GPU, or one on the CPU.",
 )
 @click.option(
     "--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes for each device."

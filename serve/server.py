@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import uvicorn
 
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.runtime.backends.names import AUTO, CUDA
+from hart_runtime.runtime.memory.gpu import count_gpus
 from hart_runtime.serve.app import create_app
 from hart_runtime.serve.metrics import Metrics
-from hart_runtime.serve.models import find_models
+from hart_runtime.serve.models import Model, find_models
 from hart_runtime.serve.protocol import MOST_HEADERS, Protocol
 from hart_runtime.serve.scheduler import Scheduler
 from hart_runtime.serve.security import Guard, Rules
@@ -39,7 +41,7 @@ class Service:
     bundles: Sequence[Path]
     host: str = "127.0.0.1"
     port: int = 8000
-    devices: Sequence[str] = ("auto",)
+    devices: Sequence[str] = (AUTO,)
     workers: int = 1
     """For each device."""
     backend: str = "auto"
@@ -85,7 +87,7 @@ async def _serve(service: Service, listening: Callable[[str], None]) -> None:
     folders = {name: model.folder for name, model in models.items()}
     plans = [
         Plan(folders, device, service.backend, service.threads, service.most_loaded)
-        for device in service.devices
+        for device in spread_over_gpus(service.devices, models.values())
         for _ in range(service.workers)
     ]
     bound = _bound(service.host, service.port)
@@ -129,6 +131,16 @@ async def _serve(service: Service, listening: Callable[[str], None]) -> None:
         server.should_exit = True
         await running
         waiting.cancel()
+
+
+def spread_over_gpus(devices: Sequence[str], models: Iterable[Model]) -> list[str]:
+    """One device for each worker: where there are several GPUs, "auto" stands for all of them.
+
+    With a bundle that runs on the CPU alone it stays what it is for everybody else.
+    """
+    gpus = count_gpus() if AUTO in devices and all(model.manifest.kind.engines for model in models) else 0
+    every = [f"{CUDA}:{number}" for number in range(gpus)] if gpus > 1 else [AUTO]
+    return [one for device in devices for one in (every if device == AUTO else [device])]
 
 
 def _end(ending: asyncio.Event) -> None:

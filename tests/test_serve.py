@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from hart_runtime.serve.errors import Refusal
 from hart_runtime.serve.fields import FIELDS
 from hart_runtime.serve.models import Model, find_models, spread
 from hart_runtime.serve.requests import asked_for, parsed, schema
+from hart_runtime.serve.server import spread_over_gpus
 from tests.serving import PROMPT, Running, events_of, hart_run, later, until
+from tests.strict import install_cuda
+from tests.strict.device import Card
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +302,18 @@ def test_a_prompt_that_repeats_is_encoded_once(server: Running) -> None:
         server.drawn(prompt="a blue star", seed=seed)
     server.drawn(prompt="a blue star on a green background")
     assert server.metrics()["hart_prompts_encoded_total"] == before + 1
+
+
+def test_a_worker_for_every_gpu(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = models.values()
+    assert spread_over_gpus(["auto"], found) == ["auto"]
+    card = Card()
+    for cards, expected in (((card,), ["auto"]), ((card, card), ["cuda:0", "cuda:1"])):
+        install_cuda(monkeypatch, cards)
+        assert spread_over_gpus(["auto"], found) == expected
+        assert spread_over_gpus(["cpu", "cuda:1"], found) == ["cpu", "cuda:1"]
+    int8 = [replace(model, manifest=replace(model.manifest, precision="int8")) for model in found]
+    assert spread_over_gpus(["auto"], int8) == ["auto"]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ def test_before_one(servers: Servers, tmp_path: Path) -> None:
         "key": ["AuthenticationError", 401, None, "invalid_api_key"],
         "failed": ["APIError", 500, None, "server_error"],
         "busy": ["RateLimitError", 429, None, "rate_limit_exceeded"],
+        "large": ["APIError", 413],
+        "nobody": ["APIConnectionError", None],
     }
     for name, expected in words.items():
         assert found[name][0] == expected[0], found[name]
@@ -92,7 +94,10 @@ ERRORS = {
     "key": ["AuthenticationError", 401, None, "invalid_api_key"],
     "failed": ["InternalServerError", 500, None, "server_error"],
     "busy": ["RateLimitError", 429, None, "rate_limit_exceeded"],
+    "elsewhere": ["PermissionDeniedError", 403, None, "origin_not_allowed"],
+    "large": ["APIStatusError", 413, None, "body_too_large"],
 }
+UNANSWERED = {"slow": "APITimeoutError", "nobody": "APIConnectionError"}
 
 
 @pytest.mark.parametrize("version", ["1.55.3", "1.97.0", NEWEST])
@@ -104,6 +109,7 @@ def test_from_one_on(servers: Servers, version: str, tmp_path: Path) -> None:
     for name, expected in ERRORS.items():
         assert found[name][:4] == expected
         assert found[name][5].startswith("req_")
+    assert {name: found[name][0] for name in UNANSWERED} == UNANSWERED
     if not streamed:
         return
     pictures = drawn(servers, 10)

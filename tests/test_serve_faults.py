@@ -167,10 +167,10 @@ def test_fault_D11_a_worker_that_only_fails_is_replaced(guarded: Running) -> Non
 
 
 def test_fault_D12_memory_stays_flat(server: Running) -> None:
-    """Over requests that are drawn, refused and left."""
+    """Over two hundred requests that are drawn, refused and left."""
 
     def round_of_requests() -> int:
-        for seed in range(12):
+        for seed in range(24):
             server.drawn(seed=seed, prompt=f"a red circle {seed}")
             server.post({"prompt": PROMPT, "n": 11})
         for _ in range(2):

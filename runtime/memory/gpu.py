@@ -103,6 +103,14 @@ def present_gpu(index: int = 0) -> Gpu | None:
         return None
 
 
+def count_gpus() -> int:
+    """How many CUDA sees; 0 where none can be used."""
+    try:
+        return _count(cuda())
+    except (InputError, RunError):
+        return 0
+
+
 def is_there() -> bool:
     """Whether this machine has a GPU at all, be it one that cannot be used."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from typing import Any
@@ -27,7 +28,7 @@ def error(url: str, key: str = "any", retries: int = 0, **fields: Any) -> list[A
 def streams(client: openai.OpenAI) -> list[Any]:
     """Index, number and picture of every event, for several numbers of pictures and of views."""
     found = []
-    for n, partials in ((1, 0), (1, 1), (1, 3), (3, 1), (10, 0), (3, 3)):
+    for n, partials in itertools.product((1, 3, 10), (0, 1, 3)):
         options: dict[str, Any] = {"n": n, "stream": True, "partial_images": partials}
         events = client.images.generate(prompt="a blue star", extra_body={"seed": 7}, **options)
         told = [
@@ -53,6 +54,10 @@ def main(url: str, guarded: str, full: str, streamed: str) -> None:
         "key": error(guarded, prompt="x"),
         "failed": error(guarded, "a-key-of-this-test", **broken),
         "busy": error(full, prompt="x"),
+        "elsewhere": error(url, prompt="x", extra_headers={"Origin": "http://elsewhere.example"}),
+        "large": error(url, prompt="x" * (2 << 20)),
+        "slow": error(url, prompt="x", timeout=0.5, extra_body={"steps": "1000"}),
+        "nobody": error("http://127.0.0.1:9", prompt="x"),
     }
     if streamed == "streamed":
         found["streams"] = streams(client)

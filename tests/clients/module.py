@@ -32,6 +32,8 @@ def main(url: str, guarded: str, full: str) -> None:
         "key": error(guarded, prompt="x"),
         "failed": error(guarded, "a-key-of-this-test", prompt="x", model="broken"),
         "busy": error(full, prompt="x"),
+        "large": error(url, prompt="x" * (2 << 20)),
+        "nobody": error("http://127.0.0.1:9", prompt="x"),
     }
     print(json.dumps({"version": openai.__version__, **found}))
 
