@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from hart_runtime.common.errors import shown
 from hart_runtime.common.version import __version__
 from hart_runtime.serve.answers import STREAM_HEADERS, answer, event, events
-from hart_runtime.serve.errors import Refusal, failed
+from hart_runtime.serve.errors import NO_RETRY, Refusal, failed
 from hart_runtime.serve.metrics import GONE_STATUS, Metrics
 from hart_runtime.serve.models import Model
 from hart_runtime.serve.order import Order
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 MOST_SECONDS = 20
 """For a body to come."""
-NO_RETRY = {"x-should-retry": "false"}
 
 
 def create_app(scheduler: Scheduler, models: Mapping[str, Model], tell_prompts: bool = False) -> FastAPI:

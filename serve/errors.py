@@ -11,6 +11,7 @@ from hart_runtime.common.errors import InputError
 
 LEAST_WAIT, MOST_WAIT = 1, 120
 """Seconds that a client is told to wait; told of more, OpenAI's client gives up."""
+NO_RETRY = {"x-should-retry": "false"}
 INVALID, SERVER, BUSY = "invalid_request_error", "server_error", "rate_limit_error"
 
 
@@ -58,9 +59,14 @@ def of_input(error: InputError, spelled: Mapping[str, str]) -> Refusal:
     return Refusal(400, message, named[1] if named else "prompt", "invalid_value")
 
 
-def failed() -> Refusal:
-    """Why is in the log of the server, and nobody else's business."""
-    return Refusal(500, "the drawing failed; the server's log says why", code="server_error")
+def failed(again: bool = True) -> Refusal:
+    """Why is in the log of the server, and nobody else's business.
+
+    Args:
+        again: whether another try may end otherwise; OpenAI's client makes two of its own.
+    """
+    headers = {} if again else NO_RETRY
+    return Refusal(500, "the drawing failed; the server's log says why", code="server_error", headers=headers)
 
 
 def blocked() -> Refusal:
@@ -100,5 +106,5 @@ def too_late(seconds: float) -> Refusal:
         503,
         f"the picture was not drawn within the {seconds:g} s that this server gives a request",
         code="deadline_exceeded",
-        headers={"x-should-retry": "false"},
+        headers=NO_RETRY,
     )

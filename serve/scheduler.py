@@ -220,7 +220,9 @@ class Scheduler:
                 picture.alike = Alike(alike.model, alike.settings, alike.scales, number)
                 self.waiting.appendleft(picture)
             return
-        refusal = Refusal(400, report.message, code="invalid_value") if report.bad_input else errors.failed()
+        refusal = errors.failed(again=False)  # its seed would bring it to the same place
+        if report.bad_input:
+            refusal = Refusal(400, report.message, code="invalid_value")
         for picture in open_pictures:
             self.refuse(picture.order, refusal)
         self._failures[worker] = 0 if report.bad_input else self._failures.get(worker, 0) + 1

@@ -149,6 +149,7 @@ def test_fault_D10_a_drawing_that_fails_is_one_that_fails(guarded: Running) -> N
     for seed in range(2):
         failed = guarded.post({"prompt": PROMPT, "model": "broken", "n": 2}, headers=guarded.headers)
         assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
+        assert failed.headers["x-should-retry"] == "false", "the same seed fails again"
         drawn = guarded.post({"prompt": PROMPT, "seed": seed}, headers=guarded.headers)
         assert drawn.status_code == 200, drawn.text
     assert guarded.metrics()["hart_worker_restarts_total"] == 0
