@@ -10,7 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MOST_HEADERS = 16 << 10
 """Bytes of a request's line and headers."""
 HEADER_SECONDS = 10.0
-"""For them to come, from the connection or from the first byte of another request on it."""
+"""For them to come, from the connection or from the first byte of another request on it; and for the rest of
+a body that was answered before it was read."""
 
 
 class Protocol(H11Protocol):
@@ -24,7 +25,8 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        answered = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+        if answered or self.conn.their_state is h11.IDLE:
             self._expect_headers()
         else:
             self._cancel()
