@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -208,8 +207,6 @@ def _timed(draw: Any, seconds: float) -> list[float]:
 
 def _processor_seconds(process: psutil.Process) -> tuple[float, float]:
     """Of the process that answers, and of those that draw."""
-    totals: Counter[bool] = Counter()
-    for one in (process, *process.children()):
-        times = one.cpu_times()
-        totals[one.pid == process.pid] += times.user + times.system
-    return totals[True], totals[False]
+    times = [one.cpu_times() for one in (process, *process.children())]
+    answers, *draws = (spent.user + spent.system for spent in times)
+    return answers, sum(draws)

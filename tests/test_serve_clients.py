@@ -71,7 +71,7 @@ def drawn(servers: Servers, n: int) -> list[str]:
 def test_before_one(servers: Servers, tmp_path: Path) -> None:
     found = told(servers, "0.28.1", "module.py", tmp_path / "env")
     assert found["pictures"] == drawn(servers, 3)
-    words = {
+    words: dict[str, list[Any]] = {
         "bad": ["InvalidRequestError", 400, "n", "invalid_value", "n: expected 1 to 10, found 11"],
         "unknown": ["InvalidRequestError", 400, "cfg", "unknown_parameter"],
         "missing": ["InvalidRequestError", 404, "model", "model_not_found"],
