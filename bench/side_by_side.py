@@ -45,11 +45,14 @@ class Means:
     backend: str = AUTO
     threads: int | None = None
 
-    @property
-    def options(self) -> list[str]:
-        """For a command of ours."""
-        threads = [] if self.threads is None else ["--threads", str(self.threads)]
-        return ["--engine", str(self.bundle), "--device", self.device, "--backend", self.backend, *threads]
+    def command(self, code: str, **more: object) -> list[str]:
+        """A process that runs a command of ours with these and more options."""
+        own = {"engine": self.bundle, "device": self.device, "backend": self.backend, "threads": self.threads}
+        given = {name: value for name, value in {**own, **more}.items() if value is not None}
+        options = [
+            word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        return [sys.executable, "-c", code, *options]
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,7 @@ def measure_side_by_side(load: Load, means: Means) -> SideBySide:
 def _drawn_by_hart_run(means: Means, load: Load) -> Mapping[Wanted, bytes]:
     """The files that it writes for every prompt and seed."""
     with tempfile.TemporaryDirectory() as folder:
-        names = ["--output", f"{folder}/x.png", "--num-images", str(SEEDS)]
-        command = [sys.executable, "-c", RUN, *means.options, *names, "--", *load.prompts]
+        command = [*means.command(RUN, output=f"{folder}/x.png", num_images=SEEDS), "--", *load.prompts]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RunError(f"hart-run failed: {done.stderr.strip().rpartition(chr(10))[2]}")
@@ -155,7 +157,7 @@ def _drawn_by_hart_run(means: Means, load: Load) -> Mapping[Wanted, bytes]:
 def _server(means: Means) -> Iterator[tuple[str, psutil.Process]]:
     """Its address and its process, once it draws; it ends with the block."""
     with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "-c", SERVE, *means.options, "--port", "0"]
+        command = means.command(SERVE, port=0)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert process.stdout is not None
         try:
