@@ -1,7 +1,7 @@
 """The whole way of a published checkpoint, with random numbers in its place.
 
 ``python -m hart_runtime.compare.rehearsal --folder DIR`` writes a random checkpoint of the full
-published shape, exports it in both precisions, draws one picture and compares it with the
+published shape, exports it in its precisions, draws one picture and compares it with the
 reference, and builds engines. Every step is a process of its own, whose time and peak memory are
 printed. Steps that are done already (their folder is there) are not done again.
 """
@@ -23,7 +23,7 @@ import click
 import hart_runtime
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import RunError, one_of
-from hart_runtime.hart.random_checkpoint import TEXT_ENCODERS, read_shape
+from hart_runtime.hart.random_checkpoint import TEXT_ENCODERS, is_var, read_shape
 from hart_runtime.runtime.backends.names import ONNXRUNTIME
 
 SHAPE = "hart-0.7b-1024px"
@@ -68,30 +68,62 @@ class Step:
 
 
 def steps(shape: str, text_encoder: str, largest: int) -> list[Step]:
-    """The rehearsal, in order; file names are relative to its folder."""
-    python = [sys.executable, "-m"]
-    random = [*python, "hart_runtime.hart.random_checkpoint", "--published", "--output", CHECKPOINT]
-    random += ["--shape", shape]
-    export = [*_command("export"), CHECKPOINT, "--backend", ONNXRUNTIME]
-    export += ["--system-prompt", NO_SYSTEM_PROMPT]
-    build = [*_command("runtime.tensorrt"), "--backend", "tensorrt-rtx"]
-    own = [*python, "hart_runtime.compare.rehearsal_steps", "--largest", str(largest)]
-    compare = [*_command("compare"), "--checkpoint", CHECKPOINT]
+    """The rehearsal of HART, in order; file names are relative to its folder."""
+    random = [*_random(shape), "--published", "--text-encoder", text_encoder]
+    options = ["--system-prompt", NO_SYSTEM_PROMPT]
+    own = _own(largest)
     return [
-        Step("checkpoint", [*random, "--text-encoder", text_encoder], CHECKPOINT),
-        Step("export fp32", [*export, "--precision", "fp32", "--output", "fp32"], "fp32", _little_memory),
-        Step("export fp16", [*export, "--precision", "fp16", "--output", "fp16"], "fp16", _in_time),
+        Step("checkpoint", random, CHECKPOINT),
+        Step("export fp32", _export("fp32", *options), "fp32", _little_memory),
+        Step("export fp16", _export("fp16", *options), "fp16", _in_time),
         Step("open fp32", [*own, "open", "fp32"]),
         Step("open fp16", [*own, "open", "fp16"]),
         Step("draw fp32", [*own, "draw", "fp32"], CAPTURED, _little_extra),
         Step("small scales: export", [*own, "export-prefix", "prefix"], "prefix"),
-        Step(
-            "small scales: compare",
-            [*compare, "--engine", "prefix", "--device", "cpu", "--num-prompts", "1", "--output", "report"],
-        ),
+        Step("small scales: compare", _compare("prefix")),
         Step("large scales: compare", [*own, "compare", "fp32"]),
-        Step("engines", [*build, "--engine", "fp16", "--compute-capability", CAPABILITIES]),
+        Step("engines", _build("fp16")),
     ]
+
+
+def class_steps(shape: str) -> list[Step]:
+    """That of VAR, whose weights belong to all of their scales: these are compared as a whole."""
+    own = _own(LARGEST)
+    return [
+        Step("checkpoint", _random(shape), CHECKPOINT),
+        Step("export fp32", _export("fp32"), "fp32", _little_memory),
+        Step("export fp16", _export("fp16"), "fp16", _in_time),
+        Step("export int8", _export("int8"), "int8", _in_time),
+        Step("open fp32", [*own, "open", "fp32"]),
+        Step("draw fp32", [*own, "draw", "fp32"], CAPTURED, _little_extra),
+        Step("draw int8", [*own, "draw", "int8", "--output", "drawn-int8"], "drawn-int8"),
+        Step("compare", _compare("fp32")),
+        Step("engines", _build("fp16")),
+    ]
+
+
+def _random(shape: str) -> list[str]:
+    module = [sys.executable, "-m", "hart_runtime.hart.random_checkpoint"]
+    return [*module, "--output", CHECKPOINT, "--shape", shape]
+
+
+def _own(largest: int) -> list[str]:
+    return [sys.executable, "-m", "hart_runtime.compare.rehearsal_steps", "--largest", str(largest)]
+
+
+def _export(precision: str, *options: str) -> list[str]:
+    given = [CHECKPOINT, "--backend", ONNXRUNTIME, "--precision", precision, "--output", precision]
+    return [*_command("export"), *given, *options]
+
+
+def _compare(bundle: str) -> list[str]:
+    given = ["--checkpoint", CHECKPOINT, "--engine", bundle, "--device", "cpu", "--num-prompts", "1"]
+    return [*_command("compare"), *given, "--output", "report"]
+
+
+def _build(bundle: str) -> list[str]:
+    given = ["--backend", "tensorrt-rtx", "--engine", bundle, "--compute-capability", CAPABILITIES]
+    return [*_command("runtime.tensorrt"), *given]
 
 
 def _command(room: str) -> list[str]:
@@ -186,8 +218,14 @@ def _little_extra(folder: Path, used: Usage) -> tuple[str, bool]:
 
 @command()
 @click.option("--folder", required=True, type=PATH, help="Where everything is written.")
-@click.option("--shape", default=SHAPE, show_default=True, metavar="NAME|FILE", help="Shape of the model.")
-@click.option("--text-encoder", default="qwen2-1.5b", show_default=True, help="Or small.")
+@click.option(
+    "--shape",
+    default=SHAPE,
+    show_default=True,
+    metavar="NAME|FILE",
+    help="Shape of the model, HART's or VAR's.",
+)
+@click.option("--text-encoder", default="qwen2-1.5b", show_default=True, help="Or small; VAR has none.")
 @click.option(
     "--largest",
     type=click.IntRange(1),
@@ -198,11 +236,14 @@ def _little_extra(folder: Path, used: Usage) -> tuple[str, bool]:
 @click.option("--only", multiple=True, metavar="STEP", help="Only this step; can be given several times.")
 def main(folder: Path, shape: str, text_encoder: str, largest: int, only: tuple[str, ...]) -> None:
     """Rehearse export, drawing, comparison and engines with random weights of a published shape."""
-    read_shape(shape)
     one_of("text_encoder", text_encoder, TEXT_ENCODERS)
+    classes = is_var(shape)
+    if not classes:
+        read_shape(shape)
     if Path(shape).is_file():
         shape = str(Path(shape).absolute())  # the steps run in the folder
-    known = {step.name: step for step in steps(shape, text_encoder, largest)}
+    chosen = class_steps(shape) if classes else steps(shape, text_encoder, largest)
+    known = {step.name: step for step in chosen}
     for name in only:
         one_of("only", name, known)
     todo = [step for name, step in known.items() if not only or name in only]

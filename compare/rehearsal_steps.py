@@ -26,7 +26,7 @@ from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 from hart_runtime.runtime.program import Run
 
-PROMPT = "a small blue star on a yellow background"
+PROMPT, CLASS = "a small blue star on a yellow background", "0"
 
 
 class Capture(Watched):
@@ -39,7 +39,7 @@ class Capture(Watched):
     def __init__(self, backend: Backend, sides: Sequence[int], largest: int, folder: Path) -> None:
         super().__init__(backend, self._capture)
         self.folder = folder
-        self._first = next(k for k, side in enumerate(sides) if side > largest)
+        self._first = next((k for k, side in enumerate(sides) if side > largest), len(sides))
         self._last = len(sides) - 1
         self._scale = -1
         self._number = 0
@@ -83,15 +83,17 @@ def open_(bundle: Path) -> None:
 
 @command(name="draw")
 @click.argument("bundle", type=PATH)
+@click.option("--output", "folder", type=PATH, default=CAPTURED)
 @click.pass_obj
-def draw_(largest: int, bundle: Path) -> None:
+def draw_(largest: int, bundle: Path, folder: Path) -> None:
     """Draw one picture with BUNDLE on the CPU, as hart-run does, and keep what later scales were fed."""
-    pipeline = Pipeline.for_prompts(open_bundle(bundle), [PROMPT], 1, lambda part: open_backend(part, "cpu"))
-    manifest = pipeline.bundle.manifest
-    folder = Path(CAPTURED)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    words = [CLASS if manifest.model.num_classes else PROMPT]
+    pipeline = Pipeline.for_prompts(opened, words, 1, lambda part: open_backend(part, "cpu"))
     backend = Capture(pipeline.backend, manifest.model.patch_nums, largest, folder)
-    features, mask = pipeline.encode([PROMPT])
-    drawn = Drawer(manifest, backend)({"features": features, "mask": mask}, [SEED], manifest.sampling)
+    given = pipeline.given(words)
+    drawn = Drawer(pipeline.bundle.manifest, backend)(given, [SEED], manifest.sampling)
     image = to_images(drawn.images)[0]
     image.save(folder / "picture.png")
     cache = make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length).cache_nbytes

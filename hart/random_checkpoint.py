@@ -63,6 +63,11 @@ class ModelShape:
     sampling: dict[str, Any]
 
 
+def is_var(name: str) -> bool:
+    """Whether a shape is one of VAR; raises InputError where there is none."""
+    return TRANSFORMER in read_json(shape_file(name))
+
+
 def read_shape(name: str) -> ModelShape:
     """A shape that comes with the package, by name, or a shape file.
 
@@ -216,7 +221,7 @@ def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, pub
         def told(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        if TRANSFORMER in read_json(shape_file(shape)):
+        if is_var(shape):
             from hart_runtime.hart.random_var import read_var_shape, write_random_var
 
             count = write_random_var(read_var_shape(shape), output, dtype, seed, told)

@@ -261,7 +261,7 @@ class Pipeline:
             filled = [*part, *part[-1:] * alone]  # a few pictures too many are drawn, and nobody gets them
             words, seeds = [text for text, _ in filled], [s for _, s in filled]
             began = time.perf_counter()
-            given = self.classes(words) if self.classes else self._encoder()(words)
+            given = self.given(words)
             taken = time.perf_counter() - began
             seconds = {stages.TEXT_ENCODER: taken} if isinstance(self.text, TextEncoder) else {}
             try:
@@ -346,6 +346,10 @@ class Pipeline:
                 callback(Scale(index, snapshot.total, patch_nums[index], pictures))
 
         return told
+
+    def given(self, prompts: Sequence[str]) -> Given:
+        """What a drawing begins with: text features and their mask, or labels."""
+        return self.classes(prompts) if self.classes else self._encoder()(prompts)
 
     def encode(self, prompts: Sequence[str]) -> tuple[object, NDArray[np.bool_]]:
         """Text features (B, T, D), on the device or as they were encoded before, and their mask (B, T)."""

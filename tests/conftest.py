@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.find import VarCheckpoint, find, find_var
 from hart_runtime.hart.random_weights import SHAPES
 from tests.checkpoint_copies import recorded
+from tests.golden_runs import heads_of
 from tests.imports import PACKAGE, ROOMS, ROOT
 from tests.serving import Running, guarded_serving, serving
 from tests.var_models import SMALL, write_names, write_random_var
@@ -55,8 +57,7 @@ def class_checkpoint(variant: Path) -> VarCheckpoint | None:
     """That of a recorded variant of VAR, whose configuration tells how many heads there are."""
     if not (variant / "var.pth").is_file():
         return None
-    heads = read_json(variant / "config.json")["var"]["num_heads"]
-    return find_var(variant, num_heads=heads)
+    return find_var(variant, num_heads=heads_of(variant))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +71,8 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
     ) -> Path:
         variant = "" if patch_nums is None else "-" + ".".join(map(str, patch_nums))
         weights = "-not-averaged" if ema is False else ""
-        output = shared / f"{checkpoint.resolve().name}-{precision}{variant}{weights}"
+        place = hashlib.sha256(bytes(checkpoint.resolve())).hexdigest()[:8]  # its name may be another's
+        output = shared / f"{checkpoint.resolve().name}-{place}-{precision}{variant}{weights}"
         shared.mkdir(exist_ok=True)
         with FileLock(shared / f"{output.name}.lock"):
             if not output.exists():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
 
 HERE = Path(__file__).parent / "golden"
+HART, VAR = "llm/config.json", "var.pth"
+"""What tells that a folder holds a variant of either."""
 INPUTS = ("ctx.", "label")
 NOISE = (".u", ".gumbel_exp", "noise")
 ABSOLUTE, IMAGE, SMOOTH = 1e-4, 2e-4, 1e-3
@@ -48,6 +51,7 @@ class Run:
 
     @property
     def label(self) -> str:
+        """Folders of several places may have one name: pytest numbers theirs."""
         return f"{self.variant.name}-{self.file.stem.removeprefix('run_')}"
 
     @property
@@ -119,19 +123,30 @@ class ClassRun(Run):
 def roots() -> list[Path]:
     extra = [Path(p) for p in os.environ.get("HART_GOLDEN_DIR", "").split(os.pathsep) if p]
     for folder in extra:
-        if not any(folder.rglob("run_*.safetensors")):
+        found = {file.parent.parent for file in folder.rglob("golden/run_*.safetensors")}
+        if not found:
             raise FileNotFoundError(f"HART_GOLDEN_DIR: no recorded runs below {folder}")
+        for strange in (f for f in found if not any((f / sign).is_file() for sign in (HART, VAR))):
+            warnings.warn(
+                f"{strange}: holds neither {HART} nor {VAR}, its runs are not replayed", stacklevel=2
+            )
     return [HERE, *extra]
 
 
 def variants() -> list[Path]:
     """Folders that hold a text-to-image variant, in the project and in HART_GOLDEN_DIR."""
-    return _folders("llm/config.json")
+    return _folders(HART)
 
 
 def class_variants() -> list[Path]:
     """Those that hold a variant of VAR."""
-    return _folders("var.pth")
+    return _folders(VAR)
+
+
+def heads_of(variant: Path) -> int | None:
+    """Heads of a variant of VAR, which files without normalised attention do not tell."""
+    heads: int | None = read_json(variant / "config.json")["var"].get("num_heads")
+    return heads
 
 
 def _folders(sign: str) -> list[Path]:

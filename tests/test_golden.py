@@ -16,6 +16,7 @@ from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.generate import generate
 from hart_runtime.hart.model import Hart
+from tests.golden_hooks import recording_all
 from tests.golden_runs import ABSOLUTE, HERE, IMAGE, Run, compare, runs, variants
 
 
@@ -36,17 +37,7 @@ def test_replay(run: Run) -> None:
     model = load(run.variant, run.ema)
     tensors = run.tensors()
     found: dict[str, np.ndarray] = {}
-    hooks = [model.transformer.head_nm.register_forward_hook(_Inner("head_in", found))]
-    for i, block in enumerate(model.transformer.blocks):
-        hooks.append(block.register_forward_hook(_Inner(f"block{i}.out", found)))
-
-    def record(name: str, value: torch.Tensor) -> None:
-        if name.startswith("kv."):  # recorded as (2B, H, L, dh)
-            heads = model.transformer.config.num_heads
-            value = value.unflatten(-1, (heads, -1)).transpose(1, 2)
-        found[name] = value.numpy().copy()
-
-    try:
+    with recording_all(model, found) as record:
         generate(
             model,
             torch.from_numpy(tensors["ctx.features"]),
@@ -56,23 +47,7 @@ def test_replay(run: Run) -> None:
             run.patch_nums,
             record,
         )
-    finally:
-        for hook in hooks:
-            hook.remove()
     compare(run, found)
-
-
-class _Inner:
-    """Forward hook that records a module's output under the scale it ran in."""
-
-    def __init__(self, name: str, found: dict[str, np.ndarray]) -> None:
-        self.name, self.found, self.scale = name, found, 0
-
-    def __call__(self, module: object, args: object, output: object) -> None:
-        tensor = output[0] if isinstance(output, tuple) else output
-        assert isinstance(tensor, torch.Tensor)
-        self.found[f"scale{self.scale}.{self.name}"] = tensor.numpy().copy()
-        self.scale += 1
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda v: v.name)

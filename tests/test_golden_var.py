@@ -11,19 +11,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.json_files import read_json
 from hart_runtime.hart.generate import generate_classes
 from hart_runtime.hart.model import Var
 from hart_runtime.hart.var_checkpoint import load_var
-from tests.golden_runs import ABSOLUTE, HERE, IMAGE, ClassRun, class_runs, class_variants, compare
+from tests.golden_hooks import recording_all
+from tests.golden_runs import (
+    ABSOLUTE,
+    HERE,
+    IMAGE,
+    ClassRun,
+    class_runs,
+    class_variants,
+    compare,
+    heads_of,
+)
 
 PLAIN = HERE / "var_plain"
 
 
 @cache
 def load(variant: Path) -> Var:
-    heads = read_json(variant / "config.json")["var"]["num_heads"]
-    return load_var(variant / "var.pth", variant / "vae.pth", num_heads=heads)
+    return load_var(variant / "var.pth", variant / "vae.pth", num_heads=heads_of(variant))
 
 
 def test_the_public_runs_are_found() -> None:
@@ -36,17 +44,21 @@ def test_replay(run: ClassRun) -> None:
     found: dict[str, np.ndarray] = {}
     labels = torch.from_numpy(run.tensors()["label"])
 
-    def record(name: str, value: torch.Tensor) -> None:
-        found[name] = value.numpy().copy()
-
-    generate_classes(load(run.variant), labels, run.noise(), run.settings(), record)
+    model = load(run.variant)
+    assert model.transformer.config.patch_nums == run.patch_nums
+    with recording_all(model, found) as record:
+        generate_classes(model, labels, run.noise(), run.settings(), record)
     compare(run, found)
 
 
 @pytest.mark.parametrize("variant", class_variants(), ids=lambda v: v.name)
 def test_tokenizer_and_teacher_forced_logits(variant: Path) -> None:
     """The published training pass sees all scales at once; here each sees those before it in the cache."""
-    expected = load_file(variant / "golden" / "tokenizer.safetensors")
+    file = variant / "golden" / "tokenizer.safetensors"
+    if not file.is_file():
+        assert variant.parent.resolve() != HERE.resolve()
+        pytest.skip("this variant records no tokenizer")
+    expected = load_file(file)
     transformer, tokenizer = load(variant)
     patch_nums = transformer.config.patch_nums
     with torch.inference_mode():
@@ -94,7 +106,7 @@ def test_one_modulation_may_serve_all_blocks(tmp_path: Path) -> None:
     for name, state in (("plain", plain), ("shared", shared)):
         save_file({k: v.contiguous().clone() for k, v in state.items()}, tmp_path / f"{name}.safetensors")
         model = load_var(tmp_path / f"{name}.safetensors", PLAIN / "vae.pth")
-        run = class_runs()[0]
+        run = next(run for run in class_runs() if run.variant == PLAIN.resolve())
         labels = torch.from_numpy(run.tensors()["label"])
         pictures.append(generate_classes(model, labels, run.noise(), run.settings()))
     assert model.transformer.config.shared_aln

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hart_runtime.common.errors import RunError
 from hart_runtime.compare import rehearsal
 from hart_runtime.compare.rehearsal import CAPTURED, LARGEST, SHAPE, main, rehearse, steps
 from tests.test_random_checkpoint import SHAPE as TINY
+from tests.var_models import SMALL
 
 QUICK = ("checkpoint", "export fp32", "open fp32", "draw fp32", "large scales: compare")
 """Steps without what other tests do too: more exports, hart-compare, engines."""
@@ -125,6 +127,22 @@ def test_a_step_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert refused[-1] in done.stderr
     assert not (tmp_path / "y").exists()
+
+
+def test_a_shape_of_var(tmp_path: Path) -> None:
+    """Its own steps, on a tiny shape; other tests have the exports, hart-compare and engines."""
+    shape = tmp_path / "tiny.json"
+    transformer, tokenizer = asdict(SMALL.transformer), asdict(SMALL.tokenizer)
+    sizes = {name: tokenizer[name] for name in ("vocab_size", "z_channels", "ch", "ch_mult")}
+    shape.write_text(json.dumps({"transformer": transformer, "tokenizer": sizes}))
+    only = [word for step in ("checkpoint", "export fp32", "draw fp32") for word in ("--only", step)]
+    done = CliRunner().invoke(main, ["--folder", str(tmp_path / "x"), "--shape", str(shape), *only])
+    assert done.exit_code == 1, done.output  # a process is many times as large as the weights of a tiny model
+    assert "times the weights, asked for at most 1.6: NO" in done.output
+    assert "GB, asked for at most 3 more: yes" in done.output
+    assert (tmp_path / "x" / CAPTURED / "picture.png").is_file()
+    done = CliRunner().invoke(main, ["--folder", str(tmp_path), "--shape", str(shape), "--only", "open fp16"])
+    assert (done.exit_code, "expected one of checkpoint, export fp32" in done.stderr) == (2, True)
 
 
 @pytest.mark.slow
