@@ -30,7 +30,7 @@ SEEDS = 16
 """Of each prompt: what clients ask for in turns, and hart-run has drawn before."""
 ROUNDS = 4
 """Of load, with hart-bench's own drawing before each for a fourth of its time, and after the last."""
-BEAT = 0.05
+BEAT = 0.2
 """Seconds between two looks at the server's health."""
 RUN = "from hart_runtime.runtime.cli import main; main()"
 SERVE = "from hart_runtime.serve.cli import main; main()"
