@@ -202,6 +202,7 @@ def test_a_dropped_picture_brings_its_settings(browser: Browser, server: Running
         ("n", "11", "n: expected 1 to 10, found 11"),
         ("guidance", "-1", "guidance: expected 0 to 1000"),
         ("prompt", " ", "prompt 1 is empty"),
+        ("seed", str(2**53), "seed: a page knows numbers up to"),
     ],
 )
 def test_what_is_refused_stands_beside_its_field(

@@ -203,6 +203,10 @@ async function drawNow(asked) {
   let complete = 0;
   let cut = "";
   try {
+    if (asked.seed > Number.MAX_SAFE_INTEGER) {
+      const message = `seed: a page knows numbers up to ${Number.MAX_SAFE_INTEGER}; another client can ask for larger ones`;
+      throw Object.assign(new Error(message), { refusal: { message, param: "seed", status: 400 } });
+    }
     const body = { ...asked, stream: true, partial_images: model?.scales ?? 3 };
     const response = await ask("v1/images/generations", {
       method: "POST",
