@@ -61,10 +61,17 @@ def class_checkpoint(variant: Path) -> VarCheckpoint | None:
 
 
 @pytest.fixture(scope="session")
-def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ExportOnce:
-    """Export a checkpoint, or return the bundle if any worker of this session made it already."""
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all workers of this session see."""
     own = tmp_path_factory.getbasetemp()
-    shared = (own if worker_id == "master" else own.parent) / "bundles"
+    folder = (own if worker_id == "master" else own.parent) / "bundles"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def export_once(shared: Path) -> ExportOnce:
+    """Export a checkpoint, or return the bundle if any worker of this session made it already."""
 
     def export(
         checkpoint: Path, precision: str, patch_nums: tuple[int, ...] | None = None, ema: bool | None = None
@@ -73,7 +80,6 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
         weights = "-not-averaged" if ema is False else ""
         place = hashlib.sha256(bytes(checkpoint.resolve())).hexdigest()[:8]  # its name may be another's
         output = shared / f"{checkpoint.resolve().name}-{place}-{precision}{variant}{weights}"
-        shared.mkdir(exist_ok=True)
         with FileLock(shared / f"{output.name}.lock"):
             if not output.exists():
                 found = class_checkpoint(checkpoint) or find_checkpoint(checkpoint, ema=ema)
@@ -84,19 +90,25 @@ def export_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Exp
 
 
 @pytest.fixture(scope="session")
-def var_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random checkpoint of VAR."""
-    folder = tmp_path_factory.mktemp("classes") / "var"
-    write_random_var(SMALL, folder)
-    return folder
+def var_model(shared: Path) -> Path:
+    """A small random checkpoint of VAR, in a folder with a file of its classes' names."""
+    root = shared / "classes"
+    with FileLock(shared / "classes.lock"):
+        if not root.exists():
+            root.mkdir()
+            write_names(root)
+            write_random_var(SMALL, root / "var")
+    return root / "var"
 
 
 @pytest.fixture(scope="session")
-def var_bundle(var_model: Path) -> Path:
+def var_bundle(shared: Path, var_model: Path) -> Path:
     """Exported in float32, with names of its classes."""
     root = var_model.parent
-    request = Request(find(var_model), "fp32", max_batch=4, class_names=write_names(root))
-    export_bundle(request, root / "small")
+    with FileLock(shared / "small.lock"):
+        if not (root / "small").exists():
+            request = Request(find(var_model), "fp32", max_batch=4, class_names=root / "names.txt")
+            export_bundle(request, root / "small")
     return root / "small"
 
 

@@ -104,7 +104,7 @@ BENCH = all_of(
 SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
     " --api-key-file --insecure --allow-origin --root-path --log-prompts"
-)
+) | {"--safety-model": Cell(var="reads texts, and")}
 TABLE = {"run": RUN, "export": EXPORT, "build": BUILD, "compare": COMPARE, "bench": BENCH, "serve": SERVE}
 
 
