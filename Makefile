@@ -6,7 +6,7 @@ OUTPUT ?= out.png
 TRIALS ?= 1000
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test torture test-release test-serve test-gpu test-gpu-standin gpu bench rehearsal clean
+.PHONY: demo test torture test-release test-serve test-ray test-gpu test-gpu-standin gpu bench rehearsal clean
 
 demo: .venv/export.done
 	@"$(BIN)/hart-export"
@@ -31,6 +31,10 @@ test-release: .venv/dev.done
 # other servers, and its page in a browser (where chromium is there): five minutes, and needs the package index.
 test-serve: .venv/dev.done
 	"$(BIN)/python" -m pytest -m serve -n 2 --dist loadfile
+
+# hart-batch on a real Ray: two actors, two nodes, what is killed on the way. Four minutes on two cores.
+test-ray: .venv/dev.done
+	"$(BIN)/python" -m pytest -m ray
 
 # The same conformance suite on every backend of this machine, and why the others were left out. It
 # installs nothing: the environment of a GPU has [cuda,dev], never beside [cpu].

@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from hart_runtime.batch.cli import main as batch
 from hart_runtime.bench.cli import main as bench
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.compare.recorded import recorded_names
@@ -23,7 +24,15 @@ from hart_runtime.runtime.tensorrt.cli import main as build
 from hart_runtime.runtime.tensorrt.profiles import make_profiles
 from hart_runtime.serve.cli import main as serve
 
-COMMANDS = {"run": run, "export": export, "build": build, "compare": compare, "bench": bench, "serve": serve}
+COMMANDS = {
+    "run": run,
+    "export": export,
+    "build": build,
+    "compare": compare,
+    "bench": bench,
+    "serve": serve,
+    "batch": batch,
+}
 HART, VAR, CLASS_HART = "hart", "var", "class-hart"
 
 
@@ -105,7 +114,19 @@ SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
     " --api-key-file --insecure --allow-origin --root-path --log-prompts"
 ) | {"--safety-model": Cell(var="reads texts, and")}
-TABLE = {"run": RUN, "export": EXPORT, "build": BUILD, "compare": COMPARE, "bench": BENCH, "serve": SERVE}
+BATCH = all_of(
+    "prompts --engine --output --seed --count --preset --guidance --top-k --top-p --smooth --residual --steps"
+    " --batch --shards --device --backend --threads --safety-model --ray --actors --cpus --push"
+)
+TABLE = {
+    "run": RUN,
+    "export": EXPORT,
+    "build": BUILD,
+    "compare": COMPARE,
+    "bench": BENCH,
+    "serve": SERVE,
+    "batch": BATCH,
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -41,7 +41,7 @@ def test_the_bare_package_runs_nothing() -> None:
 def test_extras_are_those_that_people_know() -> None:
     extras = set(importlib.metadata.metadata("hart-runtime").get_all("Provides-Extra") or [])
     runs = {"cpu", "cuda", "openvino", "tensorrt", "tensorrt-rtx"}
-    assert extras == {*runs, "bench", "compare", "dev", "export", "fid", "safety", "serve"}
+    assert extras == {*runs, "batch", "bench", "compare", "dev", "export", "fid", "ray", "safety", "serve"}
     assert [r.partition(">")[0] for r in of("cpu")] == ["onnxruntime"]
     assert sorted(r.partition(">")[0] for r in of("cuda")) == ["cuda-bindings", "onnxruntime-gpu[cuda,cudnn]"]
     assert sorted(r.partition(">")[0] for r in of("tensorrt")) == ["cuda-bindings", "tensorrt"]

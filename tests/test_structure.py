@@ -14,7 +14,7 @@ from tests.imports import PACKAGE, ROOMS, ROOT, Graph, circles, imported, module
 BUDGET = 45 << 20
 """Bytes of all tracked files. A machine with a GPU takes 64 MiB at once, with what is carried beside them."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-WITHOUT_TORCH = ("common", "runtime", "serve")
+WITHOUT_TORCH = ("batch", "common", "runtime", "serve")
 
 
 def test_circles_are_found() -> None:
@@ -39,11 +39,12 @@ def test_data_flows_one_way() -> None:
     assert rooms["hart"] == {"common"}
     assert rooms["runtime"] == {"common", "hart"}  # hart: the safety model alone
     assert rooms["serve"] == {"common", "hart", "runtime"}  # the same, in a process of its own
+    assert rooms["batch"] == {"common", "hart", "runtime"}  # the same, before anything is drawn
     reached = {
         m for m, targets in module_graph().items() for t in targets if t.startswith(f"{PACKAGE}.hart.")
     }
-    asking = {m for m in reached if m.split(".")[1] in ("runtime", "serve")}
-    assert asking == {f"{PACKAGE}.runtime.cli", f"{PACKAGE}.serve.screening"}
+    asking = {m for m in reached if m.split(".")[1] in ("batch", "runtime", "serve")}
+    assert asking == {f"{PACKAGE}.{m}" for m in ("batch.cli", "runtime.cli", "serve.screening")}
 
 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)

@@ -1,0 +1,169 @@
+"""``hart-batch``: draws a file of prompts into a folder, in one process or on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hart_runtime.common.console import PATH, WORD, FiniteRange, command, sampling_options
+from hart_runtime.common.errors import InputError
+from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
+
+if TYPE_CHECKING:
+    from hart_runtime.batch.artist import Draw
+    from hart_runtime.batch.output import Output
+
+log = logging.getLogger(__name__)
+
+MOST_ACTORS = 100_000
+
+
+def _actors(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """A number, or two with dots between them."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", value, re.ASCII)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most <= MOST_ACTORS:
+        raise click.BadParameter(f"expected a number such as 4, or two such as 1..8, found {value!r}")
+    return least, most
+
+
+@command(words={"source": "--safety-model"})
+@click.argument("prompts", type=PATH)
+@bundle_option
+@click.option(
+    "--output", required=True, type=PATH, help="Folder of pictures and table; what a run left there goes on."
+)
+@click.option("--seed", default=0, show_default=True, help="Picture N of rows without a seed has SEED + N.")
+@click.option("--count", default=1, show_default=True, help="Pictures of rows that do not say how many.")
+@click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
+@sampling_options("the bundle's")
+@click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
+@click.option("--shards", is_flag=True, help="Write tar files, as webdataset reads them, of 1000 pictures.")
+@device_option
+@backend_option
+@threads_option
+@click.option(
+    "--safety-model",
+    type=WORD,
+    metavar="PATH|ID",
+    help="Ask this ShieldGemma about every prompt first; what it refuses is not drawn. [default: none]",
+)
+@click.option(
+    "--ray", type=WORD, metavar="local|auto|ADDRESS", help="Draw on Ray. [default: in this process]"
+)
+@click.option(
+    "--actors",
+    metavar="N|MIN..MAX",
+    callback=_actors,
+    help="Processes of Ray's that draw. [default: as many as fit]",
+)
+@click.option(
+    "--cpus", type=FiniteRange(0.01, 1024), help="CPUs of each of them. [default: 0.8, or 1 beside a GPU]"
+)
+@click.option("--push", is_flag=True, help="Bring the bundle to Ray's nodes. [default: it lies there, too]")
+def main(
+    prompts: Path,
+    bundle: Path,
+    output: Path,
+    batch: int | None,
+    shards: bool,
+    device: str,
+    backend: str,
+    threads: int | None,
+    safety_model: str | None,
+    ray: str | None,
+    actors: tuple[int, int] | None,
+    cpus: float | None,
+    push: bool,
+    **options: Any,
+) -> None:
+    """Draw every row of PROMPTS: a text file of a prompt (or class) a line, or .jsonl, .csv, .parquet."""
+    from hart_runtime.common.install import require
+
+    for name, given in {"actors": actors, "cpus": cpus, "push": push or None}.items():
+        if given is not None and ray is None:
+            raise InputError(f"`{name}`: is for `ray`, which is not given")
+    require("hart-batch", "batch", "pyarrow")
+    if ray is not None:
+        require("`ray`", "ray", "ray")
+    from hart_runtime.batch.artist import Means, alone
+    from hart_runtime.batch.output import Run, check_run, open_output
+    from hart_runtime.batch.plan import make_plan
+    from hart_runtime.batch.progress import counted
+    from hart_runtime.batch.rows import read_rows
+    from hart_runtime.common.version import __version__
+    from hart_runtime.runtime.bundle import open_bundle
+    from hart_runtime.runtime.call import check_batch
+    from hart_runtime.runtime.class_names import ClassNames
+    from hart_runtime.runtime.outputs import refuse_inputs
+    from hart_runtime.runtime.text import require_text_encoder
+
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    classes = ClassNames.of(opened) if manifest.model.num_classes else None
+    if classes is None:
+        require_text_encoder(opened)
+    if safety_model is not None and classes is not None:
+        raise InputError(f"`safety_model`: reads texts, and {bundle} draws classes")
+    if batch is not None:
+        check_batch(manifest, batch)
+    refuse_inputs([output], opened.folder, prompts)
+    plan = make_plan(read_rows(prompts), prompts, manifest, classes, **options)
+    run = Run(plan.sha256, opened.identity, device, backend, shards, __version__)
+    check_run(output, run)
+    means = Means(opened.folder.absolute(), opened.identity, device, backend, threads, batch)
+    with contextlib.ExitStack() as stack:
+        draw: Draw = functools.partial(alone, means)
+        if ray is not None:
+            from hart_runtime.batch.ray_data import on_ray
+
+            draw = stack.enter_context(on_ray(ray, opened, means, actors, cpus, push))
+        there = stack.enter_context(open_output(output, plan, run))
+        try:
+            _refuse(there, safety_model)
+            if left := there.left:
+                total = len(plan.pictures)
+                for finished in counted(draw(plan, left), total, total - len(left)):
+                    there.add(finished)
+        finally:
+            there.end()
+            _tell(there)
+
+
+def _refuse(there: Output, safety_model: str | None) -> None:
+    """Finish what cannot be drawn."""
+    from hart_runtime.batch.output import Finished
+
+    for picture in there.left:
+        if picture.error is not None:
+            there.add(Finished(picture.number, 0.0, error=picture.error))
+    if safety_model is None or not (left := there.left):
+        return
+    from hart_runtime.hart.safety import THRESHOLD, SafetyModel
+
+    texts = list(dict.fromkeys(picture.prompt for picture in left))
+    scores = dict(zip(texts, SafetyModel(safety_model)(texts), strict=True))
+    for picture in left:
+        if (score := scores[picture.prompt]) > THRESHOLD:
+            there.add(Finished(picture.number, 0.0, error=f"refused by the safety model ({score:.2f})"))
+
+
+def _tell(there: Output) -> None:
+    """How far it came."""
+    from hart_runtime.batch.output import TABLE
+
+    total, done = len(there.plan.pictures), len(there.lines)
+    if failed := sum("error" in line for line in there.lines.values()):
+        log.warning("%d of %d pictures have an error in the table", failed, total)
+    if done < total:
+        click.echo(f"{done} of {total} pictures are done and kept; the same command goes on", err=True)
+    else:
+        click.echo(there.folder / TABLE)
