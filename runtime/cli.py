@@ -65,8 +65,8 @@ def _absent(bundle: Path) -> frozenset[str]:
     from hart_runtime.runtime.manifest import read_manifest
 
     manifest, _ = read_manifest(find_bundle(bundle))
-    classes = manifest.model.num_classes
-    return frozenset([*manifest.lacks, *(["safety_model"] if classes else ["labels", "preset"])])
+    without = "safety_model" if manifest.model.num_classes else "labels"
+    return frozenset([*manifest.lacks, without, *(() if manifest.presets else ("preset",))])
 
 
 @command(words={"path": "--output", "source": "--safety-model"}, cls=Drawing)

@@ -39,6 +39,9 @@ def exported_from(
         InputError: it is not there, or its weights are not those that were exported.
     """
     manifest = bundle.manifest
+    if text_encoder is not None and manifest.model.num_classes:
+        given_text = parameter("text_encoder", text_encoder)
+        raise InputError(f"{given_text}: this bundle draws classes and has no text encoder")
     averaged = None if manifest.averaged else False  # where there are none, others are told apart by hash
     source = manifest.checkpoint["source"]
     place = given or next((demo for demo in demos if demo.name == source), None)

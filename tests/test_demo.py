@@ -79,7 +79,7 @@ def psnr() -> dict[str, float]:
     rng = np.random.default_rng(4)
     _, held_out = split_scenes()
     drawn = np.stack([draw_scene(scene, rng) for scene in held_out[:50]])
-    return reconstruction(load_hart(find_checkpoint(DEMO_CHECKPOINT)), drawn)
+    return reconstruction(load_hart(find_checkpoint(DEMO_CHECKPOINT)).tokenizer, drawn)
 
 
 def test_the_continuous_path_is_better(psnr: dict[str, float]) -> None:

@@ -216,6 +216,7 @@ def test_a_missing_library_is_one_sentence(
 
 
 NEEDED = {
+    "hart.demo.class_report": [],
     "hart.demo.report": [],
     "hart.demo.train": ["--work", "x"],
     "hart.random_checkpoint": ["--shape", "mid-256px", "--output", "x"],

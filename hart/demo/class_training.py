@@ -31,7 +31,7 @@ from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.var_checkpoint import stored_name
 
 HART = ClassHartConfig(
-    depth=5,
+    depth=4,
     embed_dim=128,
     num_heads=4,
     num_classes=len(CLASSES),
@@ -43,8 +43,8 @@ HART = ClassHartConfig(
     diff_depth=3,
 )
 VAR = ClassTransformerConfig(**{f.name: getattr(HART, f.name) for f in fields(ClassTransformerConfig)})
-STAGE = TransformerStage("", steps=3000, batch=32, learning_rate=1.2e-3, balance=0.5, residual_share=0.25)
-DATASET = 24576
+STAGE = TransformerStage("", steps=2400, batch=32, learning_rate=1.5e-3, balance=0.5, residual_share=0.25)
+DATASET = 16384
 SAMPLING = SamplingSettings(guidance=1.0, top_k=50, top_p=0.9, smooth=False)
 VAR_SAMPLING = replace(SAMPLING, residual=False, steps=VAR_DEMO.steps)
 

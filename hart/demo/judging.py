@@ -17,21 +17,22 @@ from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.demo.scenes import Scene
 from hart_runtime.hart.frechet import Doubles, Normal, distance
-from hart_runtime.hart.generate import generate
-from hart_runtime.hart.model import Hart, HybridModel
+from hart_runtime.hart.generate import generate, generate_classes
+from hart_runtime.hart.model import ClassModel, Hart
+from hart_runtime.hart.tokenizer import ImageTokenizer
 
 BATCH = 25
 Array = NDArray[np.float32]
 
 
 @torch.inference_mode()
-def reconstruction(model: HybridModel, drawn: Array) -> dict[str, float]:
-    """PSNR in dB of both decoding paths of the tokenizer."""
+def reconstruction(tokenizer: ImageTokenizer, drawn: Array) -> dict[str, float]:
+    """PSNR in dB of both decoding paths."""
     squared = np.zeros(2)
     for start in range(0, len(drawn), BATCH):
         images = torch.from_numpy(drawn[start : start + BATCH]).permute(0, 3, 1, 2) * 2 - 1
-        tokens = model.tokenizer.encode(images)
-        for i, decode in enumerate((model.tokenizer.decode_discrete, model.tokenizer.decode_continuous)):
+        tokens = tokenizer.encode(images)
+        for i, decode in enumerate((tokenizer.decode_discrete, tokenizer.decode_continuous)):
             squared[i] += ((decode(tokens) - images) / 2).square().mean((1, 2, 3)).sum().item()
     discrete, continuous = -10 * np.log10(squared / len(drawn))
     return {
@@ -57,6 +58,23 @@ def generate_scenes(
         pixels = generate(model, text(ids, mask), mask, noise, settings)
         parts.append(pixels.permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def draw_labels(model: ClassModel, labels: list[int], seed: int, settings: SamplingSettings) -> Array:
+    """Draw classes with the reference model, seeds from ``seed`` on; (N, H, W, 3) in [0, 1]."""
+    noise = SeededNoise(range(seed, seed + len(labels)))
+    return generate_classes(model, torch.tensor(labels), noise, settings).permute(0, 2, 3, 1).numpy()
+
+
+@torch.inference_mode()
+def encoder_features(tokenizer: ImageTokenizer, images: Array) -> Doubles:
+    """Means and spreads over all cells of each channel of the tokenizer's continuous latent, (N, 2 * Cv)."""
+    parts = []
+    for start in range(0, len(images), BATCH):
+        f = tokenizer.latent(torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2) * 2 - 1)
+        parts.append(torch.cat([f.mean((2, 3)), f.std((2, 3))], dim=1))
+    return torch.cat(parts).double().numpy()
 
 
 def features(images: Array) -> Doubles:

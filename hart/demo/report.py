@@ -63,7 +63,7 @@ def main(
     check_ranges(settings, found.tokenizer_config)
 
     numbers: dict[str, float] = {}
-    numbers |= reconstruction(model, drawn)
+    numbers |= reconstruction(model.tokenizer, drawn)
     others = np.stack([draw_scene(scene, rng) for scene in chosen])
     numbers["Frechet distance of two drawn sets"] = frechet(features(drawn), features(others))
     for name, residual in (("with residual", True), ("without residual", False)):
