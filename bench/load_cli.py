@@ -108,10 +108,11 @@ def _print(measured: Measured, beside: SideBySide | None) -> None:
     click.echo(
         f"{beside.ratio:.0%} of the {beside.alone_throughput:.2f} of hart-bench in batches of {beside.batch}"
     )
-    click.echo(
-        f"a picture takes {beside.server_seconds * 1e3:.2f} ms of a processor in the process that answers, "
-        f"{beside.worker_seconds * 1e3:.1f} ms in those that draw"
+    answers, draws, alone = (
+        f"{seconds * 1e3:.2f} ms"
+        for seconds in (beside.server_seconds, beside.worker_seconds, beside.alone_seconds)
     )
+    click.echo(f"a picture takes {answers} of a processor to answer, {draws} to draw; hart-bench {alone}")
     click.echo(f"health answers in {beside.health.p50 * 1e3:.1f} ms (p99 {beside.health.p99 * 1e3:.1f} ms)")
     rounds = ", ".join(f"{size / 1e6:.0f}" for size in beside.memory)
     click.echo(f"memory after each round: {rounds} MB")

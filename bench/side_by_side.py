@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,8 @@ class SideBySide:
     batch: int
     alone: Samples
     """Seconds that hart-bench's drawing of a batch takes."""
+    alone_seconds: float
+    """The same of a processor, for each picture; what others do on this machine changes it little."""
     health: Samples
     """Seconds until the server says how it is."""
     server_seconds: float
@@ -86,7 +88,11 @@ class SideBySide:
         """As JSON."""
         return {
             **self.measured.summary(),
-            "hart_bench": {"batch": self.batch, "pictures_per_second": self.alone_throughput},
+            "hart_bench": {
+                "batch": self.batch,
+                "pictures_per_second": self.alone_throughput,
+                "seconds_per_picture": self.alone_seconds,
+            },
             "ratio": self.ratio,
             "health": {"p50": self.health.p50, "p99": self.health.p99},
             "server_seconds_per_picture": self.server_seconds,
@@ -112,7 +118,7 @@ def measure_side_by_side(load: Load, means: Means) -> SideBySide:
     draw = drawing(pipeline, batch)
     draw()
     part = load.seconds / ROUNDS
-    alone: list[float] = []
+    alone: list[tuple[float, float]] = []
     rounds: list[Measured] = []
     beats: list[float] = []
     memory: list[int] = []
@@ -133,7 +139,8 @@ def measure_side_by_side(load: Load, means: Means) -> SideBySide:
     return SideBySide(
         measured=measured,
         batch=batch,
-        alone=Samples.of(alone),
+        alone=Samples.of([wall for wall, _ in alone]),
+        alone_seconds=sum(processor for _, processor in alone) / len(alone) / batch,
         health=Samples.of(beats),
         server_seconds=spent[0] / pictures,
         worker_seconds=spent[1] / pictures,
@@ -197,13 +204,13 @@ def beat(url: str, seconds: float) -> list[float]:
     return found
 
 
-def _timed(draw: Any, seconds: float) -> list[float]:
-    """What each of several drawings takes, one at least."""
-    found: list[float] = []
-    while not found or sum(found) < seconds:
-        start = time.perf_counter()
+def _timed(draw: Callable[[], object], seconds: float) -> list[tuple[float, float]]:
+    """Seconds that each of several drawings takes, of the clock and of a processor; one at least."""
+    found: list[tuple[float, float]] = []
+    while sum(wall for wall, _ in found) < seconds:
+        start, spent = time.perf_counter(), time.process_time()
         draw()
-        found.append(time.perf_counter() - start)
+        found.append((time.perf_counter() - start, time.process_time() - spent))
     return found
 
 
