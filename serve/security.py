@@ -31,6 +31,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/png.js": ("png.js", "text/javascript"),
+    "/server.js": ("server.js", "text/javascript"),
 }
 """All files that there are, with what they are."""
 OPEN = frozenset(["/health", "/ready", *PAGE])
