@@ -256,6 +256,25 @@ def test_the_reference_drew_the_same_picture(results: Path) -> None:
     assert row["ratio"]["values"] == pytest.approx(ratios)
 
 
+def test_a_result_tells_of_more_machines(results: Path, tmp_path: Path) -> None:
+    output = tmp_path / "prediction.json"
+    words = ("scale", results, "--workers", "1,10", "--share", 0.5, "--price", 2, "--seconds", 60)
+    done = bench(*words, "--output", output)
+    assert done.exit_code == 0, done.output
+    assert "10 workers, " in done.output
+    one, ten = json.loads(output.read_text())["rows"]
+    assert (one["workers"], ten["workers"], one["batch"]) == (1, 10, 2)
+    assert ten["rate"] == pytest.approx(10 * one["rate"])
+    assert ten["pictures_per_second"] == pytest.approx(ten["rate"], rel=0.2)
+    assert one["price_of_1000"] > 0
+    values = json.loads((results / "bench.json").read_text())
+    values["latency"] = [row for row in values["latency"] if row["batch"] == 1]
+    (alone := tmp_path / "alone.json").write_text(json.dumps(values))
+    refused = bench("scale", alone)
+    assert (refused.exit_code, "found 1 alone; measure --batch 1,4,8" in refused.output) == (2, True)
+    assert bench("scale", results, "--workers", "0").exit_code == 2
+
+
 def test_a_result_compared_with_itself_and_with_a_slower_one(results: Path, tmp_path: Path) -> None:
     same = bench("compare", results, results / "bench.json")
     assert same.exit_code == 0, same.output
