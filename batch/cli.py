@@ -68,6 +68,11 @@ def _actors(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option(
     "--cpus", type=FiniteRange(0.01, 1024), help="CPUs of each of them. [default: 0.8, or 1 beside a GPU]"
 )
+@click.option(
+    "--encoders",
+    type=click.IntRange(1, MOST_ACTORS),
+    help="Processes that encode prompts, with the text encoder that no other holds then. [default: all do]",
+)
 @click.option("--push", is_flag=True, help="Bring the bundle to Ray's nodes. [default: it lies there, too]")
 def main(
     prompts: Path,
@@ -82,13 +87,15 @@ def main(
     ray: str | None,
     actors: tuple[int, int] | None,
     cpus: float | None,
+    encoders: int | None,
     push: bool,
     **options: Any,
 ) -> None:
     """Draw every row of PROMPTS: a text file of a prompt (or class) a line, or .jsonl, .csv, .parquet."""
     from hart_runtime.common.install import require
 
-    for name, given in {"actors": actors, "cpus": cpus, "push": push or None}.items():
+    of_ray = {"actors": actors, "cpus": cpus, "encoders": encoders, "push": push or None}
+    for name, given in of_ray.items():
         if given is not None and ray is None:
             raise InputError(f"`{name}`: is for `ray`, which is not given")
     require("hart-batch", "batch", "pyarrow")
@@ -125,7 +132,7 @@ def main(
         if ray is not None:
             from hart_runtime.batch.ray_data import on_ray
 
-            draw = stack.enter_context(on_ray(ray, opened, means, actors, cpus, push))
+            draw = stack.enter_context(on_ray(ray, opened, means, actors, cpus, push, encoders or 0))
         there = stack.enter_context(open_output(output, plan, run))
         try:
             _refuse(there, safety_model)

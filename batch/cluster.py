@@ -73,7 +73,7 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or processes of Ray's write into our own words
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        ray.init(num_cpus=cores(), include_dashboard=False, **quiet)
+        ray.init(address=LOCAL, num_cpus=cores(), include_dashboard=False, **quiet)
     else:
         address = os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
         if address != AUTO:

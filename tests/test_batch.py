@@ -23,7 +23,7 @@ from hart_runtime.batch.rows import read_rows
 from hart_runtime.common.errors import InputError
 from hart_runtime.runtime.manifest import read_manifest
 from hart_runtime.runtime.memory.forecast import PROCESS, needed
-from hart_runtime.runtime.memory.needs import SHARE, Needs, actors_for, device_for, needs_of
+from hart_runtime.runtime.memory.needs import SHARE, Needs, actors_for, device_for, needs_of, without
 from tests.batches import FEW, batch, check_whole, drawn, hart_run, journal, pictures, started, table
 from tests.test_bundle import poisoned
 
@@ -184,6 +184,7 @@ def test_bad_options_are_refused(demo_bundle: Path, var_bundle: Path, tmp_path: 
         "--actors: is for --ray, which is not given": [file, *engine, "--actors", "2"],
         "--cpus: is for --ray": [file, *engine, "--cpus", "2"],
         "--push: is for --ray": [file, *engine, "--push"],
+        "--encoders: is for --ray": [file, *engine, "--encoders", 1],
         "--count: expected 1 to 10000, found 0": [file, *engine, "--count", 0],
         "--seed: expected 0": [file, *engine, "--seed", -1],
         "--safety-model: reads texts": [file, "--engine", var_bundle, "--safety-model", "x"],
@@ -380,6 +381,22 @@ def test_as_many_actors_as_fit() -> None:
     with pytest.raises(InputError, match="there is room for 0"):
         actors_for(None, Needs(1, 1, gib), nodes)
     assert Needs(1, 1, gib).fit({"CPU": 8, "GPU": 4, "memory": 64 * gib}) == 4
+
+
+def test_what_an_encoder_takes_off_the_others(demo_bundle: Path) -> None:
+    manifest, _ = read_manifest(demo_bundle)
+    whole = needs_of(manifest, 8, "cpu", None)
+    encoder = needs_of(manifest, 8, "cpu", None, drawing=False)
+    rest = needs_of(manifest, 8, "cpu", None, text=False)
+    assert whole.memory - rest.memory == needed(manifest, 8).text > 0
+    assert encoder.memory < whole.memory
+    nodes = [{"CPU": 1.0, "memory": 1e12}, {"CPU": 2.0, "memory": 1e12}]
+    left = without(nodes, encoder, 2)
+    assert [round(node["CPU"], 6) for node in left] == [0.2, 1.2]
+    assert actors_for(None, rest, left) == (1, 1)
+    assert nodes[0]["CPU"] == 1
+    with pytest.raises(InputError, match="`encoders`: 4 need"):
+        actors_for((4, 4), encoder, nodes, "encoders")
 
 
 def test_where_actors_draw(demo_bundle: Path) -> None:

@@ -114,6 +114,43 @@ def test_one_machine(demo_bundle: Path, prompts: Callable[[int], Path], tmp_path
     )
 
 
+@pytest.mark.parametrize("cpus", [[], ["--cpus", "1"]])
+def test_two_actors_of_a_cpu_each_on_a_node_of_two(
+    demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path, cpus: list[str]
+) -> None:
+    """Which hangs where Ray's own tasks are to read on the same node."""
+    words = (prompts(12), "--engine", demo_bundle, "--ray", "local", "--steps", 2, *TWO, *cpus)
+    ended(started(*words, "--output", tmp_path / "out"))
+    check_whole(tmp_path / "out", 12)
+
+
+def test_where_no_ray_answers(demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path) -> None:
+    words = (prompts(1), "--engine", demo_bundle, "--output", tmp_path / "out")
+    free = socket.create_server(("127.0.0.1", 0))
+    silent = socket.create_server(("127.0.0.1", 0))
+    closed = free.getsockname()[1]
+    free.close()
+    quiet = f"127.0.0.1:{silent.getsockname()[1]}"
+    addresses = {
+        f"127.0.0.1:{closed}": f"--ray 127.0.0.1:{closed}: no Ray answers there",
+        "no.such.host.invalid:6379": "--ray no.such.host.invalid:6379: no Ray answers there",
+        quiet: f"--ray {quiet}: something listens there, and it is no Ray 2.",
+        "here": "--ray here: expected local, auto or HOST:PORT",
+        "ray://127.0.0.1:10001": "expected local, auto or HOST:PORT",
+        "127.0.0.1:99999": "expected local, auto or HOST:PORT",
+    }
+    for address, told in addresses.items():
+        began = time.monotonic()
+        assert told in ended(started(*words, "--ray", address), 2)
+        assert time.monotonic() - began < 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed}")
+        assert "no Ray answers there" in ended(started(*words, "--ray", "auto"), 2)
+    assert "--ray auto: cannot be used" in ended(started(*words, "--ray", "auto"), 2)
+    silent.close()
+    assert not (tmp_path / "out").exists()
+
+
 class Cluster:
     """Two nodes of one CPU each on this machine, with a cache of their own."""
 
@@ -163,6 +200,17 @@ def test_bundles_are_brought_once_and_verified(
     said = ended(started(*words, "--output", tmp_path / "damaged"), 2)
     assert f"{kept / WEIGHTS}: expected sha256" in said
     shutil.rmtree(kept)
+
+
+def test_encoders_of_their_own(
+    cluster: Cluster, demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """One process holds the text encoder, another draws without it: the same bytes."""
+    words = (prompts(20), "--engine", demo_bundle, "--steps", 2)
+    on_ray = ("--ray", cluster.address, "--encoders", 1, "--actors", 1, "--threads", 1)
+    ended(started(*words, *on_ray, "--output", tmp_path / "ray"))
+    drawn(*words, "--output", tmp_path / "one")
+    assert check_whole(tmp_path / "ray", 20) == check_whole(tmp_path / "one", 20)
 
 
 def test_what_does_not_fit_is_refused(
@@ -223,40 +271,3 @@ def test_a_node_is_lost(
     assert check_whole(tmp_path / "ray", 120) == check_whole(tmp_path / "one", 120)
     numbers = [line["number"] for line in journal(tmp_path / "ray")]
     assert sorted(numbers) == list(range(120))
-
-
-@pytest.mark.parametrize("cpus", [[], ["--cpus", "1"]])
-def test_two_actors_of_a_cpu_each_on_a_node_of_two(
-    demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path, cpus: list[str]
-) -> None:
-    """Which hangs where Ray's own tasks are to read on the same node."""
-    words = (prompts(12), "--engine", demo_bundle, "--ray", "local", "--steps", 2, *TWO, *cpus)
-    ended(started(*words, "--output", tmp_path / "out"))
-    check_whole(tmp_path / "out", 12)
-
-
-def test_where_no_ray_answers(demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path) -> None:
-    words = (prompts(1), "--engine", demo_bundle, "--output", tmp_path / "out")
-    free = socket.create_server(("127.0.0.1", 0))
-    silent = socket.create_server(("127.0.0.1", 0))
-    closed = free.getsockname()[1]
-    free.close()
-    quiet = f"127.0.0.1:{silent.getsockname()[1]}"
-    addresses = {
-        f"127.0.0.1:{closed}": f"--ray 127.0.0.1:{closed}: no Ray answers there",
-        "no.such.host.invalid:6379": "--ray no.such.host.invalid:6379: no Ray answers there",
-        quiet: f"--ray {quiet}: something listens there, and it is no Ray 2.",
-        "here": "--ray here: expected local, auto or HOST:PORT",
-        "ray://127.0.0.1:10001": "expected local, auto or HOST:PORT",
-        "127.0.0.1:99999": "expected local, auto or HOST:PORT",
-    }
-    for address, told in addresses.items():
-        began = time.monotonic()
-        assert told in ended(started(*words, "--ray", address), 2)
-        assert time.monotonic() - began < 100
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed}")
-        assert "no Ray answers there" in ended(started(*words, "--ray", "auto"), 2)
-    assert "--ray auto: cannot be used" in ended(started(*words, "--ray", "auto"), 2)
-    silent.close()
-    assert not (tmp_path / "out").exists()

@@ -116,7 +116,7 @@ SERVE = all_of(
 ) | {"--safety-model": Cell(var="reads texts, and")}
 BATCH = all_of(
     "prompts --engine --output --seed --count --preset --guidance --top-k --top-p --smooth --residual --steps"
-    " --batch --shards --device --backend --threads --safety-model --ray --actors --cpus --push"
+    " --batch --shards --device --backend --threads --safety-model --ray --actors --cpus --encoders --push"
 )
 TABLE = {
     "run": RUN,

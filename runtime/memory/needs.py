@@ -38,18 +38,28 @@ class Needs:
         return f"{gpu}{self.cpus:g} CPU and {self.memory / 1e9:.2f} GB of memory"
 
 
-def needs_of(manifest: Manifest, batch: int, device: str, cpus: float | None) -> Needs:
+def needs_of(
+    manifest: Manifest,
+    batch: int,
+    device: str,
+    cpus: float | None,
+    text: bool = True,
+    drawing: bool = True,
+) -> Needs:
     """What drawing a batch needs, of the numbers that a dry run of an export tells.
 
     Args:
         device: "cuda" takes a GPU for itself, "cpu" none.
         cpus: as many as it is asked for; what is usual if None.
+        text: whether the text encoder is held; it stays open.
+        drawing: whether everything else is.
     """
     found = needed(manifest, batch)
-    stored = found.weights + found.text  # the text encoder stays open
+    stored = found.weights * drawing + found.text * text
     if device == CUDA:
-        return Needs(cpus or 1, 1, PROCESS + found.staged + stored)
-    return Needs(cpus or SHARE, 0, PROCESS + stored + found.arena + found.constants + found.scratch)
+        return Needs(cpus or 1, 1, PROCESS + found.staged * drawing + stored)
+    between = (found.arena + found.constants) * drawing
+    return Needs(cpus or SHARE, 0, PROCESS + stored + between + found.scratch)
 
 
 def device_for(device: str, manifest: Manifest, nodes: Iterable[Mapping[str, float]]) -> str:
@@ -60,7 +70,10 @@ def device_for(device: str, manifest: Manifest, nodes: Iterable[Mapping[str, flo
 
 
 def actors_for(
-    asked: tuple[int, int] | None, needs: Needs, nodes: Iterable[Mapping[str, float]]
+    asked: tuple[int, int] | None,
+    needs: Needs,
+    nodes: Iterable[Mapping[str, float]],
+    name: str = "actors",
 ) -> tuple[int, int]:
     """How many actors there are, at the least and at the most; as many as fit if nobody asks.
 
@@ -75,7 +88,16 @@ def actors_for(
             ", ".join(f"{name} {node.get(name, 0):g}" for name in needs.resources) for node in nodes
         )
         raise InputError(
-            f"`actors`: {max(least, 1)} need {needs} each, and there is room for {room} (nodes: {have}); "
+            f"`{name}`: {max(least, 1)} need {needs} each, and there is room for {room} (nodes: {have}); "
             f"ask for fewer, or for fewer `cpus` each"
         )
     return least, most
+
+
+def without(nodes: Iterable[Mapping[str, float]], needs: Needs, count: int) -> list[dict[str, float]]:
+    """What nodes have left beside some actors, which go where most of them fit."""
+    left = [dict(node) for node in nodes]
+    for _ in range(count):
+        node = max(left, key=needs.fit)
+        node |= {name: node.get(name, 0) - value for name, value in needs.resources.items()}
+    return left
