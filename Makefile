@@ -32,7 +32,8 @@ test-release: .venv/dev.done
 test-serve: .venv/dev.done
 	"$(BIN)/python" -m pytest -m serve -n 2 --dist loadfile
 
-# hart-batch on a real Ray: two actors, two nodes, what is killed on the way. Four minutes on two cores.
+# A real Ray: hart-batch with two actors and two nodes and what is killed on the way, and the server on Ray Serve with
+# OpenAI's clients. Five minutes on two cores, and needs the package index.
 test-ray: .venv/dev.done
 	"$(BIN)/python" -m pytest -m ray
 

@@ -101,7 +101,7 @@ def main(
 
     for device in devices:
         parse_device(device)
-    key, alone = _key(api_key_file), _is_loopback(host)
+    key, alone = api_key(api_key_file), _is_loopback(host)
     if not (alone or key or insecure):
         raise InputError(f"`host={host!r}`: everybody there could draw; give a key (`key`), or `insecure`")
     log_lines("hart_runtime.serve")
@@ -126,7 +126,8 @@ def main(
     serve(service, click.echo)
 
 
-def _key(file: Path | None) -> str | None:
+def api_key(file: Path | None) -> str | None:
+    """The key in a file, else in the environment, else none; raises InputError for a file without one."""
     from hart_runtime.common.text_files import read_text
 
     if file is None:
