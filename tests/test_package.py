@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hart_runtime.serve.security import PAGE
 from tests.clones import copy_of_clone
 from tests.imports import PACKAGE, ROOT, sources
 
@@ -73,6 +74,7 @@ def test_one_package_and_all_of_it(wheel: Path) -> None:
     assert f"{PACKAGE}/py.typed" in names
     assert f"{PACKAGE}/hart/demo/checkpoint/llm/model.safetensors" in names
     assert f"{PACKAGE}/hart/shapes/mid-256px.json" in names
+    assert {f"{PACKAGE}/serve/page/{file}" for file, _ in PAGE.values()} <= set(names)
     assert len(names) == len(set(names))
     assert not [name for name in names if "/tests/" in name or name.endswith((".onnx", ".pyc"))]
 
