@@ -107,7 +107,7 @@ class Told:
             "refused": self.refused,
             "again": self.again,
             "busy": self.busy / self.there if self.there else 0.0,
-            "workers": self.there / (self.service.seconds - self.service.warm_up),
+            "mean_workers": self.there / (self.service.seconds - self.service.warm_up),
         }
 
 

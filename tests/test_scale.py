@@ -32,7 +32,7 @@ def test_no_request_is_lost() -> None:
     told = simulate(service, Times({1: [0.2], 8: [0.8]}))
     assert told.again > 0
     assert len(told.waited) + told.refused == pytest.approx(20 * 2000, rel=0.05)
-    assert 1 < told.summary()["workers"] <= 10
+    assert 1 < told.summary()["mean_workers"] <= 10
 
 
 def test_what_does_not_fit_is_refused_and_batches_are_full() -> None:
