@@ -67,7 +67,7 @@ def scale(
     times = Times({row["batch"]: row["seconds"]["values"] for row in values["latency"]})
     batch = max(times.medians)
     if batch == 1:
-        raise InputError(f"{result}: expected several batch sizes, found 1 alone; measure `batches=1,4,8`")
+        raise InputError(f"{result}: expected several batch sizes, found 1 alone; measure `batches='1,4,8'`")
     if output is not None:
         check_output(output)
     cold = sorted(first["total"] for first in values["first_pictures"])[0]
