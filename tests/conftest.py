@@ -17,7 +17,7 @@ from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.json_files import read_json
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
-from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.demo import CLASS_DEMO, DEMO_CHECKPOINT
 from hart_runtime.hart.find import VarCheckpoint, find, find_var
 from hart_runtime.hart.random_weights import SHAPES
 from tests.checkpoint_copies import recorded
@@ -110,6 +110,12 @@ def var_bundle(shared: Path, var_model: Path) -> Path:
             request = Request(find(var_model), "fp32", max_batch=4, class_names=root / "names.txt")
             export_bundle(request, root / "small")
     return root / "small"
+
+
+@pytest.fixture(scope="session")
+def class_bundle(export_once: ExportOnce) -> Path:
+    """The demo of classes: HART's residual behind VAR's blocks."""
+    return export_once(CLASS_DEMO, "fp32")
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ from click.testing import CliRunner, Result
 
 from hart_runtime.batch.cli import main as batch
 from hart_runtime.bench.cli import main as bench
+from hart_runtime.common.checkpoint import CLASS_NAMES
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.compare.recorded import recorded_names
 from hart_runtime.export.cli import main as export
-from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.demo import CLASS_DEMO, DEMO_CHECKPOINT
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.manifest import manifest_of
@@ -33,7 +34,7 @@ COMMANDS = {
     "serve": serve,
     "batch": batch,
 }
-HART, VAR, CLASS_HART = "hart", "var", "class-hart"
+HART, VAR, CLASS_HART = ALL = "hart", "var", "class-hart"
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,16 @@ class Cell:
     words: tuple[str, ...] = ()
     hart: str | None = None
     var: str | None = None
+    class_hart: str | None = None
+
+    def said(self, family: str) -> str | None:
+        return {HART: self.hart, VAR: self.var, CLASS_HART: self.class_hart}[family]
 
 
 NO_RESIDUAL = "this model has no residual, its image tokenizer is discrete"
+NO_TEXT, NO_TEXT_ENCODER = "reads texts, and", "draws classes and has no text encoder"
+NO_PROMPT, OURS = "this checkpoint draws classes", "HART's lies in tokenizer/, beside llm/"
+NO_PRESET, NO_AVERAGE = "this model has none", "expected averaged weights"
 ALIKE = Cell()
 """Whatever is drawn, it is the same: the tests of the command have it."""
 
@@ -57,7 +65,7 @@ RUN: dict[str, Cell] = {
     "--from-image": ALIKE,
     "--num-images": Cell(("--num-images", "2")),
     "--seed": Cell(("--seed", "5")),
-    "--preset": Cell(("--preset", "fid"), hart="this model has none"),
+    "--preset": Cell(("--preset", "fid"), hart=NO_PRESET, class_hart=NO_PRESET),
     "--guidance": Cell(("--guidance", "2")),
     "--top-k": Cell(("--top-k", "9")),
     "--top-p": Cell(("--top-p", "0.5")),
@@ -70,23 +78,27 @@ RUN: dict[str, Cell] = {
     "--backend": Cell(("--backend", "onnxruntime")),
     "--strict": Cell(("--strict",)),
     "--tf32": Cell(("--tf32",)),
-    "--safety-model": Cell(var="reads texts, and"),
+    "--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT),
     "--threads": Cell(("--threads", "1")),
     "--json": Cell(("--json",)),
 }
 EXPORT: dict[str, Cell] = {
     "checkpoint": ALIKE,
     "--precision": Cell(("--precision", "int8")),
-    "--text-encoder": Cell(("--text-encoder", "TEXT"), var="VAR draws classes and has no text encoder"),
-    "--system-prompt": Cell(("--system-prompt", "none"), var="this checkpoint draws classes"),
-    "--revision": Cell(("--revision", "main"), hart="only hub ids have revisions", var="only hub ids have"),
-    "--file": Cell(("--file", "var_d2.pth"), hart="there is no such file in"),
-    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart="HART's lies in tokenizer/, beside llm/"),
+    "--text-encoder": Cell(("--text-encoder", "TEXT"), var=NO_TEXT_ENCODER, class_hart=NO_TEXT_ENCODER),
+    "--system-prompt": Cell(("--system-prompt", "none"), var=NO_PROMPT, class_hart=NO_PROMPT),
+    "--revision": Cell(("--revision", "main"), *3 * ("only hub ids have revisions",)),
+    "--file": Cell(
+        ("--file", "var_d2.pth"), hart="there is no such file in", class_hart="there is no such file in"
+    ),
+    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
     "--class-names": Cell(("--class-names", "NAMES"), hart="this checkpoint draws texts and has no classes"),
-    "--demo": Cell(("--demo", "classes"), *2 * ("found a CHECKPOINT beside it; give one of them",)),
+    "--demo": Cell(("--demo", "classes"), *3 * ("found a CHECKPOINT beside it; give one of them",)),
     "--output": ALIKE,
     "--max-batch": Cell(("--max-batch", "2")),
-    "--ema": Cell(("--ema",), hart="expected averaged weights", var="VAR's files hold one set of weights"),
+    "--ema": Cell(
+        ("--ema",), hart=NO_AVERAGE, var="VAR's files hold one set of weights", class_hart=NO_AVERAGE
+    ),
     "--backend": ALIKE,
     "--force": Cell(("--force",)),
     "--dry-run": ALIKE,
@@ -104,8 +116,8 @@ COMPARE = all_of(
     "--engine --checkpoint --device --backend --prompts-file --num-prompts --reference --save-reference"
     " --factor --layers --output"
 ) | {
-    "--text-encoder": Cell(("--text-encoder", "TEXT"), var="VAR draws classes and has no text encoder"),
-    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart="HART's lies in tokenizer/, beside llm/"),
+    "--text-encoder": Cell(("--text-encoder", "TEXT"), var=NO_TEXT_ENCODER, class_hart=NO_TEXT_ENCODER),
+    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
 }
 BENCH = all_of(
     "--engine --device --backend --batch --iterations --warmup --threads --against --checkpoint --output"
@@ -113,7 +125,7 @@ BENCH = all_of(
 SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
     " --api-key-file --insecure --allow-origin --root-path --log-prompts"
-) | {"--safety-model": Cell(var="reads texts, and")}
+) | {"--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT)}
 BATCH = all_of(
     "prompts --engine --output --seed --count --preset --guidance --top-k --top-p --smooth --residual --steps"
     " --batch --shards --device --backend --threads --safety-model --ray --actors --cpus --encoders --push"
@@ -137,13 +149,17 @@ def test_the_table_is_whole(name: str) -> None:
 
 
 @pytest.fixture
-def places(demo_bundle: Path, var_bundle: Path, var_model: Path, tmp_path: Path) -> dict[str, dict[str, str]]:
+def places(
+    demo_bundle: Path, var_bundle: Path, class_bundle: Path, var_model: Path, tmp_path: Path
+) -> dict[str, dict[str, str]]:
     """What stands for a family's own files."""
     tokenizer = next(var_model.glob("vae_*"))
     found = {}
-    for family, bundle, checkpoint, asked in (
-        (HART, demo_bundle, DEMO_CHECKPOINT, "a red circle"),
-        (VAR, var_bundle, var_model, "2"),
+    names = var_model.parent / "names.txt"
+    for family, bundle, checkpoint, asked, named in (
+        (HART, demo_bundle, DEMO_CHECKPOINT, "a red circle", names),
+        (VAR, var_bundle, var_model, "2", names),
+        (CLASS_HART, class_bundle, CLASS_DEMO, "red circle", CLASS_DEMO / CLASS_NAMES),
     ):
         (tmp_path / f"{family}.txt").write_text(f"{asked}\n")
         found[family] = {
@@ -153,7 +169,7 @@ def places(demo_bundle: Path, var_bundle: Path, var_model: Path, tmp_path: Path)
             "FILE": str(tmp_path / f"{family}.txt"),
             "TEXT": str(DEMO_CHECKPOINT / "text_encoder"),
             "TOKENIZER": str(tokenizer),
-            "NAMES": str(var_model.parent / "names.txt"),
+            "NAMES": str(named),
             "OUT": str(tmp_path / "out.png"),
             "FOLDER": str(tmp_path / "folder"),
         }
@@ -169,8 +185,8 @@ TRIED = [
     (name, option, family)
     for name, cells in TABLE.items()
     for option, cell in cells.items()
-    for family in (HART, VAR)
-    if cell.words and (name != "compare" or getattr(cell, family))
+    for family in ALL
+    if cell.words and (name != "compare" or cell.said(family))
 ]
 
 
@@ -178,7 +194,7 @@ TRIED = [
 def test_a_cell(places: dict[str, dict[str, str]], name: str, option: str, family: str) -> None:
     cell = TABLE[name][option]
     done = called(COMMANDS[name], (*BASES[name], *cell.words), places[family])
-    words = getattr(cell, family)
+    words = cell.said(family)
     if words is None:
         assert done.exit_code == 0, done.output
         return
@@ -187,7 +203,7 @@ def test_a_cell(places: dict[str, dict[str, str]], name: str, option: str, famil
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("family", [HART, VAR])
+@pytest.mark.parametrize("family", ALL)
 def test_the_help_of_a_bundle_is_without_what_it_has_not(
     places: dict[str, dict[str, str]], family: str
 ) -> None:
@@ -198,7 +214,7 @@ def test_the_help_of_a_bundle_is_without_what_it_has_not(
     for option, cell in RUN.items():
         if option.startswith("--"):
             shown = [f"{option} " in text or f"{option}/" in text for text in helps]
-            assert shown == [getattr(cell, family) is None, True, True], option
+            assert shown == [cell.said(family) is None, True, True], option
 
 
 def called(command: click.Command, words: tuple[str, ...], places: dict[str, str]) -> Result:

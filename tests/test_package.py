@@ -72,7 +72,8 @@ def test_one_package_and_all_of_it(wheel: Path) -> None:
     modules = {name.replace("/", ".").removesuffix(".py").removesuffix(".__init__") for name in names}
     assert set(sources()) <= modules
     assert f"{PACKAGE}/py.typed" in names
-    assert f"{PACKAGE}/hart/demo/checkpoint/llm/model.safetensors" in names
+    for weights in ("checkpoint/llm/model", "classes/tokenizer/model", "classes/var/var_d4"):
+        assert f"{PACKAGE}/hart/demo/{weights}.safetensors" in names
     assert f"{PACKAGE}/hart/shapes/mid-256px.json" in names
     assert {f"{PACKAGE}/serve/page/{file}" for file, _ in PAGE.values()} <= set(names)
     assert len(names) == len(set(names))

@@ -45,7 +45,7 @@ HART = ClassHartConfig(
 VAR = ClassTransformerConfig(**{f.name: getattr(HART, f.name) for f in fields(ClassTransformerConfig)})
 STAGE = TransformerStage("", steps=2400, batch=32, learning_rate=1.5e-3, balance=0.5, residual_share=0.25)
 DATASET = 16384
-SAMPLING = SamplingSettings(guidance=1.0, top_k=50, top_p=0.9, smooth=False)
+SAMPLING = SamplingSettings(guidance=2.0, top_k=5, top_p=0.6, smooth=False)
 VAR_SAMPLING = replace(SAMPLING, residual=False, steps=VAR_DEMO.steps)
 
 
