@@ -40,8 +40,7 @@ def exported_from(
     """
     manifest = bundle.manifest
     if text_encoder is not None and manifest.model.num_classes:
-        given_text = parameter("text_encoder", text_encoder)
-        raise InputError(f"{given_text}: this bundle draws classes and has no text encoder")
+        raise InputError(f"{text_encoder}: this bundle draws classes and has no text encoder")
     averaged = None if manifest.averaged else False  # where there are none, others are told apart by hash
     source = manifest.checkpoint["source"]
     place = given or next((demo for demo in demos if demo.name == source), None)
