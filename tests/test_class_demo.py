@@ -178,7 +178,7 @@ def test_the_server(class_bundle: Path) -> None:
 
 
 def test_the_report_compares_three(tmp_path: Path) -> None:
-    done = called(report_main, "--images", 20, "--output", tmp_path / "numbers.json")
+    done = called(report_main, "--images", 10, "--output", tmp_path / "numbers.json")
     rows = json.loads((tmp_path / "numbers.json").read_text())["models"]
     assert [*rows] == ["HART", "HART without its residual", "VAR of equal width", "drawn by the project"]
     assert rows["drawn by the project"]["both"] == 100

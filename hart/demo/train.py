@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def main(classes: bool, output: Path | None, work: Path, seed: int, device: str | None) -> None:
     """Train a demo checkpoint and write it to OUTPUT.
 
-    On 2 CPU cores the text demo takes two and a half hours, that of classes an hour and a half.
+    On 2 CPU cores the text demo takes two and a half hours, that of classes less than one.
     """
     require("hart_runtime.hart.demo.train", "export", "torch", "safetensors")
     import torch
