@@ -182,6 +182,7 @@ ELSEWHERE = {
     "compare.html": 3,
     "compare.large_scales": 17,
     "compare.layers": 2,
+    "bench.scale_cli": 1,
     "compare.record": 2,
     "compare.recorded": 6,
     "compare.rehearsal": 1,
