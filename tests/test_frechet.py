@@ -1,4 +1,4 @@
-"""The Frechet distance of drawn pictures, with a network of random weights, and what is drawn for it."""
+"""The Frechet distance of drawn pictures, with a network of random weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.install import installed
-from hart_runtime.compare.draw_classes import main as draw_main
-from hart_runtime.compare.draw_classes import place
 from hart_runtime.compare.frechet import FEATURES, main, normal_of
 from hart_runtime.compare.inception import inception
 from hart_runtime.hart.frechet import Normal, distance
-from hart_runtime.runtime.png import read_origin
-from tests.var_models import NAMES
 
 NO_SOCKETS = """
 import sys
@@ -182,31 +177,3 @@ def test_weights_of_something_else(weights: Path, drawn: Path, tmp_path: Path) -
         assert words in refused(*options)
     torch.save({"fc.weight": Path("/")}, file)
     assert "pickled code is never run" in refused(*options)
-
-
-def draw(bundle: Path, output: Path, *arguments: object) -> Result:
-    given = ["--engine", bundle, "--output", output, "--device", "cpu", *arguments]
-    return CliRunner().invoke(draw_main, [str(argument) for argument in given])
-
-
-def test_every_class_is_drawn_and_nothing_twice(var_bundle: Path, demo_bundle: Path, tmp_path: Path) -> None:
-    output = tmp_path / "all"
-    done = draw(var_bundle, output, "--each", 1)
-    assert (done.exit_code, done.stdout) == (0, f"{output}: 7 classes, 1 pictures of each, 7 drawn now\n")
-    first = place(output, 3, 0)
-    before = first.stat().st_mtime_ns
-    place(output, 2, 0).unlink()
-    done = draw(var_bundle, output, "--each", 2)
-    assert (done.exit_code, done.stdout.split(", ")[-1]) == (0, "8 drawn now\n"), done.output
-    assert first.stat().st_mtime_ns == before
-    origins = [read_origin(place(output, label, n)) for label in range(len(NAMES)) for n in range(2)]
-    assert len({origin.seed for origin in origins}) == 14
-    pipeline = Pipeline.load(var_bundle, device="cpu")
-    again = pipeline(2, seed=origins[4].seed)[0]
-    assert np.array_equal(np.asarray(again), np.asarray(Image.open(place(output, 2, 0))))
-    for options, words in ((["--seed", 1], "its seed is 0 and not 1"), (["--preset", "fid"], "its settings")):
-        done = draw(var_bundle, output, "--each", 1, *options)
-        assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
-    done = draw(demo_bundle, tmp_path / "texts")
-    assert (done.exit_code, "draws texts and has no classes" in done.stderr) == (2, True)
-    assert not (tmp_path / "texts").exists()
