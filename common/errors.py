@@ -99,8 +99,12 @@ def one_of(name: str, value: object, known: Iterable[str]) -> None:
     """
     names = list(known)
     if value not in names:
-        listed = " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
-        raise InputError(f"{parameter(name, value)}: expected {listed}{meant(value, names)}")
+        raise InputError(f"{parameter(name, value)}: expected {either(names)}{meant(value, names)}")
+
+
+def either(names: Sequence[str]) -> str:
+    """Names of which one is expected, in words."""
+    return " or ".join(names) if len(names) < 3 else f"one of {', '.join(names)}"
 
 
 def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hart_runtime.common.checkpoint import LLM, TOKENIZER
 from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
-from hart_runtime.common.errors import InputError, listed, one_of, parameter, shown, told_of
+from hart_runtime.common.errors import InputError, either, listed, one_of, parameter, shown, told_of
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
@@ -270,7 +270,7 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
         ("family", manifest.family, FAMILIES),
     ):
         if value not in known:
-            raise InputError(f"{file}: {name}: expected {' or '.join(known)}, found {shown(value)}")
+            raise InputError(f"{file}: {name}: expected {either([*known])}, found {shown(value)}")
     if manifest.noise != NOISE_VERSION:
         raise InputError(
             f"{file}: noise: expected {NOISE_VERSION}, found {manifest.noise}, "

@@ -19,7 +19,7 @@ from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
-from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.demo import CLASS_DEMO, DEMO_CHECKPOINT
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import WRITTEN_OUT, graph_file
 from hart_runtime.runtime.families import FAMILIES
@@ -390,6 +390,8 @@ EXPORTED = [
     (DEMO_CHECKPOINT, "int8"),
     (HERE / "var_plain", "fp32"),
     (HERE / "var_plain", "int8"),
+    (CLASS_DEMO, "fp32"),
+    (CLASS_DEMO, "int8"),
 ]
 
 
@@ -408,6 +410,7 @@ IN_OTHERS: dict[str, dict[str, set[str]]] = {
         DECODER: _DECODER,
     },
     "var": {DECODER: _DECODER},
+    "class-hart": {DECODER: _DECODER},
 }
 """What graphs of larger models and of variants have, and none of those above."""
 

@@ -103,11 +103,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a batch without end": (at("max_batch", value=10**12), "max_batch: expected 1 to 64"),
     "a precision that there is not": (
         at("precision", value="fp4"),
-        "precision: expected fp32 or fp16 or int8",
+        "precision: expected one of fp32, fp16, int8",
     ),
     "a family that there is not": (
         at("family", value="dalle"),
-        "family: expected hart or var, found 'dalle'",
+        "family: expected one of hart, var, class-hart, found 'dalle'",
     ),
     "guidance that is no number": (at("sampling", "guidance", value=float("nan")), "guidance"),
     "guidance without end": (at("sampling", "guidance", value=float("inf")), "guidance"),
