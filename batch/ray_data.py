@@ -113,7 +113,7 @@ def _pool(
         num_gpus=needs.gpus,
         memory=needs.memory,
         max_restarts=MOST_DEATHS,
-        max_task_retries=MOST_DEATHS,
+        max_task_retries=-1,  # for a node that goes is unavailable before it is known to be dead
     )
 
 

@@ -85,10 +85,14 @@ def guarded(work: Callable[[], Made], failed: str) -> Made:
         raise InputError(f"{failed} ({first_line(error)})") from None
 
 
-def first_line(error: BaseException) -> str:
-    """What a library says, or the error's type; of bounded length, for some repeat all they were given."""
+def first_line(error: BaseException | str) -> str:
+    """What a library says, or the error's type; of bounded length, for some repeat all they were given.
+
+    Of what is longer both ends stay: what happened may stand at either.
+    """
     said = str(error).strip().partition("\n")[0].rstrip() or type(error).__name__
-    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}..."
+    half = MOST_SAID // 2
+    return said if len(said) <= MOST_SAID else f"{said[:half]} ... {said[-half:]}"
 
 
 def one_of(name: str, value: object, known: Iterable[str]) -> None:

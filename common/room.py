@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Iterator
 
-from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.errors import InputError, RunError, first_line
 
 REFUSED = re.compile(
     r"bad_alloc|allocat(e|ion)|out of memory|failed to map segment|pthread_create|start new thread"
@@ -32,12 +32,13 @@ def failure(what: str, reason: str, mend: str) -> InputError | RunError:
 
     Args:
         what: begins the message.
-        reason: the library's words.
+        reason: all that the library says; its first line is repeated.
         mend: what to do if it is not the machine.
     """
+    said = first_line(reason)
     if REFUSED.search(reason):
-        return RunError(f"{what}: the system gave no room for it ({reason}); {MEND}")
-    return InputError(f"{what} ({reason}); {mend}")
+        return RunError(f"{what}: the system gave no room for it ({said}); {MEND}")
+    return InputError(f"{what} ({said}); {mend}")
 
 
 def cores() -> int:

@@ -45,7 +45,7 @@ def onnxruntime() -> Any:
             f"for an NVIDIA GPU {install('cuda')}"
         ) from None
     except ImportError as error:
-        raise failure("ONNX Runtime cannot be loaded", first_line(error), _anew()) from None
+        raise failure("ONNX Runtime cannot be loaded", str(error), _anew()) from None
     if not hasattr(ort, "InferenceSession"):  # one of two builds was removed, and took files of the other
         raise InputError(f"ONNX Runtime is installed in part; {_anew()}")
     ort.set_default_logger_severity(4)  # errors come back as exceptions
@@ -202,7 +202,7 @@ def _open(path: Path, graph: GraphSpec, options: Any, gpu: OnGpu | None, content
         raise
     except Exception as error:  # the runtime's exceptions have no public base class
         what = f"{path}: ONNX Runtime {ort.__version__} cannot load this graph"
-        raise failure(what, first_line(error), "export the bundle again") from None
+        raise failure(what, str(error), "export the bundle again") from None
     for listed, found in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
         if [spec.name for spec in listed] != [value.name for value in found]:
             raise InputError(
