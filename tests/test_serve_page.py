@@ -84,6 +84,14 @@ class Watched:
         )
         self.page.dispatch_event("main", "drop", {"dataTransfer": transfer})
 
+    def draws_for_long(self) -> None:
+        """Ask for a picture that takes its time, and wait until it is seen."""
+        self.page.fill("#prompt", PROMPT)
+        self.page.click("summary")
+        self.page.fill("#steps", LONG)
+        self.page.click("#draw")
+        self.page.wait_for_selector(".preview")
+
     def kept(self, name: str) -> None:
         """A picture of the page itself."""
         folder = ROOT / "build" / "serve-page"
@@ -123,11 +131,7 @@ def test_stopping_and_same_seed(browser: Browser, server: Running) -> None:
     tab = Watched(browser, server.url)
     page = tab.page
     stopped = server.metrics()["hart_batches_stopped_total"]
-    page.fill("#prompt", PROMPT)
-    page.click("summary")
-    page.fill("#steps", LONG)
-    page.click("#draw")
-    page.wait_for_selector(".preview")
+    tab.draws_for_long()
     tab.kept("drawing")
     page.click("#stop")
     page.wait_for_selector("text=Stopped.")
@@ -154,11 +158,7 @@ def test_what_is_asked_for_while_something_is_drawn_waits(browser: Browser, serv
     tab = Watched(browser, server.url)
     page = tab.page
     stopped = server.metrics()["hart_batches_stopped_total"]
-    page.fill("#prompt", PROMPT)
-    page.click("summary")
-    page.fill("#steps", LONG)
-    page.click("#draw")
-    page.wait_for_selector(".preview")
+    tab.draws_for_long()
     page.fill("#steps", "")
     for seed, prompt in ((1, "a blue star"), (2, "a green ring"), (3, "a yellow square " * 9)):
         page.fill("#seed", str(seed))
