@@ -129,6 +129,8 @@ class _Simulation:
         """When each of those that wait came."""
         self.idle: deque[Any] = deque()
         """Events of workers that wait for work."""
+        self.gathering: list[Any] = []
+        """The same of workers that wait for more of it."""
         self.drawing = 0
         self.wanted = service.workers
         self.running = 0
@@ -157,6 +159,8 @@ class _Simulation:
             self.queue.append(self.clock.now)
             if self.idle:
                 self.idle.popleft().succeed()
+            while self.gathering:
+                self.gathering.pop().succeed()
 
     def _worker(self, cold: bool) -> Generator[Any, Any, None]:
         service, clock = self.service, self.clock
@@ -186,9 +190,16 @@ class _Simulation:
             if self.counted:
                 self.told.waited += [clock.now - came for came in taken]
                 self.told.busy += seconds
-            if len(self.queue) < service.batch:
-                yield clock.timeout(min(seconds * GATHERING, MOST_GATHERING))
+            yield from self._gather(len(taken) + len(self.queue), min(seconds * GATHERING, MOST_GATHERING))
         self._count(-1)
+
+    def _gather(self, pictures: int, seconds: float) -> Generator[Any, Any, None]:
+        """Wait until so many are there or a batch is full, and no longer than that."""
+        pictures = min(pictures, self.service.batch)
+        late = self.clock.timeout(seconds)
+        while len(self.queue) < pictures and not late.processed:
+            self.gathering.append(self.clock.event())
+            yield self.clock.any_of([self.gathering[-1], late])
 
     def _life(self) -> float:
         """Seconds until a worker fails."""

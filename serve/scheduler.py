@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 GATHERING, MOST_GATHERING = 0.05, 0.2
 """Share of a batch's time, and seconds at the most, that a worker waits after it for clients who were just
-answered and ask again; else one who came late is drawn alone, and the others while he is away, in turns."""
+answered and ask again, until all of them and who waited already are there; else one who came late is drawn
+alone, and the others while he is away, in turns."""
 MOST_FAILURES = 3
 """Batches in a row that fail before the worker is taken for broken."""
 
@@ -72,7 +73,8 @@ class Scheduler:
         """That a picture takes, of those drawn lately."""
         self._numbers = itertools.count()
         self._failures: dict[Worker, int] = {}
-        self._gathering: set[Worker] = set()
+        self._gathering: dict[Worker, int] = {}
+        """Workers that wait for clients who come back, and for how many pictures."""
 
     def start(self) -> None:
         for worker in self.workers:
@@ -205,7 +207,7 @@ class Scheduler:
         taken = self.loop.time() - batch.began
         self.seconds += (taken / len(batch.pictures) - self.seconds) / 4
         self.metrics.drawn(len(batch.pictures), report.seconds or {}, report.encoded)
-        self._gathering.add(worker)
+        self._gathering[worker] = len(batch.pictures) + len(self.waiting)
         self.loop.call_later(min(taken * GATHERING, MOST_GATHERING), self._gathered, worker)
 
     def _failed(self, worker: Worker, batch: Batch, report: Failed) -> None:
@@ -236,7 +238,7 @@ class Scheduler:
         self.refuse(order, errors.too_late(self.patience))
 
     def _gathered(self, worker: Worker) -> None:
-        self._gathering.discard(worker)
+        self._gathering.pop(worker, None)
         self._dispatch()
 
     def _open(self, number: int, row: int) -> Iterable[tuple[Batch, Picture]]:
@@ -256,7 +258,7 @@ class Scheduler:
             if not self.waiting or not worker.ready or worker in self.drawing:
                 continue
             most = self.waiting[0].order.asked.model.manifest.max_batch
-            if worker not in self._gathering or len(self.waiting) >= most:
+            if len(self.waiting) >= min(most, self._gathering.get(worker, 0)):
                 self._give(worker)
         self._measure()
 
