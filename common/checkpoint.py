@@ -28,7 +28,7 @@ from hart_runtime.common.config import (
     config_to_dict,
 )
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.errors import InputError, told_of
+from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.qwen2_config import text_config_from_dict
@@ -192,7 +192,7 @@ class HartCheckpoint(Checkpoint):
         if not config.hybrid:
             raise InputError(
                 f"{file}: quantizer_type must be {HYBRID!r} (the published code runs no other), "
-                f"found {config.quantizer_type!r}"
+                f"found {shown(config.quantizer_type)}"
             )
         return config
 

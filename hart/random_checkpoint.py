@@ -25,7 +25,7 @@ from hart_runtime.common.config import (
     config_to_dict,
 )
 from hart_runtime.common.console import PATH, command
-from hart_runtime.common.errors import InputError, known_names, one_of, parameter
+from hart_runtime.common.errors import InputError, known_names, one_of, parameter, shown
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.install import require
 from hart_runtime.common.json_files import read_json
@@ -81,7 +81,7 @@ def read_shape(name: str) -> ModelShape:
     known_names(str(file), values, (LLM, TOKENIZER, *NOT_OURS, *SAMPLING_NAMES))
     for part in (LLM, TOKENIZER):
         if not isinstance(values.get(part), dict):
-            raise InputError(f"{file}: expected an object {part!r}, found {values.get(part)!r}")
+            raise InputError(f"{file}: expected an object {part!r}, found {shown(values.get(part))}")
     return ModelShape(
         config_from_dict(TransformerConfig, values[LLM], f"{file}: {LLM}"),
         config_from_dict(TokenizerConfig, values[TOKENIZER], f"{file}: {TOKENIZER}"),

@@ -15,7 +15,7 @@ from hart_runtime.common.config import (
     TokenizerConfig,
     config_from_dict,
 )
-from hart_runtime.common.errors import InputError, known_names, one_of
+from hart_runtime.common.errors import InputError, known_names, one_of, shown
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.precisions import FP32
@@ -47,7 +47,7 @@ def read_var_shape(name: str) -> VarShape:
     known_names(str(file), values, (TRANSFORMER, TOKENIZER))
     for part in (TRANSFORMER, TOKENIZER):
         if not isinstance(values.get(part), dict):
-            raise InputError(f"{file}: expected an object {part!r}, found {values.get(part)!r}")
+            raise InputError(f"{file}: expected an object {part!r}, found {shown(values.get(part))}")
     own = [f.name for f in fields(ClassTransformerConfig)]
     known_names(f"{file}: {TRANSFORMER}", values[TRANSFORMER], own)
     transformer = config_from_dict(ClassTransformerConfig, values[TRANSFORMER], f"{file}: {TRANSFORMER}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from hart_runtime.common.checkpoint import CLASS_NAMES
-from hart_runtime.common.errors import InputError, listed
+from hart_runtime.common.errors import InputError, listed, shown
 from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
 from hart_runtime.runtime.families.names import TEXT_ENCODER
@@ -98,7 +98,7 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
             else:
                 seal.begin(folder / name, expected)
     except OSError as error:
-        raise InputError(f"{folder}: {name!r} cannot be read ({error.strerror})") from None
+        raise InputError(f"{folder}: {shown(name)} cannot be read ({error.strerror})") from None
     return contents
 
 
@@ -106,7 +106,7 @@ def _refuse_outside(folder: Path, name: str) -> None:
     """By its name; a file may be a link to wherever it is kept, since its contents are sealed."""
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or any(c in name for c in "\\:\0"):
-        raise InputError(f"{folder / MANIFEST}: {name!r} leaves the bundle, refused")
+        raise InputError(f"{folder / MANIFEST}: {shown(name)} leaves the bundle, refused")
 
 
 def _refuse_apart(folder: Path, names: Iterable[str]) -> None:

@@ -249,12 +249,12 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise InputError(f"{file}: not a readable manifest ({error})") from None
     found = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise InputError(f"{file}: not a bundle manifest, expected a schema number, found {found!r}")
+        raise InputError(f"{file}: not a bundle manifest, expected a schema number, found {shown(found)}")
     if found != SCHEMA_VERSION:
         newer = found > SCHEMA_VERSION
         raise InputError(
-            f"{file}: schema {found} is {'newer' if newer else 'older'} than the {SCHEMA_VERSION} this "
-            f"version reads; {'upgrade hart-runtime or ' if newer else ''}export the bundle again"
+            f"{file}: schema {shown(found)} is {'newer' if newer else 'older'} than the {SCHEMA_VERSION} "
+            f"this version reads; {'upgrade hart-runtime or ' if newer else ''}export the bundle again"
         )
     try:
         manifest = _parse(values, file)

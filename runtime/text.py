@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hart_runtime.common.errors import LONGEST, InputError
+from hart_runtime.common.errors import LONGEST, InputError, shown
 from hart_runtime.common.json_files import parse_json
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.text_tokenizer import PromptTokenizer
@@ -69,7 +69,7 @@ class EncodedPrompts:
     def __call__(self, prompts: Sequence[str]) -> Given:
         """As :class:`TextEncoder`; raises InputError for other prompts."""
         if unknown := [prompt for prompt in prompts if prompt not in self.rows]:
-            raise InputError(f"this pipeline was opened for other prompts, found {unknown[0]!r}")
+            raise InputError(f"this pipeline was opened for other prompts, found {shown(unknown[0])}")
         rows = [self.rows[prompt] for prompt in prompts]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

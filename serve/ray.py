@@ -82,7 +82,7 @@ class Arguments:
         least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
         if not 1 <= least <= most <= MOST_REPLICAS:
             raise InputError(
-                f"replicas: expected a number such as 2, or two such as 1..4, found {self.replicas!r}"
+                f"replicas: expected a number such as 2, or two such as 1..4, found {shown(self.replicas)}"
             )
         return least, most
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, shown
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.manifest import check_contract, read_manifest
 
@@ -156,6 +156,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "a number without end": (at(*SAMPLE, "shape", 1, value=10**400), "inputs[0].shape[1]: expected"),
     "a schema that is true": (at("schema", value=True), "expected a schema number, found True"),
+    "a schema without end": (at("schema", value={"of": ["x"] * 10**5}), "schema number, found {'of': ['x'"),
+    "a schema of many digits": (at("schema", value=10**900), "is newer than the"),
+    "a noise of many digits": (at("noise", value=10**900), "noise: expected"),
 }
 
 
@@ -181,7 +184,7 @@ def test_what_is_wrong_and_where(values: Values, tmp_path: Path, name: str) -> N
     message = str(caught.value)
     assert message.startswith(str(tmp_path / MANIFEST))
     assert words in message
-    assert message.endswith(("export the bundle again", f"found {changed['schema']!r}"))
+    assert message.endswith(("export the bundle again", f"found {shown(changed['schema'])}"))
     assert "\n" not in message
     assert len(message) < 1000
 
