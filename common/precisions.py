@@ -22,6 +22,11 @@ class Precision:
         """Of a cached key, and of a weight that stays as it was traced."""
         return 2 if self.traced == "float16" else 4
 
+    @property
+    def table_bytes(self) -> int:
+        """Of an element of the table that a text's tokens are looked up in."""
+        return min(self.traced_bytes, 2 * self.weight_bytes)
+
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 PRECISIONS = {

@@ -22,7 +22,7 @@ from hart_runtime.compare.metrics import Array, compare_tensors
 from hart_runtime.compare.record import Source, record_again
 from hart_runtime.compare.recorded import Call
 from hart_runtime.compare.reference import Reference
-from hart_runtime.compare.replay import INT8_RELATIVE
+from hart_runtime.compare.replay import int8_relative
 from hart_runtime.compare.torch_backend import TorchHalfBackend
 from hart_runtime.runtime.backends.names import CUDA, parse_device
 from hart_runtime.runtime.backends.sessions import OnGpu, open_sessions
@@ -106,7 +106,8 @@ def find_layer(
     model = onnx.load(bundle.path(bundle.manifest.graphs[call.graph].file), load_external_data=False)
     places = _places(model.graph, call, seen)
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
-    in_int8 = bundle.manifest.precision == INT8 and bundle.manifest.contracts[call.graph].int8
+    contract = bundle.manifest.contracts[call.graph]
+    in_int8 = bundle.manifest.precision == INT8 and contract.int8
     half = {}
     if bundle.manifest.precision == FP16:
         backend = TorchHalfBackend(source, reference.patch_nums, "cpu")
@@ -120,7 +121,7 @@ def find_layer(
         if expected is None or found[place.tensor].dtype.kind != "f":  # tokens that are integers already
             continue
         error = compare_tensors(expected, found[place.tensor]).error
-        tolerance = INT8_RELATIVE if in_int8 else relative
+        tolerance = int8_relative(contract) if in_int8 else relative
         if (place.path, place.value, place.tensor) in half:
             other = _in_shape_of(half[place.path, place.value, place.tensor], expected.shape)
             own = compare_tensors(expected, other).error if other is not None else None

@@ -20,6 +20,7 @@ from hart_runtime.compare.recorded import Call, graph_calls
 from hart_runtime.compare.reference import Reference, error_key
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import OPENVINO
+from hart_runtime.runtime.contract import Contract
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec
@@ -30,6 +31,8 @@ precision the least that is ever demanded."""
 INT8_RELATIVE = 0.2
 """Allowed error of graphs with 8-bit products, over the reference's largest magnitude.
 Most stay within 0.05; the noisiest denoising step multiplies its error (see docs/accuracy.md)."""
+INT8_WEIGHTS_RELATIVE = 0.03
+"""Allowed error of graphs that round weights alone to 8 bits, over the reference's largest magnitude."""
 BFLOAT16_RELATIVE = 0.05
 """Allowed error of graphs that run in bfloat16 as a whole, over the reference's largest magnitude."""
 FACTOR = 2.0
@@ -78,6 +81,11 @@ class GraphRunner(BaseRunner):  # type: ignore[misc]
         return on_host
 
 
+def int8_relative(contract: Contract) -> float:
+    """Allowed error of a graph with 8-bit products, over the reference's largest magnitude."""
+    return INT8_WEIGHTS_RELATIVE if contract.exact_tokens else INT8_RELATIVE
+
+
 def run_call(runners: dict[str, GraphRunner], call: Call) -> dict[str, NDArray[Any]]:
     """Outputs of one call, through Polygraphy's comparator."""
     runner = runners[call.graph]
@@ -104,7 +112,7 @@ def replay(
 
     In float32 ("fp32") an engine has to stay within ``relative`` and draw the same indices. In fp16 an
     output may be ``factor`` times as far off as torch in fp16 is, or by :data:`HALF_UNIT`, in int8 the
-    outputs of graphs with 8-bit products by :data:`INT8_RELATIVE` and those in bfloat16 by
+    outputs of graphs with 8-bit products by :func:`int8_relative` and those in bfloat16 by
     :data:`BFLOAT16_RELATIVE`; indices are then judged over the whole loop.
     """
     limits = reference.half_errors or {}
@@ -114,7 +122,7 @@ def replay(
         tolerance: float | None = 0.0 if whole_numbers else relative
         contract = manifest.contracts[call.graph]
         if precision == INT8 and contract.int8:
-            tolerance = None if whole_numbers else INT8_RELATIVE
+            tolerance = None if whole_numbers else int8_relative(contract)
         elif precision == INT8 and backend.name == OPENVINO and contract.bfloat16:
             tolerance = BFLOAT16_RELATIVE
         elif precision == FP16:

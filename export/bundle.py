@@ -60,12 +60,14 @@ def export_bundle(
     described = {"sha256": sha256_of_text(words), "tokens": tokens} if words is not None else None
     with whole_folder(output, owned_by_bundle(output) if force else None) as partial:
         builders = build_graphs(model, text, request.pyramid)
-        planned = specs_of(FAMILIES[request.family].graphs, request.model, request.precision)
+        contracts = FAMILIES[request.family].graphs
+        planned = specs_of(contracts, request.model, request.precision)
         graphs: dict[str, GraphSpec] = {}
         with WeightFile(partial) as weights:
             for number, (name, build) in enumerate(builders.items()):
                 progress(name, number, len(builders) + 1)
-                graphs[name] = write_graph(build(), partial, weights, tuple(planned[name].forms))
+                exact = contracts[name].exact_tokens
+                graphs[name] = write_graph(build(), partial, weights, tuple(planned[name].forms), exact)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(file for graph in graphs.values() for file in graph.files)]
         if vocabulary is not None:

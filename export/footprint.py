@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,17 +22,18 @@ from torch.utils._pytree import tree_leaves
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.quantize import SMALLEST
+from hart_runtime.export.quantize_blocks import block_of
 from hart_runtime.hart.checkpoint import matrix_parameters
 from hart_runtime.hart.model import Model
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.contract import DEQUANTIZED
+from hart_runtime.runtime.contract import DEQUANTIZED, Contract
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import shape_of
 from hart_runtime.runtime.tensorrt.profiles import scale_rows
 
-Held = dict[tuple[int, bool], Tensor]
-"""Weights by identity, and whether as 8-bit integers: what graphs of both kinds hold is stored twice."""
+Held = dict[tuple[int, Callable[[Tensor], int]], Tensor]
+"""Weights by identity, and what tells how many bytes they take: what is held in two ways is stored twice."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,44 @@ def weights_of(
     for name, module, inputs in _graphs(model, text, manifest, 1):
         with _Parameters(module) as seen:
             module(*inputs)
-        in_int8 = DEQUANTIZED in manifest.graphs[name].forms
-        held = {(key, in_int8 and _becomes_int8(tensor)): tensor for key, tensor in seen.touched.items()}
+        contract = manifest.contracts[name]
+        small = DEQUANTIZED in manifest.graphs[name].forms
+        held = {
+            (key, _stored(tensor, contract, key in seen.tables) if small else _whole): tensor
+            for key, tensor in seen.touched.items()
+        }
         found[name] = _sum(held)
         everything |= held
     return found, _sum(everything)
 
 
-def _becomes_int8(weight: Tensor) -> bool:
-    return weight.ndim == 2 and min(weight.shape) >= SMALLEST
+def _stored(weight: Tensor, contract: Contract, table: bool) -> Callable[[Tensor], int]:
+    """What tells the bytes of a weight in a graph with 8-bit products."""
+    if weight.ndim != 2 or min(weight.shape) < SMALLEST:
+        return _whole
+    if not contract.exact_tokens:
+        return _in_columns
+    if table:
+        return _in_half
+    return _in_blocks if block_of(weight.shape[1]) else _whole
+
+
+def _whole(weight: Tensor) -> int:
+    return weight.nbytes
+
+
+def _in_columns(weight: Tensor) -> int:
+    """One byte a weight and a float32 scale for each output."""
+    return weight.numel() + 4 * len(weight)
+
+
+def _in_blocks(weight: Tensor) -> int:
+    """One byte a weight and a float32 scale for each block."""
+    return weight.numel() + 4 * weight.numel() // block_of(weight.shape[1])
+
+
+def _in_half(weight: Tensor) -> int:
+    return 2 * weight.numel()
 
 
 def scratch_of(model: Model, text: TextEncoder | None, manifest: Manifest, batch: int) -> dict[str, int]:
@@ -124,9 +155,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Ten
 
 def _sum(held: Held) -> Weights:
     parameters = {key: tensor.numel() for (key, _), tensor in held.items()}
-    # One byte a weight and a float32 scale for each output.
-    sizes = (t.numel() + 4 * len(t) if in_int8 else t.nbytes for (_, in_int8), t in held.items())
-    return Weights(sum(parameters.values()), sum(sizes))
+    return Weights(sum(parameters.values()), sum(nbytes(tensor) for (_, nbytes), tensor in held.items()))
 
 
 class _Parameters(TorchFunctionMode):
@@ -136,6 +165,8 @@ class _Parameters(TorchFunctionMode):
         super().__init__()
         self._known = {id(t): t for t in (*module.parameters(), *module.buffers())}
         self.touched: dict[int, Tensor] = {}
+        self.tables: set[int] = set()
+        """Of these, tables that rows are looked up in."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -143,6 +174,8 @@ class _Parameters(TorchFunctionMode):
         for leaf in tree_leaves((args, kwargs)):
             if id(leaf) in self._known:
                 self.touched[id(leaf)] = leaf
+                if func is F.embedding:
+                    self.tables.add(id(leaf))
         return func(*args, **(kwargs or {}))
 
 

@@ -27,12 +27,12 @@ def quantize_weights(model: ir.Model) -> ir.Model:
     graph = model.graph
     for product in [node for node in graph if node.op_type == "MatMul"]:
         weight = product.inputs[1]
-        if weight is None or not _is_large(weight):
+        if weight is None or not is_large(weight):
             continue
         values, columns = quantize_weight(weight.const_value.numpy())  # type: ignore[union-attr]
         parts = [
-            _constant(graph, f"{weight.name}.int8", values),
-            _constant(graph, f"{weight.name}.scale", columns),
+            constant(graph, f"{weight.name}.int8", values),
+            constant(graph, f"{weight.name}.scale", columns),
         ]
         whole = ir.node("DequantizeLinear", parts, {"axis": 1}, name=f"{product.name}/weight")
         whole.outputs[0].shape, whole.outputs[0].dtype = weight.shape, ir.DataType.FLOAT
@@ -52,7 +52,7 @@ def quantize_products(model: ir.Model) -> ir.Model:
     tokens: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     model.opset_imports.setdefault("com.microsoft", 1)
     constants = {
-        name: _constant(graph, f"int8.{name}", np.asarray(value))
+        name: constant(graph, f"int8.{name}", np.asarray(value))
         for name, value in {
             "one": np.float32(1),
             "step": np.float32(1 / TOKEN_LEVELS),
@@ -113,7 +113,8 @@ def _quantize_tokens(
     return tokens.outputs[0], scale.outputs[0]
 
 
-def _is_large(weight: ir.Value) -> bool:
+def is_large(weight: ir.Value) -> bool:
+    """Whether it is a float32 matrix that takes time, or much room."""
     tensor = weight.const_value
     return (
         tensor is not None
@@ -123,7 +124,8 @@ def _is_large(weight: ir.Value) -> bool:
     )
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new weight of a graph."""
     value = ir.Value(
         name=name,
         shape=ir.Shape(array.shape),

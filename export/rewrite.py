@@ -22,7 +22,7 @@ def read_directly(model: ir.Model) -> None:
             source = made.inputs[0]
         if source in inputs and source.shape == ir.Shape([1]):
             node.replace_input_with(1, source)
-    _remove_unused(model)
+    remove_unused(model)
 
 
 def write_out_squares(model: ir.Model) -> None:
@@ -44,7 +44,8 @@ def replace_node(model: ir.Model, old: ir.Node, *new: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(model.graph, old, [old], new, [before], [after])
 
 
-def _remove_unused(model: ir.Model) -> None:
+def remove_unused(model: ir.Model) -> None:
+    """Nodes whose results nobody reads, and weights."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(model)

@@ -20,6 +20,7 @@ import torch
 
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
+from hart_runtime.export.quantize_blocks import multiply_blocks, quantize_blocks
 from hart_runtime.export.rewrite import read_directly, write_out_squares
 from hart_runtime.export.tensorrt_form import FORMS
 from hart_runtime.runtime.contract import DEQUANTIZED, graph_file
@@ -77,11 +78,14 @@ class WeightFile:
         )
 
 
-def write_graph(graph: Graph, folder: Path, weights: WeightFile, forms: Sequence[str]) -> GraphSpec:
+def write_graph(
+    graph: Graph, folder: Path, weights: WeightFile, forms: Sequence[str], exact_tokens: bool = False
+) -> GraphSpec:
     """Trace one graph and write it; returns its manifest entry.
 
     Args:
-        forms: besides its own. With one of 8-bit products its own has such, too.
+        forms: besides its own. With one of 8-bit weights its own has such, too.
+        exact_tokens: whether tokens are not to be rounded to 8 bits beside them.
     """
     model = _trace(graph)
     read_directly(model)
@@ -90,8 +94,11 @@ def write_graph(graph: Graph, folder: Path, weights: WeightFile, forms: Sequence
     model.graph.metadata_props.clear()
     files = {form: graph_file(graph.name, form) for form in forms}
     if DEQUANTIZED in forms:
-        _save(quantize_weights(model), graph.name, folder / files[DEQUANTIZED], weights)
-        model = quantize_products(model)
+        quantize, multiply = (
+            (quantize_blocks, multiply_blocks) if exact_tokens else (quantize_weights, quantize_products)
+        )
+        _save(quantize(model), graph.name, folder / files[DEQUANTIZED], weights)
+        model = multiply(model)
     file = graph_file(graph.name)
     _save(model, graph.name, folder / file, weights)
     for form, make in FORMS.items():

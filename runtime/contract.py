@@ -84,8 +84,10 @@ class Contract:
     operators: frozenset[str] = frozenset()
     """All that its nodes may be, in any form."""
     int8: bool = False
-    """Has products that run in 8-bit integers in int8 bundles. Text encoder and decoder stay in float32:
-    one is known for outliers, the other is made of convolutions."""
+    """Has products with weights of 8 bits in int8 bundles. The decoder stays in float32: it is made of
+    convolutions."""
+    exact_tokens: bool = False
+    """These products round weights alone: tokens of language models have outliers."""
     bfloat16: bool = False
     """May run in bfloat16 between those, where the processor has it. In other graphs a rounded sum would
     choose another code, or be amplified by the noisiest denoising step."""
@@ -100,7 +102,8 @@ class Contract:
     operations: str = "0"
     bytes: str = "0"
     """Formulas of what a run has to do and to move, over the dimensions, the family's other sizes, and
-    the bytes of a ``weight`` of a product and of one that stays as it was traced (``unchanged``)."""
+    the bytes of a ``weight`` of a product, of an element of a ``table`` that tokens are looked up in, and of
+    what stays as it was traced (``unchanged``)."""
     scratch: str = "0"
     """Formula of the bytes that a run holds inside at the most, about, with fused attention; "0" for graphs
     that hold little."""

@@ -29,7 +29,7 @@ from hart_runtime.common.settings import (
 )
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.runtime.contract import Contract, Contracts, specs_of
+from hart_runtime.runtime.contract import DEQUANTIZED, Contract, Contracts, specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
@@ -146,6 +146,7 @@ class Manifest:
             **self.model.sizes,
             **FAMILIES[self.family].sizes(self.model, self.checkpoint),
             "weight": self.kind.weight_bytes,
+            "table": self.kind.table_bytes,
             "unchanged": self.kind.traced_bytes,  # graphs without products in int8, and the cache
         }
 
@@ -201,7 +202,8 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
         if names:
             raise InputError(f"{source}: graphs {listed(sorted(names))} {what}; {mend}")
     for name, spec in expected.items():
-        if (spec.file, spec.forms) != (found[name].file, found[name].forms):
+        forms = {form: file for form, file in spec.forms.items() if form != DEQUANTIZED}
+        if spec.file != found[name].file or found[name].forms not in (spec.forms, forms):
             raise InputError(
                 f"{source}: graph {name}: files expected {spec.files}, "
                 f"found {shown(found[name].files)}; {mend}"

@@ -11,6 +11,14 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from hart_runtime.export.graphs import Graph, graph_of
+from hart_runtime.export.modules import TextEncoderGraph
+from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.runtime.contract import specs_of
+from hart_runtime.runtime.families.hart import GRAPHS
+from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.spec import ModelSpec
+
 transformers = pytest.importorskip("transformers", reason="part of the dev extra")
 
 Array = NDArray[Any]
@@ -24,6 +32,14 @@ PROMPTS = [
     f"before {PAD} after",
     "a long story of circles and squares " * 60,
 ]
+
+
+def graph_for(encoder: TextEncoder) -> Graph:
+    """The text encoder's graph for prompts of TOKENS, of a model that is nothing else."""
+    size = encoder.config.hidden_size
+    model = ModelSpec((1, 2), 1, 4, 1, 9, 1, 2, TOKENS, size, diff_width=1)
+    spec = specs_of(GRAPHS, model, "fp32")[TEXT_ENCODER]
+    return graph_of(TEXT_ENCODER, spec, TextEncoderGraph(encoder), {})
 
 
 def write_qwen2(folder: Path, side: str, width: int) -> Path:

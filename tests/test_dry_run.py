@@ -25,6 +25,7 @@ from hart_runtime.runtime.contract import PAST
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.memory.forecast import DRIVER, doubled, needed, scratch_of
 from hart_runtime.runtime.memory.plan import make_plan
+from tests.conftest import ExportOnce
 
 
 def configurations(source: Path, target: Path) -> Path:
@@ -48,6 +49,21 @@ def test_the_demo_as_it_is_exported(demo_bundle: Path, tmp_path: Path) -> None:
     assert memory.cache == sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))
     bare = configurations(DEMO_CHECKPOINT, tmp_path / "bare")
     assert forecast(Request(find_checkpoint(bare), FP32)).weights == found.weights
+
+
+def test_the_demo_in_int8(export_once: ExportOnce) -> None:
+    """Weights of text encoder and transformer are rounded in different ways, its table in a third."""
+    found = forecast(Request(find_checkpoint(DEMO_CHECKPOINT), FP32))
+    bundle = export_once(DEMO_CHECKPOINT, "int8")
+    manifest = open_bundle(bundle).manifest
+    assert found.weights["int8"].nbytes == pytest.approx(manifest.files[WEIGHTS].size, rel=0.04)
+    for name in ("transformer", "text_encoder", "decoder"):
+        model = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
+        nbytes = sum(
+            int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            for tensor in model.graph.initializer
+        )
+        assert found.graphs["int8"][name].nbytes == pytest.approx(nbytes, rel=0.03), name
 
 
 def test_the_full_size_from_configurations_alone(full: Path) -> None:

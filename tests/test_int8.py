@@ -124,13 +124,20 @@ def test_only_the_large_products_are_integers(demo_int8: Path) -> None:
     manifest = open_bundle(demo_int8).manifest
     assert manifest.precision == "int8"
     for name, graph in manifest.graphs.items():
-        int8 = manifest.contracts[name].int8
-        assert [*graph.forms] == ([DEQUANTIZED] if int8 else [])
+        contract = manifest.contracts[name]
+        assert [*graph.forms] == ([DEQUANTIZED] if contract.int8 else [])
+        operator = "MatMulNBits" if contract.exact_tokens else "MatMulIntegerToFloat"
         for file in graph.files:
-            kinds = {node.op_type for node in ir.load(demo_int8 / file).graph}
+            loaded = ir.load(demo_int8 / file)
+            kinds = {node.op_type for node in loaded.graph}
             second = file != graph.file
-            assert ("MatMulIntegerToFloat" in kinds) == (int8 and not second), file
-            assert ("DequantizeLinear" in kinds) == second, file
+            assert kinds & {"MatMulNBits", "MatMulIntegerToFloat"} == (
+                {operator} if contract.int8 and not second else set()
+            ), file
+            assert ("DequantizeLinear" in kinds) == (second and not contract.exact_tokens), file
+            if contract.exact_tokens:
+                large = [v for v in loaded.graph.initializers.values() if v.const_value.nbytes >= 128 * 64]
+                assert {v.dtype for v in large} == {ir.DataType.UINT8, ir.DataType.FLOAT16}, file
 
 
 @pytest.mark.parametrize("backend", ["auto", "openvino"])  # auto: the CPU, whatever else is here

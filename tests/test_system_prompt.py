@@ -26,30 +26,16 @@ from hart_runtime.compare.record import Source, describe
 from hart_runtime.compare.reference import check_fits
 from hart_runtime.export import system_prompt
 from hart_runtime.export.cli import main as export_main
-from hart_runtime.export.graphs import Graph, graph_of
-from hart_runtime.export.modules import TextEncoderGraph
 from hart_runtime.export.system_prompt import read_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.text_encoder import TextEncoder
-from hart_runtime.runtime.contract import specs_of
-from hart_runtime.runtime.families.hart import GRAPHS
-from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.program import Run
-from hart_runtime.runtime.spec import ModelSpec
 from tests.golden_runs import HERE
-from tests.qwen2 import PROMPTS, TEXT, TOKENS, Array, published_context, write_qwen2
+from tests.qwen2 import PROMPTS, TEXT, TOKENS, Array, graph_for, published_context, write_qwen2
 
 transformers = pytest.importorskip("transformers", reason="part of the dev extra")
-
-
-def graph_for(encoder: TextEncoder) -> Graph:
-    """The text encoder's graph for prompts of TOKENS, of a model that is nothing else."""
-    size = encoder.config.hidden_size
-    model = ModelSpec((1, 2), 1, 4, 1, 9, 1, 2, TOKENS, size, diff_width=1)
-    spec = specs_of(GRAPHS, model, "fp32")[TEXT_ENCODER]
-    return graph_of(TEXT_ENCODER, spec, TextEncoderGraph(encoder), {})
 
 
 def run_exported(encoder: TextEncoder, folder: Path, ids: Array, mask: Array) -> Array:

@@ -67,13 +67,12 @@ class OpenVinoExecutor(HostMemory):
         bfloat16 = reduced and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._requests = {}
         for name, graph in self._graphs.items():
+            contract = manifest.contract(name)
             path = bundle.path(graph.forms.get(DEQUANTIZED, graph.file))
             options = {
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "bf16"
-                if bfloat16 and manifest.contract(name).bfloat16
-                else "f32",
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": TOKEN_GROUP if reduced else 0,
+                "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and contract.bfloat16 else "f32",
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if not reduced or contract.exact_tokens else TOKEN_GROUP,
                 **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
             }
             try:

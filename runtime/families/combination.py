@@ -95,7 +95,9 @@ def combined(
     return Family(
         name=name,
         graphs={
-            graph.name: replace(graph, operators=operators_of(operators[graph.name], graph.int8))
+            graph.name: replace(
+                graph, operators=operators_of(operators[graph.name], graph.int8, graph.exact_tokens)
+            )
             for graph in contracts
         },
         dims=dims,

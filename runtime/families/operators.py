@@ -34,6 +34,8 @@ EVERYWHERE = _named(
 """In any graph: arithmetic and what makes shapes."""
 _INT8 = _named("Abs DequantizeLinear Max QuantizeLinear ReduceMax com.microsoft:MatMulIntegerToFloat")
 """Of products in 8 bits."""
+_INT8_WEIGHTS = _named("com.microsoft:MatMulNBits")
+"""Of products with weights in 8 bits and tokens in float32."""
 _WRITTEN = {
     "com.microsoft:MultiHeadAttention": _named("Attention MatMul Softmax"),
     "RMSNormalization": _named("ReduceMean"),
@@ -79,13 +81,14 @@ COMMON = {
 }
 
 
-def operators_of(own: Operators, int8: bool) -> Operators:
+def operators_of(own: Operators, int8: bool, exact_tokens: bool = False) -> Operators:
     """All that may be in a graph, whichever form of it.
 
     Args:
         own: of the graph itself, beside those of all.
         int8: whether it has products in 8 bits in int8 bundles.
+        exact_tokens: whether only weights of these are in 8 bits.
     """
     own = own | EVERYWHERE
     written = [parts for operator, parts in _WRITTEN.items() if operator in own]
-    return own.union(*written, _INT8 if int8 else ())
+    return own.union(*written, (_INT8_WEIGHTS if exact_tokens else _INT8) if int8 else ())

@@ -32,10 +32,12 @@ _BEFORE = (
         (Row("features", (*_TEXT, "context_dim"), recorded="ctx.features"),),
         opset=NORM,
         operations="batch * (2 * tokens * text_weights + 4 * tokens**2 * text_width)",
-        bytes="(text_weights + batch * tokens * context_dim) * unchanged + 4 * batch * tokens * context_dim",
+        bytes="text_weights * weight + batch * tokens * context_dim * (table + 4)",
         scratch="batch * tokens * context_dim * (12 + 10 * unchanged)",
         scores="batch * text_heads * tokens**2 * unchanged",
         one_by_one=True,  # equal prompts are encoded once
+        int8=True,
+        exact_tokens=True,
     ),
     contract(
         CONTEXT,
