@@ -19,7 +19,6 @@ from hart_runtime.compare.metrics import Errors, compare_tensors
 from hart_runtime.compare.recorded import Call, graph_calls
 from hart_runtime.compare.reference import Reference, error_key
 from hart_runtime.runtime.backends.backend import Backend
-from hart_runtime.runtime.backends.names import OPENVINO
 from hart_runtime.runtime.contract import Contract
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
@@ -29,12 +28,10 @@ RELATIVE = 1e-4
 """Allowed error of float32 graphs, over the reference's largest magnitude; at reduced
 precision the least that is ever demanded."""
 INT8_RELATIVE = 0.2
-"""Allowed error of graphs with 8-bit products, over the reference's largest magnitude.
+"""Allowed error of graphs with 8-bit products or convolutions, over the reference's largest magnitude.
 Most stay within 0.05; the noisiest denoising step multiplies its error (see docs/accuracy.md)."""
 INT8_WEIGHTS_RELATIVE = 0.03
 """Allowed error of graphs that round weights alone to 8 bits, over the reference's largest magnitude."""
-BFLOAT16_RELATIVE = 0.05
-"""Allowed error of graphs that run in bfloat16 as a whole, over the reference's largest magnitude."""
 FACTOR = 2.0
 """Allowed error at reduced precision, in units of the error of torch in fp16."""
 HALF_UNIT = 2.0**-10
@@ -112,8 +109,8 @@ def replay(
 
     In float32 ("fp32") an engine has to stay within ``relative`` and draw the same indices. In fp16 an
     output may be ``factor`` times as far off as torch in fp16 is, or by :data:`HALF_UNIT`, in int8 the
-    outputs of graphs with 8-bit products by :func:`int8_relative` and those in bfloat16 by
-    :data:`BFLOAT16_RELATIVE`; indices are then judged over the whole loop.
+    outputs of graphs with 8-bit weights by :func:`int8_relative`; indices are then judged over the whole
+    loop.
     """
     limits = reference.half_errors or {}
     rows = []
@@ -123,8 +120,6 @@ def replay(
         contract = manifest.contracts[call.graph]
         if precision == INT8 and contract.int8:
             tolerance = None if whole_numbers else int8_relative(contract)
-        elif precision == INT8 and backend.name == OPENVINO and contract.bfloat16:
-            tolerance = BFLOAT16_RELATIVE
         elif precision == FP16:
             half = limits.get(error_key(batch, call, output), 0.0)
             allowed = factor * half

@@ -16,6 +16,7 @@ from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import resolved, whole_folder
 from hart_runtime.common.precisions import PRECISIONS
 from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.export.calibration import calibrate
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.request import Request, as_file, check_place
 from hart_runtime.export.system_prompt import read_system_prompt, sha256_of_text
@@ -23,8 +24,9 @@ from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files
-from hart_runtime.runtime.contract import specs_of
+from hart_runtime.runtime.contract import DEQUANTIZED, specs_of
 from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.names import DECODER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
 from hart_runtime.runtime.manifest import Manifest, check_contract, write_manifest
 from hart_runtime.runtime.owned import owned_by_bundle
@@ -66,8 +68,11 @@ def export_bundle(
         with WeightFile(partial) as weights:
             for number, (name, build) in enumerate(builders.items()):
                 progress(name, number, len(builders) + 1)
-                exact = contracts[name].exact_tokens
-                graphs[name] = write_graph(build(), partial, weights, tuple(planned[name].forms), exact)
+                forms, exact = tuple(planned[name].forms), contracts[name].exact_tokens
+                seen = None
+                if name == DECODER and DEQUANTIZED in forms:
+                    seen = calibrate(model, checkpoint.sampling, request.pyramid)
+                graphs[name] = write_graph(build(), partial, weights, forms, exact, seen)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(file for graph in graphs.values() for file in graph.files)]
         if vocabulary is not None:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
+from hart_runtime.export.calibration import convolutions
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.export.quantize_blocks import block_of
@@ -55,13 +56,14 @@ def weights_of(
     """
     found: dict[str, Weights] = {}
     everything: Held = {}
+    filters = {id(convolution.weight) for _, convolution in convolutions(model.tokenizer.decoder)}
     for name, module, inputs in _graphs(model, text, manifest, 1):
         with _Parameters(module) as seen:
             module(*inputs)
         contract = manifest.contracts[name]
         small = DEQUANTIZED in manifest.graphs[name].forms
         held = {
-            (key, _stored(tensor, contract, key in seen.tables) if small else _whole): tensor
+            (key, _stored(tensor, contract, key in seen.tables, key in filters) if small else _whole): tensor
             for key, tensor in seen.touched.items()
         }
         found[name] = _sum(held)
@@ -69,8 +71,10 @@ def weights_of(
     return found, _sum(everything)
 
 
-def _stored(weight: Tensor, contract: Contract, table: bool) -> Callable[[Tensor], int]:
-    """What tells the bytes of a weight in a graph with 8-bit products."""
+def _stored(weight: Tensor, contract: Contract, table: bool, filters: bool) -> Callable[[Tensor], int]:
+    """What tells the bytes of a weight in a graph with 8-bit products, or with 8-bit ``filters``."""
+    if filters:
+        return _in_columns
     if weight.ndim != 2 or min(weight.shape) < SMALLEST:
         return _whole
     if not contract.exact_tokens:

@@ -11,13 +11,15 @@ import hashlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
+from hart_runtime.export.calibration import Seen
+from hart_runtime.export.convolutions import convolve_integers, quantize_filters
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
 from hart_runtime.export.quantize_blocks import multiply_blocks, quantize_blocks
@@ -79,13 +81,19 @@ class WeightFile:
 
 
 def write_graph(
-    graph: Graph, folder: Path, weights: WeightFile, forms: Sequence[str], exact_tokens: bool = False
+    graph: Graph,
+    folder: Path,
+    weights: WeightFile,
+    forms: Sequence[str],
+    exact_tokens: bool = False,
+    seen: Mapping[str, Seen] | None = None,
 ) -> GraphSpec:
     """Trace one graph and write it; returns its manifest entry.
 
     Args:
         forms: besides its own. With one of 8-bit weights its own has such, too.
         exact_tokens: whether tokens are not to be rounded to 8 bits beside them.
+        seen: of convolutions that are to run in 8 bits, where a graph has such in the place of products.
     """
     model = _trace(graph)
     read_directly(model)
@@ -93,7 +101,11 @@ def write_graph(
     _name_nodes_by_module(model.graph)
     model.graph.metadata_props.clear()
     files = {form: graph_file(graph.name, form) for form in forms}
-    if DEQUANTIZED in forms:
+    if seen:
+        small = quantize_filters(model, seen)
+        model = convolve_integers(small.clone(), seen)  # before what it reads of weights lies in their file
+        _save(small, graph.name, folder / files[DEQUANTIZED], weights)
+    elif DEQUANTIZED in forms:
         quantize, multiply = (
             (quantize_blocks, multiply_blocks) if exact_tokens else (quantize_weights, quantize_products)
         )

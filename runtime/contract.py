@@ -84,8 +84,7 @@ class Contract:
     operators: frozenset[str] = frozenset()
     """All that its nodes may be, in any form."""
     int8: bool = False
-    """Has products with weights of 8 bits in int8 bundles. The decoder stays in float32: it is made of
-    convolutions."""
+    """Has products, or convolutions, with weights of 8 bits in int8 bundles."""
     exact_tokens: bool = False
     """These products round weights alone: tokens of language models have outliers."""
     bfloat16: bool = False

@@ -56,7 +56,9 @@ def test_the_demo_in_int8(export_once: ExportOnce) -> None:
     found = forecast(Request(find_checkpoint(DEMO_CHECKPOINT), FP32))
     bundle = export_once(DEMO_CHECKPOINT, "int8")
     manifest = open_bundle(bundle).manifest
-    assert found.weights["int8"].nbytes == pytest.approx(manifest.files[WEIGHTS].size, rel=0.04)
+    assert found.weights["int8"].nbytes == pytest.approx(
+        manifest.files[WEIGHTS].size, rel=0.07
+    )  # aligned, and small
     for name in ("transformer", "text_encoder", "decoder"):
         model = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
         nbytes = sum(

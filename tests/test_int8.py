@@ -23,6 +23,7 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import DEQUANTIZED
+from hart_runtime.runtime.families.names import DECODER
 from hart_runtime.runtime.tensorrt.cli import main as hart_build
 from tests.conftest import ExportOnce
 
@@ -127,14 +128,16 @@ def test_only_the_large_products_are_integers(demo_int8: Path) -> None:
         contract = manifest.contracts[name]
         assert [*graph.forms] == ([DEQUANTIZED] if contract.int8 else [])
         operator = "MatMulNBits" if contract.exact_tokens else "MatMulIntegerToFloat"
+        if name == DECODER:
+            operator = "QLinearConv"
         for file in graph.files:
             loaded = ir.load(demo_int8 / file)
             kinds = {node.op_type for node in loaded.graph}
             second = file != graph.file
-            assert kinds & {"MatMulNBits", "MatMulIntegerToFloat"} == (
-                {operator} if contract.int8 and not second else set()
-            ), file
-            assert ("DequantizeLinear" in kinds) == (second and not contract.exact_tokens), file
+            integers = kinds & {"MatMulNBits", "MatMulIntegerToFloat", "QLinearConv"}
+            assert integers == ({operator} if contract.int8 and not second else set()), file
+            if name != DECODER:
+                assert ("DequantizeLinear" in kinds) == (second and not contract.exact_tokens), file
             if contract.exact_tokens:
                 large = [v for v in loaded.graph.initializers.values() if v.const_value.nbytes >= 128 * 64]
                 assert {v.dtype for v in large} == {ir.DataType.UINT8, ir.DataType.FLOAT16}, file

@@ -36,6 +36,8 @@ _INT8 = _named("Abs DequantizeLinear Max QuantizeLinear ReduceMax com.microsoft:
 """Of products in 8 bits."""
 _INT8_WEIGHTS = _named("com.microsoft:MatMulNBits")
 """Of products with weights in 8 bits and tokens in float32."""
+_INT8_CONVOLUTIONS = _named("DequantizeLinear QLinearConv QuantizeLinear")
+"""Of convolutions in 8 bits."""
 _WRITTEN = {
     "com.microsoft:MultiHeadAttention": _named("Attention MatMul Softmax"),
     "RMSNormalization": _named("ReduceMean"),
@@ -86,9 +88,10 @@ def operators_of(own: Operators, int8: bool, exact_tokens: bool = False) -> Oper
 
     Args:
         own: of the graph itself, beside those of all.
-        int8: whether it has products in 8 bits in int8 bundles.
+        int8: whether it has products, or convolutions, in 8 bits in int8 bundles.
         exact_tokens: whether only weights of these are in 8 bits.
     """
     own = own | EVERYWHERE
     written = [parts for operator, parts in _WRITTEN.items() if operator in own]
-    return own.union(*written, (_INT8_WEIGHTS if exact_tokens else _INT8) if int8 else ())
+    products = _INT8_WEIGHTS if exact_tokens else _INT8
+    return own.union(*written, (_INT8_CONVOLUTIONS if "Conv" in own else products) if int8 else ())

@@ -121,10 +121,11 @@ DECODING = contract(
     (Row("f_hat", LATENTS, recorded="final.f_hat"),),
     (Row("image", ("batch", 3, "pixels", "pixels"), recorded="image"),),
     # From opset 21 on GroupNorm is one operator, which ONNX Runtime makes larger pieces of.
+    int8=True,
     bfloat16=True,
     one_by_one=True,  # its full-resolution activations are the largest of all
     operations="batch * decoder_operations",
-    bytes="decoder_weights * unchanged + 12 * batch * pixels**2",
+    bytes="decoder_weights * weight + 12 * batch * pixels**2",
     scratch="4 * batch * decoder_width * pixels**2 * unchanged",
 )
 DECODE = run(DECODER, 0)

@@ -1,0 +1,133 @@
+"""What convolutions of the image decoder see while the model draws: what their 8-bit scales are taken from.
+
+Text features are random ones: whatever they ask for, the model answers with codes of its own, and nothing but
+the range of numbers is taken from the pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.hart import checkpoints
+from hart_runtime.hart.autoencoder import Decoder, ResnetBlock, Upsample
+from hart_runtime.hart.model import Hart, Model
+
+DECODER = "tokenizer.decoder"
+"""Where the graph's weights have it."""
+MOST_TOKENS, MOST_PICTURES = 256, 4
+"""That are drawn: some pictures of a small model, the first scales of a large one's."""
+LARGEST_SIDE = 16
+"""Cells of a latent that are decoded, on each side."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest and the largest number of a tensor."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a convolution took and made."""
+
+    taken: Range
+    made: Range
+
+
+def convolutions(decoder: Decoder) -> Iterator[tuple[str, nn.Conv2d]]:
+    """Those that run in 8 bits, by name: all that take time, where many channels become many.
+
+    The first one's input and the last one's output are the latent and the picture themselves; shortcuts hand
+    the whole of a map on, and attention is small.
+    """
+    for path, module in decoder.named_modules(prefix=DECODER):
+        names = {ResnetBlock: ("conv1", "conv2"), Upsample: ("conv",)}.get(type(module), ())
+        for name in names:
+            yield f"{path}.{name}", module.get_submodule(name)  # type: ignore[misc]
+
+
+def calibrate(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ...]) -> dict[str, Seen]:
+    """What the convolutions of :func:`convolutions` see in a few pictures, by name.
+
+    Raises:
+        InputError: the model draws what is not finite.
+    """
+    with torch.inference_mode():
+        latents = _latents(model, settings, patch_nums)
+    if not bool(latents.isfinite().all()):
+        raise InputError("this model draws latents that are not finite, so 8-bit scales cannot be measured")
+    seen: dict[str, Seen] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def hook(_: nn.Module, taken: tuple[Tensor], made: Tensor) -> None:
+            seen[name] = Seen(_range(*taken), _range(made))
+
+        return hook
+
+    watched = convolutions(model.tokenizer.decoder)
+    hooks = [convolution.register_forward_hook(watch(name)) for name, convolution in watched]
+    with torch.inference_mode():
+        model.tokenizer.decode(latents)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _range(x: Tensor) -> Range:
+    low, high = x.aminmax()
+    return Range(float(low), float(high))
+
+
+class _Drawn(Exception):  # noqa: N818
+    """Ends a drawing that came far enough."""
+
+
+def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ...]) -> Tensor:
+    """Of a few pictures, (B, Cv, n, n): scales that take too long to draw have random codes.
+
+    What convolutions see hardly depends on which codes there are, but it does on whether there are any.
+    """
+    tokens, scales = 0, 0
+    for side in patch_nums:
+        if tokens + side**2 > MOST_TOKENS:
+            break
+        tokens, scales = tokens + side**2, scales + 1
+    count = min(MOST_TOKENS // tokens, MOST_PICTURES)
+    found: list[Tensor] = []
+
+    def record(name: str, value: Tensor) -> None:
+        if name.endswith(".f_hat"):  # one a scale, with the residual in the last
+            found.append(value)
+            if len(found) == scales:
+                raise _Drawn
+
+    random, quantizer = torch.Generator().manual_seed(0), model.tokenizer.quantize
+    asked, noise = _asked(model, count, random), SeededNoise(range(count))
+    with contextlib.suppress(_Drawn):
+        checkpoints.draw(model, asked, noise, settings, patch_nums, record)
+    latents = found[-1]
+    for scale, side in list(enumerate(patch_nums))[scales:]:
+        codes = torch.randint(len(quantizer.embedding.weight), (count, side**2), generator=random)
+        codes_map = quantizer.lookup(codes, side)
+        latents = latents + quantizer.contribution(codes_map, scale, patch_nums, quantizer.phi_on_last)
+    return latents[:, :, :LARGEST_SIDE, :LARGEST_SIDE]
+
+
+def _asked(model: Model, count: int, random: torch.Generator) -> list[Tensor]:
+    """What pictures begin with: random text features, or random classes."""
+    if not isinstance(model, Hart):
+        return [torch.randint(model.transformer.config.num_classes, (count,), generator=random)]
+    config = model.transformer.config
+    features = torch.randn(count, config.context_token, config.context_dim, generator=random)
+    mask = torch.arange(config.context_token) <= config.context_token // 2
+    return [features, mask.expand(count, -1)]
