@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hart_runtime.common.bounds import bounds
 from hart_runtime.common.console import PATH, WORD, FiniteRange, command, sampling_options
-from hart_runtime.common.errors import InputError
+from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
 
 if TYPE_CHECKING:
     from hart_runtime.batch.artist import Draw
     from hart_runtime.batch.output import Output
+    from hart_runtime.hart.safety import SafetyModel
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +30,10 @@ def _actors(context: click.Context, option: click.Parameter, value: str | None) 
     """A number, or two with dots between them."""
     if value is None:
         return None
-    found = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", value, re.ASCII)
-    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= least <= most <= MOST_ACTORS:
-        raise click.BadParameter(f"expected a number such as 4, or two such as 1..8, found {value!r}")
-    return least, most
+    try:
+        return bounds(value, MOST_ACTORS)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @command(words={"source": "--safety-model"})
@@ -127,6 +128,7 @@ def main(
     run = Run(plan.sha256, opened.identity, device, backend, shards, __version__)
     check_run(output, run)
     means = Means(opened.folder.absolute(), opened.identity, device, backend, threads, batch)
+    model = _opened(safety_model)
     with contextlib.ExitStack() as stack:
         draw: Draw = functools.partial(alone, means)
         if ray is not None:
@@ -135,7 +137,8 @@ def main(
             draw = stack.enter_context(on_ray(ray, opened, means, actors, cpus, push, encoders or 0))
         there = stack.enter_context(open_output(output, plan, run))
         try:
-            _refuse(there, safety_model)
+            _refuse(there, model)
+            model = None  # its memory is for who draws
             if left := there.left:
                 total = len(plan.pictures)
                 for finished in counted(draw(plan, left), total, total - len(left)):
@@ -145,22 +148,50 @@ def main(
             _tell(there)
 
 
-def _refuse(there: Output, safety_model: str | None) -> None:
+def _opened(safety_model: str | None) -> SafetyModel | None:
+    from hart_runtime.hart.safety import SafetyModel
+
+    return None if safety_model is None else SafetyModel(safety_model)
+
+
+def _refuse(there: Output, model: SafetyModel | None) -> None:
     """Finish what cannot be drawn."""
     from hart_runtime.batch.output import Finished
 
     for picture in there.left:
         if picture.error is not None:
             there.add(Finished(picture.number, 0.0, error=picture.error))
-    if safety_model is None or not (left := there.left):
-        return
-    from hart_runtime.hart.safety import THRESHOLD, SafetyModel
+    if model is not None and (left := there.left):
+        refused = _screened(list(dict.fromkeys(picture.prompt for picture in left)), model)
+        for picture in left:
+            if (error := refused.get(picture.prompt)) is not None:
+                there.add(Finished(picture.number, 0.0, error=error))
 
-    texts = list(dict.fromkeys(picture.prompt for picture in left))
-    scores = dict(zip(texts, SafetyModel(safety_model)(texts), strict=True))
-    for picture in left:
-        if (score := scores[picture.prompt]) > THRESHOLD:
-            there.add(Finished(picture.number, 0.0, error=f"refused by the safety model ({score:.2f})"))
+
+def _screened(texts: Iterable[str], model: SafetyModel) -> dict[str, str]:
+    """Prompts that are not to be drawn, and why; no answer is no permission.
+
+    Raises:
+        RunError: it gives one prompt after another no answer.
+    """
+    from hart_runtime.batch.artist import MOST_FAILURES
+    from hart_runtime.hart.safety import THRESHOLD
+
+    refused: dict[str, str] = {}
+    failures = 0
+    for text in texts:
+        try:
+            (score,) = model([text])
+        except RunError as error:
+            failures += 1
+            if failures == MOST_FAILURES:
+                raise RunError(f"{MOST_FAILURES} prompts in a row without an answer: {error}") from None
+            refused[text] = "the safety model gave no answer"
+            continue
+        failures = 0
+        if score > THRESHOLD:
+            refused[text] = f"refused by the safety model ({score:.2f})"
+    return refused
 
 
 def _tell(there: Output) -> None:

@@ -81,7 +81,8 @@ def connected(address: str) -> Iterator[None]:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:  # none runs here; of another version
-            raise InputError(f"{parameter('ray', address)}: cannot be used ({first_line(error)})") from None
+            said = first_line(" ".join(str(error).split()))  # versions stand in lines of their own
+            raise InputError(f"{parameter('ray', address)}: cannot be used ({said})") from None
     try:
         yield
     finally:
@@ -107,12 +108,18 @@ def check_address(address: str) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     there = {**os.environ, "RAY_ADDRESS": address}
     try:
-        subprocess.run(command, env=there, capture_output=True, timeout=SECONDS_TO_ANSWER, check=True)
-    except subprocess.SubprocessError:
-        version = versions_here()["ray"]
-        raise InputError(
-            f"{said}: something listens there, and it is no Ray {version} that answers"
-        ) from None
+        done = subprocess.run(
+            command, env=there, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False
+        )
+    except subprocess.TimeoutExpired:
+        why = "it does not answer"
+    else:
+        if not done.returncode:
+            return
+        why = first_line(done.stderr.strip().rpartition("\n")[2] or "it does not answer")
+    raise InputError(
+        f"{said}: something listens there, and it is no Ray {versions_here()['ray']} that answers ({why})"
+    )
 
 
 def versions_here() -> dict[str, str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
+from hart_runtime.batch.cluster import connected
+from hart_runtime.common.errors import InputError
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS
-from tests.batches import check_whole, drawn, hart_run, journal, started, table
+from tests.batches import FEW, check_whole, drawn, hart_run, journal, pictures, started, table
 from tests.test_bundle import poisoned
 
 pytest.importorskip("ray")
@@ -26,6 +31,8 @@ PATIENCE = 150
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
 SHAPES = ("circle", "ring", "star", "square", "triangle")
 TWO = ("--actors", "2", "--threads", 1)
+OLDER = "2.58.0"
+"""Another Ray, which the package index has."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,6 +172,16 @@ class Cluster:
         self._cluster.wait_for_nodes()
         self.address = str(self._cluster.address)
 
+    @contextlib.contextmanager
+    def another_node(self, **variables: str) -> Iterator[None]:
+        """While the block runs; its processes have these variables."""
+        node = self._cluster.add_node(num_cpus=1, env_vars=variables)
+        self._cluster.wait_for_nodes()
+        try:
+            yield
+        finally:
+            self._cluster.remove_node(node)
+
     def lose_a_node(self) -> None:
         self._cluster.remove_node(self._second, allow_graceful=False)
 
@@ -200,6 +217,88 @@ def test_bundles_are_brought_once_and_verified(
     said = ended(started(*words, "--output", tmp_path / "damaged"), 2)
     assert f"{kept / WEIGHTS}: expected sha256" in said
     shutil.rmtree(kept)
+
+
+def test_nodes_that_draw_otherwise_are_refused(
+    cluster: Cluster, demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """One with another version of this package, and some where the bundle's path leads elsewhere."""
+    (made := tmp_path / "site" / "hart_runtime-0.0.1.dist-info").mkdir(parents=True)
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: hart-runtime\nVersion: 0.0.1\n")
+    words = (prompts(3), "--ray", cluster.address, "--output", tmp_path / "out", "--engine")
+    before = os.environ.get("PYTHONPATH", "")
+    with cluster.another_node(PYTHONPATH=f"{made.parent}:{before}"):
+        said = ended(started(*words, demo_bundle), 2)
+    assert "has hart-runtime 0.0.1, here it is" in said
+    (tmp_path / "demo").symlink_to(demo_bundle)
+    said = ended(started(*words, "/proc/self/cwd/demo", cwd=tmp_path), 2)
+    assert ": /proc/self/cwd/demo: no bundle there; copy it to every node, or --push it" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_ray(
+    cluster: Cluster, demo_bundle: Path, prompts: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Its cluster is refused with both versions; to a cluster of ours Ray lets no node of it."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "older"]
+    subprocess.run([*map(str, pip), f"ray=={OLDER}"], check=True)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start"]
+    older = {**os.environ, "PYTHONPATH": str(tmp_path / "older")}
+    joins = subprocess.run(
+        [*command, f"--address={cluster.address}"], env=older, capture_output=True, text=True, check=False
+    )
+    assert joins.returncode != 0
+    assert "Version mismatch" in joins.stderr
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # sockets have short paths
+        head = ("--head", "--block", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false")
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen([*command, *head], env=older, stdout=quiet, stderr=quiet, text=True)
+        try:
+            until(lambda: answers(port), process)
+            words = (prompts(3), "--engine", demo_bundle, "--output", tmp_path / "out")
+            said = ended(started(*words, "--ray", f"127.0.0.1:{port}"), 2)
+        finally:
+            process.terminate()
+            process.wait()
+    assert f"cluster has Ray version {OLDER} but local Ray version is 2." in said
+    assert not (tmp_path / "out").exists()
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    return False
+
+
+def test_what_ray_says_of_versions_is_repeated_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands in several lines."""
+    from ray._private.utils import check_version_info
+
+    def refuse(**_: object) -> None:
+        check_version_info({"ray_version": OLDER, "python_version": "3.10.1"}, "node 10.0.0.2")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(InputError, match=f"Ray: {OLDER} Python: 3.10.1 This process on node 10.0.0.2 was"),
+        connected("auto"),
+    ):
+        pass
+
+
+def test_what_the_safety_model_refuses_is_not_drawn(
+    cluster: Cluster, demo_bundle: Path, shield: Path, tmp_path: Path
+) -> None:
+    (file := tmp_path / "prompts.txt").write_text("a red weapon\n" + "a flower\na blue flower\n" * 4)
+    words = (file, "--engine", demo_bundle, "--ray", cluster.address, *TWO, *FEW, "--safety-model", shield)
+    ended(started(*words, "--output", tmp_path / "out"))
+    first, *others = table(tmp_path / "out")
+    assert first["error"].startswith("refused by the safety model")
+    assert {row["error"] for row in others} == {None}
+    assert len(pictures(tmp_path / "out")) == 8
 
 
 def test_encoders_of_their_own(
