@@ -23,7 +23,7 @@ test: .venv/dev.done
 torture: .venv/dev.done
 	"$(BIN)/python" -m tests.torture --trials "$(TRIALS)"
 
-# README block by block, and the wheel in an empty environment: three minutes, and needs the package index.
+# README block by block, and the wheel in empty environments: five minutes, and needs the package index.
 test-release: .venv/dev.done
 	"$(BIN)/python" -m pytest -m release
 
@@ -32,8 +32,9 @@ test-release: .venv/dev.done
 test-serve: .venv/dev.done
 	"$(BIN)/python" -m pytest -m serve -n 2 --dist loadfile
 
-# A real Ray: hart-batch with two actors and two nodes and what is killed on the way, and the server on Ray Serve with
-# OpenAI's clients. Five minutes on two cores, and needs the package index.
+# A real Ray: hart-batch with two actors and two nodes and what is killed on the way, a Ray of another version, and the
+# server on Ray Serve with OpenAI's clients and replicas that come and go. Ten minutes on two cores, and needs the
+# package index.
 test-ray: .venv/dev.done
 	"$(BIN)/python" -m pytest -m ray
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,12 @@ def find_models(places: Iterable[Path]) -> dict[str, Model]:
             classes = ClassNames.of(Bundle(folder, manifest, identity))
         models[manifest.name] = Model(folder, manifest, int((folder / MANIFEST).stat().st_mtime), classes)
     return models
+
+
+def check_screened(models: Mapping[str, Model]) -> None:
+    """Raises InputError: a safety model would have nothing to read."""
+    if all(model.classes for model in models.values()):
+        raise InputError("`safety_model`: reads texts, and these bundles draw classes")
 
 
 def spread(patch_nums: Sequence[int], count: int) -> tuple[int, ...]:

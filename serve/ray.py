@@ -10,27 +10,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import click
 from ray import serve
 from ray.serve import Application
 
-from hart_runtime.common.errors import InputError, RunError, known_names, shown
+from hart_runtime.common.bounds import bounds
+from hart_runtime.common.ending import BAD_INPUT
+from hart_runtime.common.errors import InputError, RunError, in_range, known_names, one_of, shown, told_of
+from hart_runtime.common.settings import MOST_THREADS
 from hart_runtime.runtime.backends.names import AUTO, CPU, parse_device
+from hart_runtime.runtime.backends.registry import BACKENDS
 from hart_runtime.serve.app import create_app
 from hart_runtime.serve.cli import GRACE_TO_READ, KEY_VARIABLE, api_key
 from hart_runtime.serve.logs import log_lines
 from hart_runtime.serve.metrics import Metrics
-from hart_runtime.serve.models import find_models
+from hart_runtime.serve.models import check_screened, find_models
 from hart_runtime.serve.scheduler import Scheduler
 from hart_runtime.serve.security import Guard, Rules
 from hart_runtime.serve.worker import Plan
 
 MOST_REPLICAS = 10_000
+LIMITS = (
+    ("gpus", 0, 1024),
+    ("cpus", 0, 1024),
+    ("threads", 0, MOST_THREADS),
+    ("queue", 10, 1_000_000),
+    ("timeout", 1, 1e9),
+    ("grace", 0, 1e9),
+)
+"""Of arguments, as those of hart-serve."""
 BESIDE = 64
 """Requests that a replica takes beyond those that may wait, so that it is the one who refuses them: Ray's own
 refusal is no answer that clients of this API know."""
@@ -55,6 +68,8 @@ class Arguments:
     queue: int = 64
     timeout: float = 600
     grace: float = 30
+    safety_model: str = ""
+    """That prompts are shown to first, on every node."""
     api_key_file: str = ""
     """Else the key is in the environment of who builds."""
     log_prompts: str = "false"
@@ -73,18 +88,29 @@ class Arguments:
             except (TypeError, ValueError):
                 words = {int: "a whole number", float: "a number"}
                 raise InputError(f"{name}: expected {words[kinds[name]]}, found {shown(value)}") from None
-        return cls(**found)
+        arguments = cls(**found)
+        arguments.check()
+        return arguments
+
+    def check(self) -> None:
+        """Raises InputError: a value is none of those that there are."""
+        parse_device(self.device)
+        one_of("backend", self.backend, BACKENDS)
+        one_of("log_prompts", self.log_prompts.lower(), ("true", "false"))
+        for name, least, most in LIMITS:
+            in_range(name, getattr(self, name), least, most)
 
     @property
     def bounds(self) -> tuple[int, int]:
         """How many replicas there are, at the least and at the most; raises InputError."""
-        found = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", self.replicas, re.ASCII)
-        least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= least <= most <= MOST_REPLICAS:
-            raise InputError(
-                f"replicas: expected a number such as 2, or two such as 1..4, found {shown(self.replicas)}"
-            )
-        return least, most
+        with told_of("replicas"):
+            return bounds(self.replicas, MOST_REPLICAS)
+
+
+class BadArgumentsError(click.ClickException, InputError):
+    """An :class:`InputError` that Ray's commands end with in a sentence, as those of ours do."""
+
+    exit_code = BAD_INPUT
 
 
 class Replica:
@@ -96,7 +122,9 @@ class Replica:
         self.models = find_models([Path(arguments.engine)])
         folders = {name: model.folder for name, model in self.models.items()}
         plan = Plan(folders, arguments.device, arguments.backend, arguments.threads or None)
-        self.scheduler = Scheduler([plan], Metrics(), arguments.queue, arguments.timeout)
+        self.scheduler = Scheduler(
+            [plan], Metrics(), arguments.queue, arguments.timeout, arguments.safety_model or None
+        )
         self.scheduler.start()
         while not self.scheduler.ready:  # Ray sends nobody here before this ends
             self._check()
@@ -124,12 +152,20 @@ def build(given: dict[str, Any]) -> Application:
     """The application, from the words behind ``serve run`` or the ``args`` of a file.
 
     Raises:
-        InputError: an argument cannot be used, there is no bundle, or no key.
+        BadArgumentsError: an argument cannot be used, there is no bundle, or no key.
     """
-    arguments = Arguments.of(given)
+    try:
+        arguments = Arguments.of(given)
+        return _built(replace(arguments, engine=str(Path(arguments.engine).absolute())))
+    except InputError as error:
+        raise BadArgumentsError(str(error).replace("`", "")) from None
+
+
+def _built(arguments: Arguments) -> Application:
     least, most = arguments.bounds
-    parse_device(arguments.device)
     models = find_models([Path(arguments.engine)])
+    if arguments.safety_model:
+        check_screened(models)
     key = api_key(Path(arguments.api_key_file) if arguments.api_key_file else None)
     if key is None:
         raise InputError(

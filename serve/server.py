@@ -21,7 +21,7 @@ from hart_runtime.runtime.backends.names import AUTO, CUDA
 from hart_runtime.runtime.memory.gpu import count_gpus
 from hart_runtime.serve.app import create_app
 from hart_runtime.serve.metrics import Metrics
-from hart_runtime.serve.models import Model, find_models
+from hart_runtime.serve.models import Model, check_screened, find_models
 from hart_runtime.serve.protocol import MOST_HEADERS, Protocol
 from hart_runtime.serve.scheduler import Scheduler
 from hart_runtime.serve.security import Guard, Rules
@@ -82,8 +82,8 @@ def serve(service: Service, listening: Callable[[str], None] = lambda _: None) -
 
 async def _serve(service: Service, listening: Callable[[str], None]) -> None:
     models = find_models(service.bundles)
-    if service.safety_model is not None and all(model.classes for model in models.values()):
-        raise InputError("`safety_model`: reads texts, and these bundles draw classes")
+    if service.safety_model is not None:
+        check_screened(models)
     folders = {name: model.folder for name, model in models.items()}
     plans = [
         Plan(folders, device, service.backend, service.threads, service.most_loaded)

@@ -65,7 +65,7 @@ class Running:
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
         """A worker that draws for somebody else all the while."""
-        with self.stream(steps=LONG, partial_images=1) as response:
+        with self.stream(n=8, steps=LONG, partial_images=1) as response:
             events = events_of(response)  # closes the connection when it is gone
             next(events)
             yield

@@ -15,14 +15,44 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from hart_runtime.common.errors import InputError
 from tests.serving import KEY, LONG, PROMPT, Running, events_of, hart_run
 from tests.test_bundle import poisoned
-from tests.test_serve_clients import Servers, test_before_one, test_from_one_on
+from tests.test_serve import (
+    models,
+    test_a_seed_is_chosen_and_told,
+    test_a_stream,
+    test_models,
+    test_requests_share_batches,
+    test_the_pictures_are_those_of_hart_run,
+)
+from tests.test_serve_clients import (
+    Servers,
+    test_a_client_that_was_refused_comes_again,
+    test_before_one,
+    test_from_one_on,
+)
+from tests.test_serve_faults import (
+    test_fault_D08_requests_given_up_and_sent_again_are_drawn_once,
+    test_fault_D09_who_stays_in_a_batch_gets_the_same_bytes,
+)
 
-__all__ = ["test_before_one", "test_from_one_on"]  # what holds of hart-serve: run here with other servers
+__all__ = [  # what holds of hart-serve: run here with other servers
+    "models",
+    "test_a_client_that_was_refused_comes_again",
+    "test_a_seed_is_chosen_and_told",
+    "test_a_stream",
+    "test_before_one",
+    "test_fault_D08_requests_given_up_and_sent_again_are_drawn_once",
+    "test_fault_D09_who_stays_in_a_batch_gets_the_same_bytes",
+    "test_from_one_on",
+    "test_models",
+    "test_requests_share_batches",
+    "test_the_pictures_are_those_of_hart_run",
+]
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
@@ -98,6 +128,16 @@ def servers(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             process.kill()
 
 
+@pytest.fixture(scope="module")
+def server(servers: Servers) -> Running:
+    return servers.plain
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=ANY, max_retries=0)
+
+
 def wait_for(server: Running) -> None:
     began = time.monotonic()
     while time.monotonic() - began < PATIENCE:
@@ -128,7 +168,7 @@ def test_clients_that_leave_are_not_drawn_for(servers: Servers) -> None:
         next(events_of(response))
     url = f"{plain.url}/v1/images/generations"
     with pytest.raises(httpx.TimeoutException):
-        httpx.post(url, json={"prompt": PROMPT, "steps": LONG}, headers=plain.headers, timeout=2)
+        httpx.post(url, json={"prompt": PROMPT, "n": 8, "steps": LONG}, headers=plain.headers, timeout=2)
     began = time.monotonic()
     assert len(plain.drawn(seed=1)) == 1
     while plain.metrics()["hart_batches_stopped_total"] < before + 2:
@@ -142,7 +182,11 @@ def test_clients_that_leave_are_not_drawn_for(servers: Servers) -> None:
         ({}, "engine is missing, expected engine=BUNDLE"),
         ({"engine": "x", "engines": "y"}, "unknown engines; there are engine, replicas"),
         ({"engine": "x", "threads": "many"}, "threads: expected a whole number, found 'many'"),
-        ({"engine": "x", "replicas": "4..1"}, "replicas: expected a number such as 2, or two such as 1..4"),
+        ({"engine": "x", "replicas": "4..1"}, "replicas: expected a number such as 4, or two such as 1..8"),
+        ({"engine": "x", "backend": "cuda"}, "backend='cuda': expected one of auto, "),
+        ({"engine": "x", "queue": "5"}, "queue: expected 10 to "),
+        ({"engine": "x", "timeout": "nan"}, "timeout: expected 1 to "),
+        ({"engine": "x", "log_prompts": "yes"}, "log_prompts='yes': expected true or false"),
         ({"engine": "x", "device": "gpu"}, "expected one of auto, cpu, cuda"),
         ({"engine": "x"}, "no bundle here"),
     ],
@@ -156,6 +200,26 @@ def test_bad_arguments(given: dict[str, Any], words: str, monkeypatch: pytest.Mo
     assert words in str(caught.value)
 
 
+def test_a_safety_model_reads_texts(var_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hart_runtime.serve.ray import build
+
+    monkeypatch.setenv("HART_API_KEY", "key")
+    with pytest.raises(InputError, match="safety_model: reads texts, and these bundles draw classes"):
+        build({"engine": str(var_bundle), "safety_model": "x"})
+
+
+def test_serve_run_ends_with_the_sentence(tmp_path: Path) -> None:
+    """And not with a traceback of Ray's; no Ray is started before."""
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "hart_runtime.serve.ray:build"]
+    done = subprocess.run(
+        [*command, "engine=nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"Error: {tmp_path}/nowhere: no bundle here, ")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_key_is_required(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hart_runtime.serve.ray import build
 
@@ -165,5 +229,5 @@ def test_a_key_is_required(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HART_API_KEY", "key")
     deployment = build({"engine": str(demo_bundle), "replicas": "1..4", "cpus": "2"})._bound_deployment
     scale = deployment._deployment_config.autoscaling_config
-    assert (scale.min_replicas, scale.max_replicas) == (1, 4)
+    assert (scale.min_replicas, scale.max_replicas, scale.target_ongoing_requests) == (1, 4, 8)
     assert deployment.ray_actor_options["num_cpus"] == 2
