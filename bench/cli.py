@@ -11,6 +11,7 @@ import click
 
 from hart_runtime.bench import REFERENCES
 from hart_runtime.bench.load_cli import serve_load
+from hart_runtime.bench.scale_check import scale_check
 from hart_runtime.bench.scale_cli import scale
 from hart_runtime.common.console import PATH, WORD, command, group
 from hart_runtime.common.errors import InputError, one_of
@@ -132,6 +133,7 @@ def compare_results(before: Path, after: Path, everything: bool) -> None:
 
 main.add_command(compare_results)
 main.add_command(scale)
+main.add_command(scale_check)
 main.add_command(serve_load)
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,9 +32,10 @@ class Load:
 
     url: str
     clients: int = 4
-    """That ask again as soon as they are answered; with ``rate``, how many wait at the most."""
-    rate: float | None = None
-    """Requests a second, whether others are answered or not; None: every client waits for its own."""
+    """That ask again as soon as they are answered; with ``moments``, how many wait at the most."""
+    moments: Sequence[float] = ()
+    """At which requests come, in seconds, whether others are answered or not; none: every client waits for
+    its own."""
     seconds: float = 30.0
     prompts: Sequence[str] = ()
     """In turns; one at least."""
@@ -57,6 +58,8 @@ class Answer:
     """Seconds until the first view of a picture."""
     whole: float | None = None
     """Seconds until the last picture."""
+    came: float = 0.0
+    """Seconds from the beginning of the load until it was asked."""
 
 
 @dataclass
@@ -113,7 +116,7 @@ def measure_load(load: Load) -> Measured:
         raise InputError(f"{parameter('url', load.url)}: nobody answers there ({error})") from None
     answers: list[Answer] = []
     began = time.perf_counter()
-    ask = _client if load.rate is None else _arrivals
+    ask = _arrivals if load.moments else _client
     threads = [
         threading.Thread(target=ask, args=(load, number, began, answers)) for number in range(load.clients)
     ]
@@ -128,19 +131,20 @@ def _client(load: Load, number: int, began: float, answers: list[Answer]) -> Non
     """One that asks again when it is answered, and waits as it is told to."""
     asked = 0
     while time.perf_counter() - began < load.seconds:
-        answer, pause = _ask(load, number + asked * load.clients, time.perf_counter())
-        answers.append(answer)
+        now = time.perf_counter()
+        answer, pause = _ask(load, number + asked * load.clients, now)
+        answers.append(replace(answer, came=now - began))
         asked += 1
         time.sleep(min(pause, max(load.seconds - (time.perf_counter() - began), 0)))
 
 
 def _arrivals(load: Load, number: int, began: float, answers: list[Answer]) -> None:
-    """Every so many-th of the requests that come at a steady rate; one that begins late has waited, too."""
-    assert load.rate is not None
-    for asked in range(number, int(load.seconds * load.rate), load.clients):
-        due = began + asked / load.rate
-        time.sleep(max(due - time.perf_counter(), 0))
-        answers.append(_ask(load, asked, due)[0])
+    """Every so many-th of the requests that come at their moments; one that begins late has waited, too."""
+    for asked in range(number, len(load.moments), load.clients):
+        moment = load.moments[asked]
+        time.sleep(max(began + moment - time.perf_counter(), 0))
+        answer, _ = _ask(load, asked, began + moment)
+        answers.append(replace(answer, came=moment))
 
 
 def _ask(load: Load, number: int, since: float) -> tuple[Answer, float]:

@@ -73,7 +73,8 @@ def serve_load(
     from hart_runtime.bench.side_by_side import Means, measure_side_by_side
     from hart_runtime.bench.workload import PROMPT
 
-    load = Load(url or "", clients, rate, seconds, prompts, pictures, partials)
+    moments = [number / rate for number in range(int(seconds * rate))] if rate else ()
+    load = Load(url or "", clients, moments, seconds, prompts, pictures, partials)
     beside = None
     if bundle is not None:
         require("hart-bench serve", "serve", "fastapi", "uvicorn", "prometheus_client")

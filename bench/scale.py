@@ -1,9 +1,10 @@
 """A service of any size, simulated event by event from the times that one machine was measured with.
 
-Requests for a picture come, wait in one queue, and are drawn in batches by workers, as in
-:mod:`hart_runtime.serve.scheduler`: a free worker takes what has waited longest, up to the largest batch, and
-after a batch waits a moment for those who ask again. Workers fail and are started again, more of them are
-started while many wait, and some are ended while few do.
+Requests for a picture come to replicas, as those of Ray Serve are: each is one worker with a queue of its
+own, and a request goes to that one of two, chosen by chance, which has fewer. A worker that is free takes
+what has waited longest, up to the largest batch, and after a batch waits a moment for those who ask again,
+as in :mod:`hart_runtime.serve.scheduler`. Workers fail and are started again, more of them are started while
+many wait, and some are ended while few do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -58,9 +59,7 @@ class Service:
     batch: int = 8
     """Pictures that a worker draws at once, at the most."""
     room: int = 64
-    """Requests that may wait; more are refused."""
-    steady: bool = False
-    """Requests come in equal steps, and not by chance."""
+    """Requests that may wait for each worker; more are refused."""
     seconds: float = 600.0
     warm_up: float = 60.0
     """Of these seconds, those at the beginning that nothing is told of."""
@@ -77,11 +76,13 @@ class Service:
 
 @dataclass
 class Told:
-    """What came of it."""
+    """What came of it, simulated or measured."""
 
     service: Service
+    runs: int = 1
+    """That are told of together."""
     waited: list[float] = field(default_factory=list)
-    """Seconds of each request, from asking to its picture."""
+    """Seconds of each request that was answered after the warm-up, from asking to its picture."""
     refused: int = 0
     again: int = 0
     """Requests whose worker failed while it drew them."""
@@ -90,15 +91,36 @@ class Told:
     there: float = 0.0
     """Seconds that workers were paid for."""
 
+    @classmethod
+    def together(cls, tolds: Iterable[Told]) -> Told:
+        """Of several runs of one service."""
+        first, *others = tolds
+        for told in others:
+            first = cls(
+                first.service,
+                first.runs + told.runs,
+                first.waited + told.waited,
+                first.refused + told.refused,
+                first.again + told.again,
+                first.busy + told.busy,
+                first.there + told.there,
+            )
+        return first
+
+    @property
+    def seconds(self) -> float:
+        """That are told of."""
+        return self.runs * (self.service.seconds - self.service.warm_up)
+
     @property
     def throughput(self) -> float:
         """Pictures a second."""
-        return len(self.waited) / (self.service.seconds - self.service.warm_up)
+        return len(self.waited) / self.seconds
 
     def quantile(self, share: float) -> float:
         return float(np.quantile(self.waited, share)) if self.waited else math.nan
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "pictures_per_second": self.throughput,
@@ -107,16 +129,57 @@ class Told:
             "refused": self.refused,
             "again": self.again,
             "busy": self.busy / self.there if self.there else 0.0,
-            "mean_workers": self.there / (self.service.seconds - self.service.warm_up),
+            "mean_workers": self.there / self.seconds,
         }
 
 
+def arrivals(rate: float, seed: int) -> Iterator[float]:
+    """Moments at which requests come by chance (Poisson), in seconds, without an end.
+
+    Args:
+        rate: requests a second.
+    """
+    chance, now = random.Random(f"arrivals {seed}"), 0.0
+    while True:
+        now += chance.expovariate(rate)
+        yield now
+
+
 def simulate(service: Service, times: Callable[[int, random.Random], float], seed: int = 0) -> Told:
-    """Run it once."""
+    """Run it once; those who ask come at the moments of :func:`arrivals`."""
     simulation = _Simulation(service, times, seed)
     simulation.clock.run(service.seconds)
     simulation.end()
     return simulation.told
+
+
+class _Replica:
+    """A worker and who asks it."""
+
+    def __init__(self, clock: Any) -> None:
+        self.clock = clock
+        self.queue: deque[float] = deque()
+        """When each of those that wait came."""
+        self.drawing = 0
+        self.ending = False
+        self._enough: Any = None
+        self._least = 0
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that it has."""
+        return len(self.queue) + self.drawing
+
+    def enough(self, least: int) -> Any:
+        """An event: so many wait, or it is to end."""
+        self._enough, self._least = self.clock.event(), least
+        return self._enough
+
+    def look(self) -> None:
+        """Something has changed."""
+        event = self._enough
+        if event is not None and not event.triggered and (self.ending or len(self.queue) >= self._least):
+            event.succeed()
 
 
 class _Simulation:
@@ -125,19 +188,15 @@ class _Simulation:
         self.chance = random.Random(seed)
         self.clock = simpy.Environment()
         self.told = Told(service)
-        self.queue: deque[float] = deque()
-        """When each of those that wait came."""
-        self.idle: deque[Any] = deque()
-        """Events of workers that wait for work."""
-        self.gathering: list[Any] = []
-        """The same of workers that wait for more of it."""
-        self.drawing = 0
-        self.wanted = service.workers
+        self.wanted: list[_Replica] = []
+        """Those that are to be there, the oldest first."""
+        self.taking: list[_Replica] = []
+        """Those of them that take requests, since they have begun."""
         self.running = 0
         self._counted_until = service.warm_up
-        self.clock.process(self._arrivals())
+        self.clock.process(self._arrivals(seed))
         for _ in range(service.workers):
-            self.clock.process(self._worker(cold=False))
+            self._start(cold=False)
         if service.most_workers > service.workers:
             self.clock.process(self._autoscaler())
 
@@ -148,58 +207,56 @@ class _Simulation:
     def counted(self) -> bool:
         return self.clock.now >= self.service.warm_up
 
-    def _arrivals(self) -> Generator[Any, Any, None]:
-        service = self.service
-        while True:
-            step = 1 / service.rate if service.steady else self.chance.expovariate(service.rate)
-            yield self.clock.timeout(step)
-            if len(self.queue) >= service.room:
+    def _arrivals(self, seed: int) -> Generator[Any, Any, None]:
+        for moment in arrivals(self.service.rate, seed):
+            yield self.clock.timeout(moment - self.clock.now)
+            replica = min(
+                self.chance.sample(self.taking, min(2, len(self.taking))), key=lambda one: one.ongoing
+            )
+            if len(replica.queue) >= self.service.room:
                 self.told.refused += self.counted
                 continue
-            self.queue.append(self.clock.now)
-            if self.idle:
-                self.idle.popleft().succeed()
-            while self.gathering:
-                self.gathering.pop().succeed()
+            replica.queue.append(self.clock.now)
+            replica.look()
 
-    def _worker(self, cold: bool) -> Generator[Any, Any, None]:
+    def _start(self, cold: bool) -> None:
+        replica = _Replica(self.clock)
+        self.wanted.append(replica)
+        self.clock.process(self._work(replica, cold))
+
+    def _work(self, replica: _Replica, cold: bool) -> Generator[Any, Any, None]:
         service, clock = self.service, self.clock
         self._count(1)
         if cold:
             yield clock.timeout(service.cold)
+        if not replica.ending:
+            self.taking.append(replica)
         fails = clock.now + self._life()
-        while self.running <= self.wanted:
-            if not self.queue:
-                event = clock.event()
-                self.idle.append(event)
-                yield event
-                continue  # somebody else may have been faster
-            taken = [self.queue.popleft() for _ in range(min(service.batch, len(self.queue)))]
-            self.drawing += len(taken)
+        while replica.queue or not replica.ending:
+            if not replica.queue:
+                yield replica.enough(1)
+                continue
+            taken = [replica.queue.popleft() for _ in range(min(service.batch, len(replica.queue)))]
+            replica.drawing = len(taken)
             seconds = self.times(len(taken), self.chance)
             if clock.now + seconds > fails:
                 yield clock.timeout(max(fails - clock.now, 0))
-                self.queue.extendleft(reversed(taken))
-                self.drawing -= len(taken)
+                replica.drawing = 0
+                replica.queue.extendleft(reversed(taken))
                 self.told.again += len(taken) * self.counted
                 yield clock.timeout(service.cold)
                 fails = clock.now + self._life()
                 continue
             yield clock.timeout(seconds)
-            self.drawing -= len(taken)
+            replica.drawing = 0
             if self.counted:
                 self.told.waited += [clock.now - came for came in taken]
                 self.told.busy += seconds
-            yield from self._gather(len(taken) + len(self.queue), min(seconds * GATHERING, MOST_GATHERING))
+            back = min(len(taken) + len(replica.queue), service.batch)
+            if len(replica.queue) < back:  # wait for those who ask again, until all of them are there
+                late = clock.timeout(min(seconds * GATHERING, MOST_GATHERING))
+                yield late | replica.enough(back)
         self._count(-1)
-
-    def _gather(self, pictures: int, seconds: float) -> Generator[Any, Any, None]:
-        """Wait until so many are there or a batch is full, and no longer than that."""
-        pictures = min(pictures, self.service.batch)
-        late = self.clock.timeout(seconds)
-        while len(self.queue) < pictures and not late.processed:
-            self.gathering.append(self.clock.event())
-            yield self.clock.any_of([self.gathering[-1], late])
 
     def _life(self) -> float:
         """Seconds until a worker fails."""
@@ -218,14 +275,21 @@ class _Simulation:
         up = down = 0.0
         while True:
             yield self.clock.timeout(LOOK)
-            asked = math.ceil((len(self.queue) + self.drawing) / service.wanted)
+            asked = math.ceil(sum(replica.ongoing for replica in self.wanted) / service.wanted)
             asked = min(max(asked, service.workers), service.most_workers)
-            up = up + LOOK if asked > self.wanted else 0.0
-            down = down + LOOK if asked < self.wanted else 0.0
+            up = up + LOOK if asked > len(self.wanted) else 0.0
+            down = down + LOOK if asked < len(self.wanted) else 0.0
             if up >= service.patience_up or down >= service.patience_down:
-                for _ in range(asked - self.wanted):
-                    self.clock.process(self._worker(cold=True))
-                self.wanted = asked
                 up = down = 0.0
-                while self.idle:  # to see whether they are one too many
-                    self.idle.popleft().succeed()
+                for _ in range(asked - len(self.wanted)):
+                    self._start(cold=True)
+                for replica in self.wanted[asked:]:
+                    self._end(replica)
+                del self.wanted[asked:]
+
+    def _end(self, replica: _Replica) -> None:
+        """It draws what it has, and goes."""
+        replica.ending = True
+        if replica in self.taking:
+            self.taking.remove(replica)
+        replica.look()

@@ -124,7 +124,8 @@ def measure_side_by_side(load: Load, means: Means) -> SideBySide:
     memory: list[int] = []
     spawn = multiprocessing.get_context("spawn")
     with _server(means) as (url, process), ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        load = replace(load, url=url, seconds=part)
+        moments = [moment for moment in load.moments if moment < part]
+        load = replace(load, url=url, seconds=part, moments=moments)
         before = _processor_seconds(process)
         for _ in range(ROUNDS):
             alone += _timed(draw, part / 4)

@@ -258,11 +258,13 @@ def test_the_reference_drew_the_same_picture(results: Path) -> None:
 
 def test_a_result_tells_of_more_machines(results: Path, tmp_path: Path) -> None:
     output = tmp_path / "prediction.json"
-    words = ("scale", results, "--workers", "1,10", "--share", 0.5, "--price", 2, "--seconds", 60)
+    words = ("scale", results, "--workers", "1,10,1..4", "--share", 0.5, "--price", 2, "--seconds", 60)
     done = bench(*words, "--output", output)
     assert done.exit_code == 0, done.output
     assert "10 workers, " in done.output
-    one, ten = json.loads(output.read_text())["rows"]
+    one, ten, grown = json.loads(output.read_text())["rows"]
+    assert (grown["workers"], grown["most_workers"]) == (1, 4)
+    assert "1 to 4 workers, " in done.output
     assert (one["workers"], ten["workers"], one["batch"]) == (1, 10, 2)
     assert ten["rate"] == pytest.approx(10 * one["rate"])
     assert ten["pictures_per_second"] == pytest.approx(ten["rate"], rel=0.2)

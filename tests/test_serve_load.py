@@ -7,6 +7,7 @@ import json
 import random
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 
 from hart_runtime.bench.cli import main as bench
 from hart_runtime.bench.load import OTHER, Load, measure_load
+from hart_runtime.bench.prediction import Prediction, Row, write_prediction
+from hart_runtime.bench.scale import arrivals
 from hart_runtime.serve.fields import FIELDS
 from tests.serving import PROMPT, Running, hart_run, later, serving, until
 
@@ -138,6 +141,24 @@ def test_the_load_generator(server: Running, how: tuple[object, ...]) -> None:
         found = [told[name][share] for share in ("50", "90", "99")]
         assert found == sorted(found)
     assert told["first"]["50"] <= told["whole"]["50"]
+
+
+def test_a_service_beside_what_was_predicted_of_it(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every request of the simulation is asked, none twice; nobody is as slow as this prediction."""
+    row = Row(1, 1, 10.0, 8, 2.0, 0.5, 2, 1.0, 1e6, 1e6, 0, 0, 0.5, 1.0, 0.0, 0.0)
+    write_prediction(Prediction("x", "x", "x", (row,)), tmp_path / "prediction.json")
+    monkeypatch.setattr("hart_runtime.bench.scale_check.LISTEN", 0.1)
+    before = server.outcomes()["drawn"]
+    words = ["scale-check", tmp_path / "prediction.json", "--url", server.url]
+    done = CliRunner().invoke(bench, [str(word) for word in words])
+    assert done.exit_code == 1
+    assert "further from the prediction than allowed: " in done.stderr
+    assert "p50: predicted 1e+06, measured " in done.stdout
+    asked = sum(len([*takewhile(lambda moment: moment < 2, arrivals(10, seed))]) for seed in range(2))
+    assert server.outcomes()["drawn"] - before == asked
+    assert f"drawn: {asked}; after the warm-up 0 refused, predicted 0" in done.stdout
 
 
 def test_a_server_beside_its_bundle(demo_bundle: Path) -> None:
