@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -130,6 +131,26 @@ def test_from_nothing_to_a_picture(installed: Path, demo_bundle: Path) -> None:
     done = call([bin_ / "python", "hart.py"], installed)
     assert done.stdout.splitlines()[-1] == "`top_k`: expected 1 to 512, found 0"
     assert Image.open(installed / "scripted.png").size == (64, 64)
+
+
+def test_what_the_image_runs(wheel: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    """The commands of deploy/Dockerfile but for the user's account, where no container is."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    (extras,), (install,) = (
+        re.findall(line, text, re.MULTILINE)
+        for line in (r"^ARG EXTRAS=(\S+)$", r"^RUN (pip install .+?) && ")
+    )
+    assert "\nCOPY dist/*.whl /wheels/\n" in text
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin_ = tmp_path / "venv" / "bin"
+    shell = ["env", f"EXTRAS={extras}", f"PATH={bin_}:{os.environ['PATH']}", "sh", "-ec"]
+    call([*shell, install.replace("/wheels", str(wheel.parent))], tmp_path)
+    assert "hart-serve" in call([*shell, "hart-serve --help"], tmp_path).stdout
+    run = "serve run hart_runtime.serve.ray:build engine=nowhere"
+    assert f"Error: {tmp_path}/nowhere: no bundle here" in call([*shell, run], tmp_path, 2).stderr
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    call([*shell, f"hart-batch prompts.txt --engine {demo_bundle} --output out --ray local"], tmp_path)
+    assert len([*(tmp_path / "out").glob("pictures/*/*.png")]) == 1
 
 
 def test_a_type_checker_sees_the_options(installed: Path) -> None:
