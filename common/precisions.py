@@ -13,29 +13,32 @@ class Precision:
     weight_bytes: int
     """Of a weight of a matrix product."""
     traced: str
-    """Type that the graphs are traced in, and that keys and values have: a name of numpy and torch."""
+    """Type that the graphs are traced in: a name of numpy and torch."""
+    kept: str
+    """Type of what is only looked up or waits: tables of a text's tokens, keys and values."""
     engines: bool
     """Whether GPUs run it; without, it is for CPUs alone."""
 
     @property
     def traced_bytes(self) -> int:
-        """Of a cached key, and of a weight that stays as it was traced."""
-        return 2 if self.traced == "float16" else 4
+        """Of a weight that stays as it was traced."""
+        return _BYTES[self.traced]
 
     @property
-    def table_bytes(self) -> int:
-        """Of an element of the table that a text's tokens are looked up in."""
-        return min(self.traced_bytes, 2 * self.weight_bytes)
+    def kept_bytes(self) -> int:
+        """Of a cached key, and of an element of a text's table."""
+        return _BYTES[self.kept]
 
 
+_BYTES = {"float32": 4, "float16": 2}
 FP32, FP16, INT8 = "fp32", "fp16", "int8"
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision(FP32, 4, "float32", engines=True),
-        Precision(FP16, 2, "float16", engines=True),
+        Precision(FP32, 4, "float32", "float32", engines=True),
+        Precision(FP16, 2, "float16", "float16", engines=True),
         # Large products run in 8-bit integers, which replace those of float32 after tracing.
-        Precision(INT8, 1, "float32", engines=False),
+        Precision(INT8, 1, "float32", "float16", engines=False),
     )
 }
 DEFAULT_PRECISION = FP16

@@ -124,6 +124,8 @@ def replay(
             half = limits.get(error_key(batch, call, output), 0.0)
             allowed = factor * half
             tolerance = None if whole_numbers else max(allowed, HALF_UNIT if allowed > relative else relative)
+        if precision == INT8 and errors.dtype == "float16" and tolerance is not None:
+            tolerance = max(tolerance, HALF_UNIT)  # a cache in half
         fine = errors.error is not None and (tolerance is None or errors.error <= tolerance)
         rows.append(Row(batch, call.graph, call.label, output, errors, tolerance, fine))
     return rows

@@ -31,17 +31,24 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale:
     )
 
 
-def tokens_first(kernel: Kernel) -> AttentionFunction:
-    """An attention function on a cache of (P, R, C) each, that keeps the new tokens (L, R, C) alone."""
+def tokens_first(kernel: Kernel, kept: torch.dtype) -> AttentionFunction:
+    """An attention function on a cache of (P, R, C) each, that keeps the new tokens (L, R, C) alone.
+
+    Args:
+        kept: type of the cache, in which all tokens are seen.
+    """
 
     def attend(
         q: Tensor, k: Tensor, v: Tensor, past: Pair | None, num_heads: int, scale: float
     ) -> tuple[Tensor, Pair]:
-        new = k.transpose(0, 1), v.transpose(0, 1)
+        new = k.transpose(0, 1).to(kept), v.transpose(0, 1).to(kept)
         if past is not None:
             # The old tokens are touched only together with the new ones: work on them alone could run
             # long before, for all layers at once, and hold a second copy of the whole cache.
-            k, v = (torch.cat([old, more]).transpose(0, 1) for old, more in zip(past, new, strict=True))
+            k, v = (
+                torch.cat([old, more]).transpose(0, 1).to(q.dtype)
+                for old, more in zip(past, new, strict=True)
+            )
         return kernel(q, k, v, num_heads, scale), new
 
     return attend

@@ -31,10 +31,10 @@ class ClassContextGraph(nn.Module):
 class ClassTransformerGraph(nn.Module):
     """All blocks over the new tokens of one scale, and what they add to the KV cache."""
 
-    def __init__(self, model: ClassModel, kernel: Kernel) -> None:
+    def __init__(self, model: ClassModel, kernel: Kernel, kept: torch.dtype) -> None:
         super().__init__()
         self.transformer = model.transformer
-        self.attend = tokens_first(kernel)
+        self.attend = tokens_first(kernel, kept)
 
     def forward(self, x: Tensor, modulations: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         cache = list(zip(past[0::2], past[1::2], strict=True))

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -97,7 +96,6 @@ def forecast(request: Request) -> Forecast:
     if text_network and text_network.has_weights:
         check_text_encoder(text_network)
     graphs, weights, memory, device = {}, {}, {}, {}
-    inside: dict[tuple[torch.dtype, int], int] = {}  # int8 graphs pass float32 on, too
     for precision in PRECISIONS:
         dtype = torch_dtype(precision)
         manifest = _manifest(request, precision)
@@ -106,14 +104,12 @@ def forecast(request: Request) -> Forecast:
                 typed(network, dtype)
         graphs[precision], weights[precision] = weights_of(model, text, manifest)
         for batch in sorted({b for b in BATCHES if b < max_batch} | {max_batch}):
-            if (dtype, batch) not in inside:
-                inside[dtype, batch] = max(scratch_of(model, text, manifest, batch).values())
             found = needed(manifest, batch, weights[precision].nbytes)
             memory[precision, batch] = Memory(
                 weights=weights[precision].nbytes,
                 cache=found.cache,
                 between=found.arena + found.constants - found.cache,
-                inside=inside[dtype, batch],
+                inside=max(scratch_of(model, text, manifest, batch).values()),
             )
             if PRECISIONS[precision].engines:
                 device[precision, batch] = found

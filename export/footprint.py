@@ -132,7 +132,9 @@ def typed(module: nn.Module, dtype: torch.dtype) -> None:
 def _graphs(model: Model, text: TextEncoder | None, manifest: Manifest, batch: int):  # type: ignore[no-untyped-def]
     """Every graph as a module, with inputs of its largest scale; (name, module, inputs)."""
     with torch.device("meta"):
-        for name, build in build_graphs(model, text, manifest.model.patch_nums, _fused).items():
+        precision = manifest.precision
+        builders = build_graphs(model, text, manifest.model.patch_nums, _fused, precision)
+        for name, build in builders.items():
             graph, contract = build(), manifest.contracts[name]
             shapes = _largest(manifest, name, 1 if name == FAMILIES[manifest.family].decode.graph else batch)
             decide, top_k = contract.deciding(), min(PUBLISHED_TOP_K, manifest.model.vocab_size)

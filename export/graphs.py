@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from hart_runtime.common.precisions import FP16, FP32
+from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.attention import Kernel, multi_head_attention
 from hart_runtime.export.class_modules import (
@@ -88,14 +88,19 @@ def build_graphs(
     text: TextEncoder | None,
     patch_nums: tuple[int, ...],
     kernel: Kernel = multi_head_attention,
+    precision: str | None = None,
 ) -> dict[str, Callable[[], Graph]]:
     """Every graph, built one at a time so that their examples do not pile up.
 
-    With :func:`hart_runtime.hart.transformer.scaled_dot_product` as ``kernel``, PyTorch runs them.
+    Args:
+        kernel: with :func:`hart_runtime.hart.transformer.scaled_dot_product`, PyTorch runs them.
+        precision: of the bundle; that of the weights if left out.
     """
     config, image = model.transformer.config, model.tokenizer.config
     family = family_of(config, image)
-    precision = FP16 if model.transformer.head.weight.dtype == torch.float16 else FP32
+    if precision is None:
+        precision = FP16 if model.transformer.head.weight.dtype == torch.float16 else FP32
+    kept = getattr(torch, PRECISIONS[precision].kept)
     sizes = family.describe(config, image, patch_nums)
     sizes = replace(sizes, depth=len(model.transformer.blocks))  # a dry run takes one for all
     specs = specs_of(family.graphs, sizes, precision)
@@ -103,7 +108,7 @@ def build_graphs(
         names.SAMPLE: lambda: SampleGraph(model),
         names.SMOOTH: lambda: SmoothGraph(model),
         names.DECODER: lambda: DecoderGraph(model),
-        **_conditioning(model, len(patch_nums), kernel),
+        **_conditioning(model, len(patch_nums), kernel, kept),
         **_tokens(model, len(patch_nums)),
     }
     if text is not None:
@@ -117,18 +122,18 @@ def build_graphs(
     return {name: functools.partial(build, name) for name in family.graphs if name in modules}
 
 
-def _conditioning(model: Model, num_scales: int, kernel: Kernel) -> Modules:
+def _conditioning(model: Model, num_scales: int, kernel: Kernel, kept: torch.dtype) -> Modules:
     """Those of what is drawn: a text or a class."""
     if isinstance(model, Hart):
         return {
             names.CONTEXT: lambda: ContextGraph(model),
-            names.TRANSFORMER: lambda: TransformerGraph(model, kernel),
-            names.UNCONDITIONAL: lambda: UnconditionalGraph(model),
+            names.TRANSFORMER: lambda: TransformerGraph(model, kernel, kept),
+            names.UNCONDITIONAL: lambda: UnconditionalGraph(model, kept),
             names.NEXT_SCALE: lambda: NextScaleGraph(model, num_scales),
         }
     return {
         names.CONTEXT: lambda: ClassContextGraph(model),
-        names.TRANSFORMER: lambda: ClassTransformerGraph(model, kernel),
+        names.TRANSFORMER: lambda: ClassTransformerGraph(model, kernel, kept),
         names.NEXT_SCALE: lambda: ClassNextScaleGraph(model, num_scales),
     }
 

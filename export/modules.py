@@ -68,10 +68,10 @@ class TransformerGraph(nn.Module):
     Rows are those of both guidance halves, at scale 0 of the conditional one.
     """
 
-    def __init__(self, model: Hart, kernel: Kernel) -> None:
+    def __init__(self, model: Hart, kernel: Kernel, kept: torch.dtype) -> None:
         super().__init__()
         self.transformer = model.transformer
-        self.attend = tokens_first(kernel)
+        self.attend = tokens_first(kernel, kept)
 
     def forward(self, x: Tensor, angles: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         modulated = self.transformer.config.modulated
@@ -89,7 +89,7 @@ class UnconditionalGraph(nn.Module):
     token, run here once, is all of them for every prompt.
     """
 
-    def __init__(self, model: Hart) -> None:
+    def __init__(self, model: Hart, kept: torch.dtype) -> None:
         super().__init__()
         llm = model.transformer
         weight = llm.context_embed.weight
@@ -101,7 +101,8 @@ class UnconditionalGraph(nn.Module):
             hidden, cache = llm(x, angles, context.block_condition, None)
         condition = [context.block_condition] if llm.config.modulated else []
         self.rows_first = 1 + len(condition)
-        for i, value in enumerate((hidden, *condition, *(value for pair in cache for value in pair))):
+        keys_and_values = (value.to(kept) for pair in cache for value in pair)
+        for i, value in enumerate((hidden, *condition, *keys_and_values)):
             self.register_buffer(f"constant_{i}", value)
 
     def forward(self, *text: Tensor) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec
 
 FLOAT, INT, BOOL = "float32", "int64", "bool"
 CACHE = "cache"
-"""Type of keys and values: that of the precision's products."""
+"""Type of keys and values: what the precision keeps them in."""
 
 PAST, NEW = "past_", "new_"
 """Prefixes of the KV cache, tokens first: what a graph takes (or begins it with), and the new tokens it
@@ -101,8 +101,8 @@ class Contract:
     operations: str = "0"
     bytes: str = "0"
     """Formulas of what a run has to do and to move, over the dimensions, the family's other sizes, and
-    the bytes of a ``weight`` of a product, of an element of a ``table`` that tokens are looked up in, and of
-    what stays as it was traced (``unchanged``)."""
+    the bytes of a ``weight`` of a product, of what is ``kept`` (cached keys, a text's table), and of what
+    stays as it was traced (``unchanged``)."""
     scratch: str = "0"
     """Formula of the bytes that a run holds inside at the most, about, with fused attention; "0" for graphs
     that hold little."""
@@ -140,10 +140,14 @@ def cache_names(depth: int) -> list[str]:
 
 
 def tensors_of(
-    rows: tuple[Row, ...], model: ModelSpec, precision: str
+    rows: tuple[Row, ...], model: ModelSpec, precision: str, kept: str | None = None
 ) -> Iterator[tuple[TensorSpec, str | None]]:
-    """Every tensor that rows stand for in a model, and where it is recorded."""
-    cache, sizes = PRECISIONS[precision].traced, model.sizes
+    """Every tensor that rows stand for in a model, and where it is recorded.
+
+    Args:
+        kept: type of keys and values, if it is another than the precision's.
+    """
+    cache, sizes = kept or PRECISIONS[precision].kept, model.sizes
     for row in rows:
         if row.modulated and not model.modulated:
             continue
@@ -157,18 +161,21 @@ def tensors_of(
             yield TensorSpec(row.name + name, dtype, shape), place
 
 
-def specs_of(contracts: Contracts, model: ModelSpec, precision: str) -> dict[str, GraphSpec]:
+def specs_of(
+    contracts: Contracts, model: ModelSpec, precision: str, kept: str | None = None
+) -> dict[str, GraphSpec]:
     """The graphs of a bundle as its manifest describes them.
 
     Args:
         precision: one of :data:`hart_runtime.common.precisions.PRECISIONS`.
+        kept: as for :func:`tensors_of`.
     """
     return {
         name: GraphSpec(
             file=graph_file(name),
             opset=graph.opset,
-            inputs=tuple(tensor for tensor, _ in tensors_of(graph.inputs, model, precision)),
-            outputs=tuple(tensor for tensor, _ in tensors_of(graph.outputs, model, precision)),
+            inputs=tuple(tensor for tensor, _ in tensors_of(graph.inputs, model, precision, kept)),
+            outputs=tuple(tensor for tensor, _ in tensors_of(graph.outputs, model, precision, kept)),
             forms={form: graph_file(name, form) for form in graph.forms(precision)},
         )
         for name, graph in contracts.items()

@@ -29,7 +29,7 @@ from hart_runtime.common.settings import (
 )
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.runtime.contract import DEQUANTIZED, Contract, Contracts, specs_of
+from hart_runtime.runtime.contract import DEQUANTIZED, PAST, Contract, Contracts, specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
@@ -146,8 +146,8 @@ class Manifest:
             **self.model.sizes,
             **FAMILIES[self.family].sizes(self.model, self.checkpoint),
             "weight": self.kind.weight_bytes,
-            "table": self.kind.table_bytes,
-            "unchanged": self.kind.traced_bytes,  # graphs without products in int8, and the cache
+            "kept": self.kind.kept_bytes,
+            "unchanged": self.kind.traced_bytes,  # graphs without products in int8
         }
 
     @property
@@ -193,7 +193,10 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
     """
     found = manifest.graphs
     contracts = {k: v for k, v in manifest.contracts.items() if k != TEXT_ENCODER or k in found}
-    expected = specs_of(contracts, manifest.model, manifest.precision)
+    cached = {t.dtype for graph in found.values() for t in graph.inputs if t.name.startswith(PAST)}
+    earlier = cached == {manifest.kind.traced}  # int8 bundles were made with a float32 cache before
+    kept = manifest.kind.traced if earlier else manifest.kind.kept
+    expected = specs_of(contracts, manifest.model, manifest.precision, kept)
     mend = "it was made by another version, export the bundle again"
     for what, names in (
         ("missing", expected.keys() - found.keys()),

@@ -76,7 +76,8 @@ def test_the_full_size_from_configurations_alone(full: Path) -> None:
     tokens, width, layers = 9750 - 64 * 64, 1536, 24  # nobody reads the keys of the last scale
     for batch in (1, 4):
         assert found.memory["fp32", batch].cache == 2 * layers * 2 * batch * tokens * width * 4
-        assert found.memory["fp16", batch].cache == 2 * layers * 2 * batch * tokens * width * 2
+        for reduced in ("fp16", "int8"):
+            assert found.memory[reduced, batch].cache == 2 * layers * 2 * batch * tokens * width * 2
     assert found.memory["fp32", 4].inside > found.memory["fp32", 1].inside
     assert 1e9 < found.memory["fp32", 1].inside < 3e9  # the decoder, in strips
 

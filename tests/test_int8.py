@@ -22,7 +22,7 @@ from hart_runtime.export.quantize import quantize_products, quantize_weight, qua
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
-from hart_runtime.runtime.contract import DEQUANTIZED
+from hart_runtime.runtime.contract import DEQUANTIZED, PAST
 from hart_runtime.runtime.families.names import DECODER
 from hart_runtime.runtime.tensorrt.cli import main as hart_build
 from tests.conftest import ExportOnce
@@ -141,6 +141,16 @@ def test_only_the_large_products_are_integers(demo_int8: Path) -> None:
             if contract.exact_tokens:
                 large = [v for v in loaded.graph.initializers.values() if v.const_value.nbytes >= 128 * 64]
                 assert {v.dtype for v in large} == {ir.DataType.UINT8, ir.DataType.FLOAT16}, file
+
+
+def test_the_cache_is_half_and_widened_with_the_new_tokens(demo_int8: Path) -> None:
+    """Old tokens alone could be widened long before, for all blocks at once."""
+    graph = ir.load(demo_int8 / "transformer.onnx").graph
+    old = [value for value in graph.inputs if value.name.startswith(PAST)]
+    assert len(old) == 2 * open_bundle(demo_int8).manifest.model.depth
+    assert {value.dtype for value in old} == {ir.DataType.FLOAT16}
+    computing = [{use.op_type for use in value.consumers()} - {"Shape"} for value in old]
+    assert all(kinds == {"Concat"} for kinds in computing)
 
 
 @pytest.mark.parametrize("backend", ["auto", "openvino"])  # auto: the CPU, whatever else is here

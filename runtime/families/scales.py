@@ -39,7 +39,7 @@ def transformer_graph(conditioning: Conditioning) -> Contract:
         operations="depth * rows * (2 * length * token_weights + 2 * modulation"
         " + 4 * length * (past + length) * dim)",  # q k^T and the weighted sum of v
         bytes="depth * (token_weights + modulation) * weight"
-        " + 2 * depth * dim * unchanged * rows * (past + length) + 8 * rows * length * dim",
+        " + 2 * depth * dim * kept * rows * (past + length) + 8 * rows * length * dim",
         scratch="rows * length * dim * (12 + 10 * unchanged)",
         scores="rows * heads * length * (past + length) * unchanged",
         scales=Scales.ALL,

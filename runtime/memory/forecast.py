@@ -71,7 +71,7 @@ def needed(
     """
     stored = manifest.files[WEIGHTS].size if weights is None else weights
     sizes = manifest.sizes
-    text = sizes.get("text_weights", 0) * sizes["weight"] + sizes.get("text_table", 0) * sizes["table"]
+    text = sizes.get("text_weights", 0) * sizes["weight"] + sizes.get("text_table", 0) * sizes["kept"]
     text = min(text, stored) if TEXT_ENCODER in manifest.graphs else 0
     plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
     inside = scratch
