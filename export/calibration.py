@@ -19,13 +19,15 @@ from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.autoencoder import Decoder, ResnetBlock, Upsample
 from hart_runtime.hart.model import Hart, Model
+from hart_runtime.hart.quantizer import HybridQuantizer
 
 DECODER = "tokenizer.decoder"
 """Where the graph's weights have it."""
-MOST_TOKENS, MOST_PICTURES = 256, 4
+MOST_TOKENS = 256
 """That are drawn: some pictures of a small model, the first scales of a large one's."""
-LARGEST_SIDE = 16
-"""Cells of a latent that are decoded, on each side."""
+MOST_CELLS, LARGEST_SIDE = 1024, 16
+"""Of latents that are decoded, all together, and on each side of one: the more, the rarer is a number that is
+larger than any that was seen."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Range:
     low: float
     high: float
 
+    def __or__(self, other: Range) -> Range:
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -42,6 +47,9 @@ class Seen:
 
     taken: Range
     made: Range
+
+    def __or__(self, other: Seen) -> Seen:
+        return Seen(self.taken | other.taken, self.made | other.made)
 
 
 def convolutions(decoder: Decoder) -> Iterator[tuple[str, nn.Conv2d]]:
@@ -70,14 +78,16 @@ def calibrate(model: Model, settings: SamplingSettings, patch_nums: tuple[int, .
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
         def hook(_: nn.Module, taken: tuple[Tensor], made: Tensor) -> None:
-            seen[name] = Seen(_range(*taken), _range(made))
+            now = Seen(_range(*taken), _range(made))
+            seen[name] = seen[name] | now if name in seen else now
 
         return hook
 
     watched = convolutions(model.tokenizer.decoder)
     hooks = [convolution.register_forward_hook(watch(name)) for name, convolution in watched]
     with torch.inference_mode():
-        model.tokenizer.decode(latents)
+        for latent in latents:  # all at once would take as many times the memory
+            model.tokenizer.decode(latent[None])
     for hook in hooks:
         hook.remove()
     return seen
@@ -93,7 +103,7 @@ class _Drawn(Exception):  # noqa: N818
 
 
 def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ...]) -> Tensor:
-    """Of a few pictures, (B, Cv, n, n): scales that take too long to draw have random codes.
+    """Of some pictures, (B, Cv, n, n). Scales that take too long to draw, and more pictures, are random.
 
     What convolutions see hardly depends on which codes there are, but it does on whether there are any.
     """
@@ -102,7 +112,8 @@ def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ..
         if tokens + side**2 > MOST_TOKENS:
             break
         tokens, scales = tokens + side**2, scales + 1
-    count = min(MOST_TOKENS // tokens, MOST_PICTURES)
+    pictures = max(MOST_CELLS // min(patch_nums[-1], LARGEST_SIDE) ** 2, 1)
+    count = min(MOST_TOKENS // tokens, pictures)
     found: list[Tensor] = []
 
     def record(name: str, value: Tensor) -> None:
@@ -115,12 +126,27 @@ def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ..
     asked, noise = _asked(model, count, random), SeededNoise(range(count))
     with contextlib.suppress(_Drawn):
         checkpoints.draw(model, asked, noise, settings, patch_nums, record)
-    latents = found[-1]
-    for scale, side in list(enumerate(patch_nums))[scales:]:
-        codes = torch.randint(len(quantizer.embedding.weight), (count, side**2), generator=random)
-        codes_map = quantizer.lookup(codes, side)
-        latents = latents + quantizer.contribution(codes_map, scale, patch_nums, quantizer.phi_on_last)
+    drawn = _with_codes(quantizer, found[-1], patch_nums, scales, random)
+    more = found[-1].new_zeros(pictures - count, *found[-1].shape[1:])
+    latents = torch.cat([drawn, _with_codes(quantizer, more, patch_nums, 0, random)])
     return latents[:, :, :LARGEST_SIDE, :LARGEST_SIDE]
+
+
+def _with_codes(
+    quantizer: HybridQuantizer,
+    latents: Tensor,
+    patch_nums: tuple[int, ...],
+    first: int,
+    random: torch.Generator,
+) -> Tensor:
+    """Latents with random codes of all scales from one on."""
+    for scale, side in list(enumerate(patch_nums))[first:]:
+        codes = torch.randint(len(quantizer.embedding.weight), (len(latents), side**2), generator=random)
+        contribution = quantizer.contribution(
+            quantizer.lookup(codes, side), scale, patch_nums, quantizer.phi_on_last
+        )
+        latents = latents + contribution
+    return latents
 
 
 def _asked(model: Model, count: int, random: torch.Generator) -> list[Tensor]:

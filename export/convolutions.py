@@ -20,7 +20,7 @@ from hart_runtime.export.rewrite import remove_unused, replace_node
 LEVELS = 255
 AFFINE = ("step", "zero")
 """Of unsigned 8-bit numbers: what one stands for, and the one that stands for 0."""
-WIDER = 1.25
+WIDER = 1.5
 """How much larger numbers of other pictures may be than those that were seen. What is larger still is cut
 off, and shows sooner than a step that is as much coarser."""
 

@@ -199,7 +199,8 @@ def test_a_part_of_a_large_model(
     monkeypatch.setattr(calibration, "MOST_TOKENS", sum(n * n for n in sizes) - 1)
     monkeypatch.setattr(calibration, "LARGEST_SIDE", 5)
     part = calibrate(demo_model, SamplingSettings(), sizes)
-    assert [tuple(latents.shape) for latents in decoded] == [(2, 32, 5, 5)]
+    assert {tuple(latents.shape) for latents in decoded} == {(1, 32, 5, 5)}
+    assert len(decoded) == calibration.MOST_CELLS // 25
     assert part.keys() == seen.keys()
     for name, one in part.items():
         for a, b in ((one.made, seen[name].made), (one.taken, seen[name].taken)):
