@@ -39,7 +39,7 @@ def test_weights_are_rounded_in_blocks() -> None:
     step = np.repeat(scales.T, 32, axis=0)
     assert (np.abs(whole - weight) <= 0.5001 * step).all()
     assert np.array_equal(whole[:32, 3], weight[:32, 3])
-    assert [block_of(n) for n in (1536, 8960, 96, 48, 24)] == [32, 32, 32, 16, 0]
+    assert [block_of(n) for n in (1536, 8960, 96, 48, 24)] == [64, 64, 32, 16, 0]
 
 
 def test_the_demo_features_stay_close(export_once: ExportOnce) -> None:
