@@ -14,7 +14,13 @@ import click
 from hart_runtime.common.bounds import bounds
 from hart_runtime.common.console import PATH, WORD, FiniteRange, command, sampling_options
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.options import backend_option, bundle_option, device_option, threads_option
+from hart_runtime.runtime.options import (
+    backend_option,
+    bundle_option,
+    device_option,
+    speed_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from hart_runtime.batch.artist import Draw
@@ -44,6 +50,7 @@ def _actors(context: click.Context, option: click.Parameter, value: str | None) 
 )
 @click.option("--seed", default=0, show_default=True, help="Picture N of rows without a seed has SEED + N.")
 @click.option("--count", default=1, show_default=True, help="Pictures of rows that do not say how many.")
+@speed_option
 @click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
 @sampling_options("the bundle's")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")

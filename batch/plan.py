@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hart_runtime.batch.rows import COUNT, LABEL, PRESET, PROMPT, SEED, Row
+from hart_runtime.batch.rows import COUNT, LABEL, PRESET, PROMPT, SEED, SPEED, Row
 from hart_runtime.common.errors import InputError, shown, told_of, whole_in_range
 from hart_runtime.common.settings import KINDS, SamplingSettings
 from hart_runtime.runtime.call import MAX_IMAGES, MAX_SEED, checked_settings, words_of
@@ -73,7 +73,7 @@ def make_plan(
         source: of the rows; begins messages.
         seed: of picture 0 of rows that name none; that of picture i is ``seed + i``.
         count: pictures of rows that name none.
-        given: preset and settings, which those of a row replace.
+        given: preset, speed and settings, which those of a row replace.
 
     Raises:
         InputError: there are no rows, or the seed, the count or a setting of one cannot be used.
@@ -105,7 +105,9 @@ class _Settings:
         self._seen: dict[str, int] = {}
 
     def number(self, row: Row) -> int:
-        own = {name: _as_typed(name, row[name]) for name in (PRESET, *KINDS) if row.get(name) is not None}
+        own = {
+            name: _as_typed(name, row[name]) for name in (PRESET, SPEED, *KINDS) if row.get(name) is not None
+        }
         key = repr(own)
         if key not in self._seen:
             found = checked_settings(self.manifest, None, **{**self.given, **own})

@@ -12,8 +12,8 @@ from hart_runtime.common.json_files import parse_json
 from hart_runtime.common.settings import KINDS
 from hart_runtime.common.text_files import lines_of, read_text
 
-PROMPT, LABEL, SEED, COUNT, PRESET = "prompt", "label", "seed", "count", "preset"
-COLUMNS = (PROMPT, LABEL, SEED, COUNT, PRESET, *KINDS)
+PROMPT, LABEL, SEED, COUNT, PRESET, SPEED = "prompt", "label", "seed", "count", "preset", "speed"
+COLUMNS = (PROMPT, LABEL, SEED, COUNT, PRESET, SPEED, *KINDS)
 """What a row can hold: what is drawn, by one of two names, and what decides the picture beside it."""
 Row = Mapping[str, Any]
 """Values by column, each as its file has it; None where the row leaves it out."""

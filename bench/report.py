@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,12 @@ def warnings(result: Result) -> list[str]:
 def print_report(result: Result, console: Console) -> None:
     """Print every table."""
     console.print(Text(headline(result)))
-    for section in sections(result):
+    print_sections(sections(result), console)
+
+
+def print_sections(found: Iterable[Section], console: Console) -> None:
+    """Print tables with what is to be said about them."""
+    for section in found:
         console.print(f"\n[bold]{section.title}[/bold]")
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, column in enumerate(section.columns):

@@ -228,6 +228,10 @@ class TokenizerConfig:
         return 2 ** (len(self.ch_mult) - 1)
 
     @property
+    def num_scales(self) -> int:
+        return len(self.v_patch_nums)
+
+    @property
     def num_phi(self) -> int:
         """How many phi convolutions the checkpoint stores (0 when the ratio switches them off)."""
         if abs(self.quant_resi) <= 1e-6:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.common.pruning import pruning_of
 from hart_runtime.common.settings import SamplingSettings
 
 Array = NDArray[np.float32]
@@ -44,6 +45,12 @@ class ScaleStep:
     """tau of the Gumbel softmax in smooth mode."""
     top_k: int
     top_p: float
+    guided: bool = True
+    """Whether the unconditional half takes part."""
+    kept: int | None = None
+    """Tokens that take part; ``None`` for all."""
+    remembered: bool = False
+    """Whether pruned scales receive what this one's tokens received."""
 
     @property
     def num_tokens(self) -> int:
@@ -58,22 +65,31 @@ def scale_steps(
     With the hybrid tokenizer the last scale re-uses the ratio of the one before it, as HART's published
     code does (its last scale is handled by separate code that never updates the ratio), and codes are
     kept by its rule where no setting says how many. VAR's goes on to 1, and keeps all codes there.
+    Without guidance the conditional half alone is drawn from; gain and temperature stay as they are.
+
+    Raises:
+        InputError: the pyramid cannot be pruned as the settings ask.
     """
     last = len(patch_nums) - 1
+    pruning = pruning_of(patch_nums, settings.keep) if settings.prune else None
     stale = last - 1 if hybrid else last
     steps = []
     for index, patch_num in enumerate(patch_nums):
         ratio = min(index, stale) / last
         most = published_top_k(index) if hybrid else vocab_size
+        guided = index == 0 or index <= last - settings.unguided_scales  # the first has no guidance yet
         steps.append(
             ScaleStep(
                 index=index,
                 patch_num=patch_num,
-                guidance=settings.guidance * ratio,
+                guidance=settings.guidance * ratio if guided else 0.0,
                 logit_gain=1 + ratio,
                 temperature=max(0.27 * (1 - ratio * 0.95), 0.005),
                 top_k=min(settings.top_k or most, vocab_size),
                 top_p=settings.top_p,
+                guided=guided,
+                kept=pruning.kept.get(index) if pruning else None,
+                remembered=pruning is not None and index == pruning.remembered,
             )
         )
     return tuple(steps)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
 from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, told_of
+from hart_runtime.common.pruning import parse_keep
 
 MOST_THREADS = 256
 """Of the CPU: every graph has threads of its own, and more than cores only wait for each other."""
@@ -46,6 +47,19 @@ class SamplingSettings:
     """Add the continuous residual predicted by the diffusion head."""
     steps: str = _setting("8", "Denoising steps of the residual.")
     """Denoising steps of the residual, in the published respacing notation; a number will do."""
+    prune: bool = _setting(False, "Leave tokens out of the last two scales: faster, other pictures.")
+    """Leave tokens out of the largest scales, see :mod:`hart_runtime.common.pruning`."""
+    keep: str = _setting("0.5,0.25", "Shares of tokens that take part in the pruned scales.")
+    """Of tokens at the pruned scales, what takes part."""
+    unguided_scales: int = _setting(
+        0, "Last scales without guidance: half their work, other pictures.", 0, "num_scales"
+    )
+    """The last scales of which the unconditional half is left out, and with it that of the residual."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is computed, as by the published sampler."""
+        return not (self.prune or self.unguided_scales)
 
     def __post_init__(self) -> None:
         """Settings come from files too, so their types are checked."""
@@ -68,6 +82,9 @@ class Overrides(TypedDict, total=False):
     smooth: bool | None
     residual: bool | None
     steps: str | int | None
+    prune: bool | None
+    keep: str | None
+    unguided_scales: int | None
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -78,6 +95,15 @@ def _words(kinds: tuple[type, ...]) -> str:
     words = {int: "a whole number", float: "a number", bool: "True or False", str: "text or a whole number"}
     return " or ".join(words.get(kind, "None") for kind in kinds)
 
+
+SPEEDS: dict[str, Overrides] = {
+    "exact": {"prune": False, "unguided_scales": 0},
+    "balanced": {"prune": False, "unguided_scales": 1},
+    "fast": {"prune": True, "unguided_scales": 2},
+}
+"""Names for how much is left out, and so for how far pictures are from those of the published sampler."""
+LATER = frozenset({"prune", "keep", "unguided_scales"})
+"""Settings that pictures of earlier versions do not tell of: they were drawn with the defaults."""
 
 KINDS = {f.name: _kinds(f.type) for f in fields(SamplingSettings)}
 """The types that each setting can have."""
@@ -101,7 +127,7 @@ def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:
 
 
 def check_ranges(settings: SamplingSettings, sizes: object) -> None:
-    """Refuse values out of range.
+    """Refuse values out of range, and shares of tokens that are none.
 
     Args:
         sizes: what holds the sizes of the model as attributes.
@@ -114,3 +140,4 @@ def check_ranges(settings: SamplingSettings, sizes: object) -> None:
         if value is not None and limits.low is not None and limits.high is not None:
             high = getattr(sizes, limits.high) if isinstance(limits.high, str) else limits.high
             in_range(name, value, limits.low, high)
+    parse_keep(settings.keep)

@@ -122,7 +122,8 @@ def _expected(model: Hart, manifest: Manifest, graph: str, fed: Arrays) -> tuple
         return expected, {}
     net = model.transformer.diffloss.net
     x, embedded, timestep, _, guidance, _ = inputs
-    eps = guide(net(x.repeat(2, 1, 1), timestep, embedded), guidance).chunk(2, dim=-1)[0]
+    conditional, unconditional = net(x.repeat(2, 1, 1), timestep, embedded).chunk(2)
+    eps = guide(conditional, unconditional, guidance).chunk(2, dim=-1)[0]
     return expected, {"x_out": step_slack(fed["residual"], eps.numpy(), fed["coefficients"])}
 
 

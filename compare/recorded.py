@@ -21,7 +21,16 @@ from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array
 from hart_runtime.runtime import stages
-from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Values, Watched, joined
+from hart_runtime.runtime.backends.backend import (
+    Backend,
+    Lease,
+    Limits,
+    Outputs,
+    Values,
+    Watched,
+    first_half,
+    joined,
+)
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
 from hart_runtime.runtime.families.names import SMOOTH
 from hart_runtime.runtime.loop import draw, drawn
@@ -200,7 +209,7 @@ def recording(backend: Backend, manifest: Manifest) -> tuple[Backend, dict[str, 
     def around(run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
         outputs = proceed(inputs)
         for name, (_, place) in places(manifest, run).items():
-            if not name.startswith((PAST, NEW)):
+            if not name.startswith((PAST, NEW)) and name in outputs:
                 found[place] = backend.to_host(outputs[name]).copy()  # planned memory is used again
         return outputs
 
@@ -247,6 +256,9 @@ class Recording:
 
     def split(self, value: Any) -> list[Any]:
         return list(value[:, None])
+
+    def half(self, value: Any) -> Any:
+        return first_half(value)
 
     def to_host(self, value: Any) -> NDArray[Any]:
         return np.asarray(value)

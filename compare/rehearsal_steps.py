@@ -96,7 +96,7 @@ def draw_(largest: int, bundle: Path, folder: Path) -> None:
     drawn = Drawer(pipeline.bundle.manifest, backend)(given, [SEED], manifest.sampling)
     image = to_images(drawn.images)[0]
     image.save(folder / "picture.png")
-    cache = make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length).cache_nbytes
+    cache = make_plan(manifest.program(manifest.sampling, 1)).cache_nbytes
     described = {"cache_bytes": cache, "seconds": drawn.seconds}
     (folder / "drawing.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{image.width} x {image.height} px, {len(manifest.model.patch_nums)} scales, seed {SEED}")

@@ -55,6 +55,9 @@ class TorchHalfBackend:
     def split(self, value: torch.Tensor) -> list[torch.Tensor]:
         return list(value[:, None])
 
+    def half(self, value: Value) -> Value:
+        return value[: len(value) // 2]
+
     @torch.inference_mode()
     def run(self, run: Run, inputs: Values) -> Outputs:
         given = [self._upload(inputs[name], dtype) for name, dtype in self._dtypes[run.graph].items()]

@@ -31,6 +31,28 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale:
     )
 
 
+def halves_first(kernel: Kernel, kept: torch.dtype) -> AttentionFunction:
+    """As :func:`tokens_first` where there may be fewer rows than the cache has: its conditional half alone.
+
+    New tokens come out for all rows of the cache, those of the other half being nobody's.
+    """
+    whole = tokens_first(kernel, kept)
+
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, past: Pair | None, num_heads: int, scale: float
+    ) -> tuple[Tensor, Pair]:
+        assert past is not None
+        rows, cached = q.shape[0], past[0].shape[1]
+        torch._check(rows <= cached)
+        torch._check(cached <= 2 * rows)
+        key, value = (old.narrow(1, 0, rows) for old in past)
+        attended, new = whole(q, k, v, (key, value), num_heads, scale)
+        key, value = (torch.cat([more, more], dim=1).narrow(1, 0, cached) for more in new)
+        return attended, (key, value)
+
+    return attend
+
+
 def tokens_first(kernel: Kernel, kept: torch.dtype) -> AttentionFunction:
     """An attention function on a cache of (P, R, C) each, that keeps the new tokens (L, R, C) alone.
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hart_runtime.common.schedule import phi_index
-from hart_runtime.export.attention import Kernel, tokens_first
 from hart_runtime.export.modules import Accumulating, smoothed
 from hart_runtime.hart.model import ClassModel, Var
+from hart_runtime.hart.transformer import AttentionFunction
 
 
 class ClassContextGraph(nn.Module):
@@ -31,10 +31,10 @@ class ClassContextGraph(nn.Module):
 class ClassTransformerGraph(nn.Module):
     """All blocks over the new tokens of one scale, and what they add to the KV cache."""
 
-    def __init__(self, model: ClassModel, kernel: Kernel, kept: torch.dtype) -> None:
+    def __init__(self, model: ClassModel, attend: AttentionFunction) -> None:
         super().__init__()
         self.transformer = model.transformer
-        self.attend = tokens_first(kernel, kept)
+        self.attend = attend
 
     def forward(self, x: Tensor, modulations: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         cache = list(zip(past[0::2], past[1::2], strict=True))

@@ -135,7 +135,10 @@ def _graphs(model: Model, text: TextEncoder | None, manifest: Manifest, batch: i
         precision = manifest.precision
         builders = build_graphs(model, text, manifest.model.patch_nums, _fused, precision)
         for name, build in builders.items():
-            graph, contract = build(), manifest.contracts[name]
+            contract = manifest.contracts[name]
+            if contract.on_demand:
+                continue  # it has the weights of others
+            graph = build()
             shapes = _largest(manifest, name, 1 if name == FAMILIES[manifest.family].decode.graph else batch)
             decide, top_k = contract.deciding(), min(PUBLISHED_TOP_K, manifest.model.vocab_size)
             inputs = [

@@ -15,7 +15,7 @@ from torch.export import Dim
 
 from hart_runtime.common.precisions import FP16, FP32, PRECISIONS
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
-from hart_runtime.export.attention import Kernel, multi_head_attention
+from hart_runtime.export.attention import Kernel, halves_first, multi_head_attention, tokens_first
 from hart_runtime.export.class_modules import (
     ClassContextGraph,
     ClassNextScaleGraph,
@@ -27,6 +27,7 @@ from hart_runtime.export.modules import (
     DecoderGraph,
     LatentGraph,
     NextScaleGraph,
+    PrunedTransformerGraph,
     ResidualConditionGraph,
     ResidualStepGraph,
     SampleGraph,
@@ -52,8 +53,15 @@ FREE: dict[str, object] = {
     "side": Dim("side", min=1, max=1 << 10),
     "next_side": Dim("next_side", min=1, max=1 << 10),
     "pool": Dim("pool", min=1, max=1 << 30),
+    "guided": Dim("guided", min=1, max=128),
+    "cached": Dim("cached", min=1, max=128),
+    "chosen": Dim("chosen", min=1, max=1 << 20),
+    "remembered": Dim("remembered", min=1, max=1 << 20),
 }
-EXAMPLE = {"batch": 2, "rows": 4, "length": 5, "past": 3, "side": 2, "next_side": 3, "pool": 1 << 20}
+EXAMPLE = {
+    **{"batch": 2, "rows": 4, "guided": 3, "cached": 6, "length": 5, "chosen": 4, "past": 3, "remembered": 2},
+    **{"side": 2, "next_side": 3, "pool": 1 << 20},
+}
 """What the free dimensions are while a graph is traced."""
 
 Shape = dict[int, object]
@@ -127,13 +135,17 @@ def _conditioning(model: Model, num_scales: int, kernel: Kernel, kept: torch.dty
     if isinstance(model, Hart):
         return {
             names.CONTEXT: lambda: ContextGraph(model),
-            names.TRANSFORMER: lambda: TransformerGraph(model, kernel, kept),
+            names.TRANSFORMER: lambda: TransformerGraph(model, tokens_first(kernel, kept)),
+            names.FAST: lambda: (
+                TransformerGraph if model.transformer.config.modulated else PrunedTransformerGraph
+            )(model, halves_first(kernel, kept)),
             names.UNCONDITIONAL: lambda: UnconditionalGraph(model, kept),
             names.NEXT_SCALE: lambda: NextScaleGraph(model, num_scales),
         }
     return {
         names.CONTEXT: lambda: ClassContextGraph(model),
-        names.TRANSFORMER: lambda: ClassTransformerGraph(model, kernel, kept),
+        names.TRANSFORMER: lambda: ClassTransformerGraph(model, tokens_first(kernel, kept)),
+        names.FAST: lambda: ClassTransformerGraph(model, halves_first(kernel, kept)),
         names.NEXT_SCALE: lambda: ClassNextScaleGraph(model, num_scales),
     }
 

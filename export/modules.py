@@ -5,7 +5,7 @@ Together they are the loop of :mod:`hart_runtime.hart.generate`, cut where the h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from hart_runtime.common.schedule import phi_index
 from hart_runtime.export import strips
-from hart_runtime.export.attention import Kernel, tokens_first
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.model import Hart, HybridModel, Model
+from hart_runtime.hart.pruning import run_pruned
 from hart_runtime.hart.quantizer import Phi
-from hart_runtime.hart.rope import context_angles, image_angles
+from hart_runtime.hart.rope import Rotation, context_angles, image_angles
 from hart_runtime.hart.text_encoder import TextEncoder
+from hart_runtime.hart.transformer import AttentionFunction, Pair
 
 DRAW_BLOCK = 64
 """Codes that are summed up before one of them is drawn."""
@@ -68,17 +69,41 @@ class TransformerGraph(nn.Module):
     Rows are those of both guidance halves, at scale 0 of the conditional one.
     """
 
-    def __init__(self, model: Hart, kernel: Kernel, kept: torch.dtype) -> None:
+    def __init__(self, model: Hart, attend: AttentionFunction) -> None:
         super().__init__()
         self.transformer = model.transformer
-        self.attend = tokens_first(kernel, kept)
+        self.attend = attend
 
     def forward(self, x: Tensor, angles: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         modulated = self.transformer.config.modulated
         condition, past = (rest[0], rest[1:]) if modulated else (x[:, 0], rest)
-        cache = list(zip(past[0::2], past[1::2], strict=True))
+        cache = _pairs(past)
         hidden, new = self.transformer(x, angles, condition, cache, self.attend)
         return (hidden, *(tensor for pair in new for tensor in pair))
+
+
+class PrunedTransformerGraph(TransformerGraph):
+    """The same with a part of the tokens, and what an earlier scale added for the others."""
+
+    def forward(self, x: Tensor, angles: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """Of ``taking_part`` the length alone counts. What is added comes out for all rows of the cache."""
+        taking_part, sources, *more = rest
+        blocks = self.transformer.blocks
+        memory, cache = _pairs(more[: 2 * len(blocks)]), _pairs(more[2 * len(blocks) :])
+        rows, cached = x.shape[0], memory[0][0].shape[0]
+        torch._check(rows <= cached)
+        torch._check(cached <= 2 * rows)
+        torch._check(taking_part.shape[0] <= x.shape[1])
+        own = [(attention.narrow(0, 0, rows), mlp.narrow(0, 0, rows)) for attention, mlp in memory]
+        hidden, new, added = run_pruned(
+            blocks, x, Rotation.of(angles), cache, taking_part.shape[0], own, sources, self.attend
+        )
+        branches = (torch.cat([b, b]).narrow(0, 0, cached).to(more[0].dtype) for pair in added for b in pair)
+        return (hidden, *branches, *(tensor for pair in new for tensor in pair))
+
+
+def _pairs(tensors: Sequence[Tensor]) -> list[Pair]:
+    return list(zip(tensors[0::2], tensors[1::2], strict=True))
 
 
 class UnconditionalGraph(nn.Module):
@@ -113,6 +138,18 @@ class UnconditionalGraph(nn.Module):
         )
 
 
+def halves(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Both guidance halves; where there is one alone, twice the same."""
+    torch._check(batch <= x.shape[0])
+    return x.narrow(0, 0, batch), x.narrow(0, x.shape[0] - batch, batch)
+
+
+def for_halves(x: Tensor, rows: int) -> Tensor:
+    """What both guidance halves are given alike; where there is one alone, that. (B, ...) -> (rows, ...)"""
+    torch._check(rows <= 2 * x.shape[0])
+    return torch.cat([x, x]).narrow(0, 0, rows)
+
+
 class SampleGraph(nn.Module):
     """Hidden states to one drawn code per cell of the map, (B, n, n).
 
@@ -139,8 +176,8 @@ class SampleGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         side = uniform.shape[1]
         hidden = hidden[:, hidden.shape[1] - side * side :]  # scale 0: the last context position
-        normed = self.head_nm(hidden, head_condition)
-        conditional, unconditional = normed.unflatten(0, (2, -1)).unflatten(2, (side, side)).unbind()
+        normed = self.head_nm(hidden, head_condition).unflatten(1, (side, side))
+        conditional, unconditional = halves(normed, uniform.shape[0])
         logits = self.head((1 + guidance) * conditional - guidance * unconditional).float()
         k = cast(int, top_k.item())  # symbolic while tracing: k stays a graph input
         torch._check(k >= 1)
@@ -300,7 +337,7 @@ class ResidualConditionGraph(nn.Module):
         self.transformer = model.transformer
 
     def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
-        z = self.transformer.residual_condition(hidden, codes.flatten(1, 2).repeat(2, 1, 1))
+        z = self.transformer.residual_condition(hidden, for_halves(codes.flatten(1, 2), hidden.shape[0]))
         return self.transformer.diffloss.net.embed_condition(z)
 
 
@@ -322,7 +359,8 @@ class ResidualStepGraph(nn.Module):
         guidance: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        output = self.guide(self.net(residual.repeat(2, 1, 1), timestep, embedded), guidance)
+        output = self.net(for_halves(residual, embedded.shape[0]), timestep, embedded)
+        output = self.guide(*halves(output, residual.shape[0]), guidance)
         return self.denoise(residual, output, coefficients, noise)
 
 

@@ -79,9 +79,8 @@ class DiffusionMLP(nn.Module):
         return self.final_layer(x, y)
 
 
-def guide(output: Tensor, guidance: Tensor | float) -> Tensor:
-    """Guidance on eps only; the variance is that of the conditional half. (2N, 2Cv) -> (N, 2Cv)"""
-    conditional, unconditional = output.unflatten(0, (2, -1)).unbind()
+def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor | float) -> Tensor:
+    """Guidance on eps only; the variance is that of the conditional half. (N, 2Cv) each -> (N, 2Cv)"""
     eps, variance = conditional.chunk(2, dim=-1)
     eps_uncond = unconditional.chunk(2, dim=-1)[0]
     return torch.cat([(1 + guidance) * eps - guidance * eps_uncond, variance], dim=-1)

@@ -5,7 +5,8 @@ All families share it: they differ in what begins a scale, and in how the last o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +16,16 @@ from torch import Tensor
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.noise import Noise
-from hart_runtime.common.schedule import cell_positions, residual_guidance, scale_steps
+from hart_runtime.common.pruning import sources
+from hart_runtime.common.schedule import ScaleStep, cell_positions, residual_guidance, scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.model import ClassModel, Hart, HybridModel, Model, Var
+from hart_runtime.hart.pruning import Branches, run_pruned
 from hart_runtime.hart.quantizer import shrink
-from hart_runtime.hart.rope import context_angles, image_angles
+from hart_runtime.hart.rope import Rotation, context_angles, image_angles
 from hart_runtime.hart.sampling import draw_codes, guide_logits, smooth_codes, truncate, windows
+from hart_runtime.hart.transformer import Cache, Pair, ScaleTransformer, attention
 
 Record = Callable[[str, Tensor], None]
 """Called with the name and value of every tensor of the trajectory."""
@@ -145,18 +149,28 @@ def _draw(
         return torch.from_numpy(array).to(device)
 
     f_hat = torch.zeros(batch, model.tokenizer.config.z_channels, size, size, device=device)
-    inputs, cache = condition.first, None
+    inputs, blocks, head, cache = condition.first, condition.blocks, condition.head, None
+    memory = None
 
     for step in steps:
         name = _recorded(step.index)
+        if not step.guided:  # the unconditional half is left out from here on
+            inputs = tuple(value[:batch] for value in inputs)
+            blocks, head = blocks[:batch], head[:batch]
+            cache = _first(cache or [], batch)
+            memory = memory and memory.first(batch)
         for value, what in zip(inputs, (".x_in", ".angles"), strict=False):
             record(f"{name}{what}", value)
-        hidden, cache = transformer(*inputs, condition.blocks, cache)
+        if step.kept is None and not step.remembered:
+            hidden, cache = transformer(*inputs, blocks, cache)
+        else:
+            assert isinstance(transformer, ScaleTransformer)
+            hidden, cache, memory = _pruned(transformer, inputs, step, cache, memory, record)
         record(f"{name}.hidden", hidden)
         # Of a text the last position, padded or not, predicts scale 0.
-        raw = transformer.logits(hidden, condition.head)[:, -step.num_tokens :]
+        raw = transformer.logits(hidden, head)[:, -step.num_tokens :]
         record(f"{name}.logits_raw", raw)
-        logits = guide_logits(raw, step.guidance)
+        logits = guide_logits(raw, step.guidance) if step.guided else raw
         record(f"{name}.cfg_t", torch.tensor(step.guidance, dtype=torch.float64))
         record(f"{name}.logits_cfg", logits)
         logits = truncate(logits, step.top_k, step.top_p)
@@ -191,9 +205,9 @@ def _draw(
     if not isinstance(model, Var):
         record("final.h", h.flatten(2).transpose(1, 2))
         if settings.residual:
-            z = model.transformer.residual_condition(hidden, codes.repeat(2, 1, 1))
+            z = model.transformer.residual_condition(hidden, codes.repeat(len(hidden) // batch, 1, 1))
             record("final.diff.cfg", torch.tensor(steps[-1].guidance, dtype=torch.float64))
-            residual = _residual(model, z, noise, settings, residual_guidance(steps[-1]), record)
+            residual = _residual(model, z, noise, settings, steps[-1], record)
             record("final.residual", residual)
             h = h + residual.transpose(1, 2).unflatten(-1, (size, size))
         f_hat = f_hat + h
@@ -203,12 +217,62 @@ def _draw(
     return image
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What pruned scales receive of an earlier one."""
+
+    side: int
+    added: Branches
+
+    def first(self, rows: int) -> _Memory:
+        """That of the first rows."""
+        return _Memory(self.side, _first(self.added, rows))
+
+
+def _first(pairs: Sequence[Pair], rows: int) -> list[Pair]:
+    return [(one[:rows], other[:rows]) for one, other in pairs]
+
+
+def _pruned(
+    transformer: ScaleTransformer,
+    inputs: Inputs,
+    step: ScaleStep,
+    cache: Cache | None,
+    memory: _Memory | None,
+    record: Record,
+) -> tuple[Tensor, list[Pair], _Memory | None]:
+    """The transformer at a scale that is remembered, or of whose tokens only some take part."""
+    x, angles = inputs
+    places = torch.zeros(1, x.shape[1], dtype=torch.long, device=x.device)  # nothing is taken from there
+    taken = [(x.new_zeros(len(x), 1, x.shape[2]),) * 2 for _ in transformer.blocks]
+    if step.kept is not None:
+        assert memory is not None
+        places = torch.from_numpy(sources(memory.side, step.patch_num)).to(x.device)
+        taken = memory.added
+
+    def noted(name: str, value: Tensor) -> None:
+        record(f"{_recorded(step.index)}.{name}", value)
+
+    hidden, cache, added = run_pruned(
+        transformer.blocks,
+        x,
+        Rotation.of(angles),
+        cache,
+        step.kept or x.shape[1],
+        taken,
+        places,
+        attention,
+        noted,
+    )
+    return hidden, cache, _Memory(step.patch_num, added) if step.remembered else memory
+
+
 def _residual(
     model: HybridModel,
     z: Tensor,
     noise: Noise,
     settings: SamplingSettings,
-    guidance: float,
+    last: ScaleStep,
     record: Record,
 ) -> Tensor:
     """Denoise one residual per token of the last scale. z (2B, L, C) -> (B, L, Cv)"""
@@ -231,9 +295,11 @@ def _residual(
         record(f"{name}.t_index", torch.tensor([index]))
         record(f"{name}.t_net", t)
         record(f"{name}.x_t", x)
-        output = net(x.repeat(2, 1), t, embedded)
+        output = net(x.repeat(2, 1) if last.guided else x, t, embedded)
         record(f"{name}.net_out", output)
-        output = guide(output, guidance)
+        if last.guided:
+            conditional, unconditional = output.chunk(2)
+            output = guide(conditional, unconditional, residual_guidance(last))
         record(f"{name}.model_out", output)
         coefficients = torch.from_numpy(schedule.coefficients(index)).to(z.device)
         step_noise = supplied(noise.residual_step(run, tokens, channels))

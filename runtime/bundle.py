@@ -6,7 +6,7 @@ size and sha256; a bundle is only opened when all of them agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,8 @@ from hart_runtime.common.checkpoint import CLASS_NAMES
 from hart_runtime.common.errors import InputError, listed, shown
 from hart_runtime.common.files import resolved
 from hart_runtime.common.hashing import sha256_of_pieces
-from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime.families.names import FAST, TEXT_ENCODER, TRANSFORMER
 from hart_runtime.runtime.find import MANIFEST, WEIGHTS, find_bundle
 from hart_runtime.runtime.graph_check import bounds_of, check_graph
 from hart_runtime.runtime.graph_file import Known
@@ -43,12 +44,19 @@ class Bundle:
 
     def parts(self) -> tuple[Bundle, Bundle]:
         """The text encoder and everything else, each to be opened by itself."""
+        text = {TEXT_ENCODER} & self.manifest.graphs.keys()
+        return self.part(text), self.part(self.manifest.graphs.keys() - text)
 
-        def part(text: bool) -> Bundle:
-            chosen = {k: v for k, v in self.manifest.graphs.items() if (k == TEXT_ENCODER) is text}
-            return replace(self, manifest=replace(self.manifest, graphs=chosen))
+    def for_settings(self, settings: SamplingSettings) -> Bundle:
+        """Without those of its transformers that these settings do not run."""
+        runs = self.manifest.program(settings, 1).runs()
+        unused = {TRANSFORMER, FAST} - {run.graph for run in runs}
+        return self.part(self.manifest.graphs.keys() - unused)
 
-        return part(True), part(False)
+    def part(self, graphs: Collection[str]) -> Bundle:
+        """Some of its graphs."""
+        chosen = {name: spec for name, spec in self.manifest.graphs.items() if name in graphs}
+        return replace(self, manifest=replace(self.manifest, graphs=chosen))
 
     def path(self, name: str) -> Path:
         """Absolute path of a file the manifest lists."""

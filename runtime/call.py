@@ -16,11 +16,13 @@ from hart_runtime.common.errors import (
     first_line,
     in_range,
     known_names,
+    one_of,
     plain,
     shown,
     whole_in_range,
 )
-from hart_runtime.common.settings import Overrides, SamplingSettings, check_ranges
+from hart_runtime.common.pruning import pruning_of
+from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings, check_ranges
 from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.loop import Snapshot
 from hart_runtime.runtime.manifest import Manifest
@@ -42,6 +44,7 @@ class Options(Overrides, total=False):
     num_images: int
     batch: int | None
     preset: str | None
+    speed: str | None
     callback: Callable[[Scale], None] | None
     previews: bool
     watch: Callable[[Snapshot], None] | None
@@ -66,6 +69,7 @@ def checked_settings(
     num_images: int = 1,
     batch: int | None = None,
     preset: str | None = None,
+    speed: str | None = None,
     **overrides: Unpack[Overrides],
 ) -> SamplingSettings:
     """Refuse names that there are not and values out of range before anything runs.
@@ -75,6 +79,7 @@ def checked_settings(
     Args:
         prompts: None where pictures are drawn from text features.
         preset: settings that have a name, which those that are given here replace.
+        speed: one of :data:`hart_runtime.common.settings.SPEEDS`, or the preset's own.
 
     Raises:
         InputError: names the parameter, what was expected and what was found.
@@ -82,7 +87,8 @@ def checked_settings(
     known_names(
         "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
     )
-    settings = replace(manifest.preset(preset), **{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    given = _at_speed(manifest, speed) | {k: v for k, v in overrides.items() if v is not None}
+    settings = replace(manifest.preset(preset), **given)
     for name, why in manifest.lacks.items():
         if getattr(settings, name) != getattr(manifest.sampling, name):
             raise InputError(f"`{name}`: {why}")
@@ -91,6 +97,8 @@ def checked_settings(
     if prompts is not None:
         _check_prompts(prompts)
     check_ranges(settings, manifest.model)
+    if settings.prune:
+        pruning_of(manifest.model.patch_nums, settings.keep)
     images = whole_in_range("num_images", num_images, 1, MAX_IMAGES)
     whole_in_range("seed", seed, 0, MAX_SEED - images + 1)  # the last picture's can be asked for, too
     if batch is not None:
@@ -98,6 +106,14 @@ def checked_settings(
     if "steps" not in manifest.lacks:
         diffusion_schedule(settings.steps)
     return settings
+
+
+def _at_speed(manifest: Manifest, speed: str | None) -> dict[str, Any]:
+    """The settings behind a name, as far as the model has them."""
+    if speed is None:
+        return {}
+    one_of("speed", speed, SPEEDS)
+    return {name: value for name, value in SPEEDS[speed].items() if name not in manifest.lacks}
 
 
 def check_batch(manifest: Manifest, batch: int) -> None:

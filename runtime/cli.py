@@ -19,6 +19,7 @@ from hart_runtime.runtime.options import (
     bundle_option,
     device_option,
     safety_option,
+    speed_option,
     threads_option,
 )
 
@@ -86,6 +87,7 @@ def _absent(bundle: Path) -> frozenset[str]:
 @click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
+@speed_option
 @sampling_options("the bundle's")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
 @click.option(
@@ -158,7 +160,7 @@ def main(
         raise InputError(f"`safety_model`: reads texts, and {bundle} draws classes")
     with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
         texts = words_of(texts, classes)
-        checked_settings(manifest, texts, **options)
+        settings = checked_settings(manifest, texts, **options)
     paths = places(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)
@@ -184,7 +186,13 @@ def main(
 
     with _status("loading") as status:
         pipeline = Pipeline.for_prompts(
-            opened, texts, batch_size(manifest, len(paths), options["batch"]), open_part, threads, lap
+            opened,
+            texts,
+            batch_size(manifest, len(paths), options["batch"]),
+            open_part,
+            threads,
+            lap,
+            settings,
         )
     drawn_with = means(pipeline.backend, tf32)
     if origin is not None:

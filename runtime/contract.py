@@ -6,8 +6,10 @@ are derived from those lists, and a bundle is compared with them when it is open
 
 Dimensions are expressions over two kinds of names. Sizes of the model (``tokens``, ``dim``, ...) are
 numbers in a manifest; free ones stay: ``batch`` pictures, ``rows`` of the transformer (both guidance
-halves, or one), ``length`` new tokens after ``past`` ones, maps of ``side`` x ``side`` cells and of
-``next_side`` after them, which draw from a ``pool`` of random numbers.
+halves, or one), ``guided`` rows that codes are drawn from, ``length`` new tokens after ``past`` ones, maps
+of ``side`` x ``side`` cells and of ``next_side`` after them, which draw from a ``pool`` of random numbers.
+Where not all is computed, ``chosen`` of the tokens take part, others receive what a scale of ``remembered``
+tokens received, and the cache has ``cached`` rows whether all are computed or not.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ CACHE = "cache"
 PAST, NEW = "past_", "new_"
 """Prefixes of the KV cache, tokens first: what a graph takes (or begins it with), and the new tokens it
 returns. Written right behind the old ones they make the next cache without a copy."""
+BRANCH, MEMORY = "branch_", "memory_"
+"""Prefixes of what each branch of each block adds to its tokens: what a graph returns where somebody asks,
+and what it takes of an earlier scale."""
 OUT = "_out"
 """Ends the names of outputs that take the place of the input of that name."""
 DEQUANTIZED = "dequantized"
@@ -61,11 +66,15 @@ class Row:
     dtype: str = FLOAT
     recorded: str | None = None
     """Where :func:`hart_runtime.hart.generate.generate` records it: a format of ``index`` (of the
-    scale or denoising step), ``before`` and ``after`` it, and for ``blocks`` of ``block`` and ``part``."""
+    scale or denoising step), ``before`` and ``after`` it, and for ``blocks`` of ``block``, ``kind`` and
+    its first letter, ``part``."""
     modulated: bool = False
     """Only models whose blocks are modulated by a pooled condition have it."""
-    blocks: bool = False
-    """Stands for ``key_0``, ``value_0``, ``key_1``, ... behind ``name`` as their prefix."""
+    prunable: bool | None = None
+    """Only models whose tokens may be left out have it, or only others."""
+    blocks: tuple[str, ...] = ()
+    """Of each block: such as ``key`` and ``value`` for ``key_0``, ``value_0``, ``key_1``, ... behind ``name``
+    as their prefix."""
     decides: bool = False
     """The host reads its value, and shapes depend on it."""
 
@@ -92,6 +101,8 @@ class Contract:
     choose another code, or be amplified by the noisiest denoising step."""
     attention: bool = False
     """Has ONNX Runtime's operator for attention, which TensorRT does not read."""
+    on_demand: bool = False
+    """Most drawings do without it: it is opened when the first asks for it."""
     one_by_one: bool = False
     """Runs with smaller batches than pictures are drawn in."""
     predicted: str | None = None
@@ -134,9 +145,20 @@ class Contract:
 Contracts = Mapping[str, Contract]
 
 
+CACHED = ("key", "value")
+"""What the cache holds of each block."""
+BRANCHES = ("attn", "ffn")
+"""Of each block, as recordings name them."""
+
+
+def names_of(kinds: tuple[str, ...], depth: int) -> list[str]:
+    """Tensors of every block, in the order in which graphs take and return them."""
+    return [f"{kind}_{i}" for i in range(depth) for kind in kinds]
+
+
 def cache_names(depth: int) -> list[str]:
-    """Keys and values of every block, in the order in which graphs take and return them."""
-    return [f"{kind}_{i}" for i in range(depth) for kind in ("key", "value")]
+    """Keys and values of every block."""
+    return names_of(CACHED, depth)
 
 
 def tensors_of(
@@ -151,13 +173,18 @@ def tensors_of(
     for row in rows:
         if row.modulated and not model.modulated:
             continue
+        if row.prunable not in (None, model.prunable):
+            continue
         shape = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in row.shape)
         dtype = cache if row.dtype == CACHE else row.dtype
         if not row.blocks:
             yield TensorSpec(row.name, dtype, shape), row.recorded
             continue
-        for number, name in enumerate(cache_names(model.depth)):
-            place = row.recorded and row.recorded.format(block=number // 2, part="kv"[number % 2])
+        for name in names_of(row.blocks, model.depth):
+            kind, _, block = name.rpartition("_")
+            place = row.recorded
+            if place is not None:
+                place = place.format(index="{index}", block=block, kind=kind, part=kind[0])
             yield TensorSpec(row.name + name, dtype, shape), place
 
 

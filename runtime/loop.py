@@ -118,6 +118,8 @@ class _Drawing:
         """All graphs of a step."""
         for run in step.runs:
             wanted = next(self.wanted)
+            for name in run.halved:
+                self.state[name] = self.backend.half(self.state[name])
             inputs = fed(run, self.program, self.state, self.ahead.take(run))
             outputs = self.lease.run(run, inputs, wanted)
             keep(outputs, run, self.state)

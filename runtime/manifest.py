@@ -29,7 +29,7 @@ from hart_runtime.common.settings import (
 )
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.runtime.contract import DEQUANTIZED, PAST, Contract, Contracts, specs_of
+from hart_runtime.runtime.contract import DEQUANTIZED, PAST, Contract, Contracts, Scales, specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
@@ -38,6 +38,8 @@ from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import LARGEST, GraphSpec, ModelSpec, TensorSpec, check_model
 
 SCHEMA_VERSION = 3
+NOT_PRUNED = "this model's blocks are modulated, and the published pruning is for plain ones"
+"""Why some models have no pruning."""
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -79,6 +81,11 @@ class Manifest:
     schema: int = SCHEMA_VERSION
 
     @property
+    def required(self) -> dict[str, GraphSpec]:
+        """Graphs that are not opened on demand: engines hold these, and a pipeline from the start."""
+        return {name: spec for name, spec in self.graphs.items() if not self.contract(name).on_demand}
+
+    @property
     def kind(self) -> Precision:
         """What follows from the precision."""
         return PRECISIONS[self.precision]
@@ -95,7 +102,8 @@ class Manifest:
     @property
     def lacks(self) -> Mapping[str, str]:
         """Settings that have no effect on pictures of this family, and why."""
-        return FAMILIES[self.family].lacks
+        own = {} if self.model.prunable else {"prune": NOT_PRUNED, "keep": NOT_PRUNED}
+        return {**FAMILIES[self.family].lacks, **own}
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -135,9 +143,18 @@ class Manifest:
         text = {TOKEN_IDS: rows} if (rows := self.text_rows) else {}
         return text | FAMILIES[self.family].tables(self.model)
 
-    def scale_dims(self, batch: int) -> list[Dims]:
-        """The free dimensions of graphs at each scale."""
-        return FAMILIES[self.family].dims(self.model, batch)
+    def scale_dims(self, batch: int, settings: SamplingSettings | None = None) -> list[Dims]:
+        """The free dimensions of graphs at each scale, with the bundle's settings or others."""
+        return FAMILIES[self.family].dims(self.model, settings or self.sampling, batch)
+
+    def dims_of(self, graph: str, batch: int) -> list[Dims]:
+        """The free dimensions of a graph in each of its runs; a single one if nothing changes from scale to
+        scale.
+        """
+        when, scales = self.contract(graph).scales, self.scale_dims(batch)
+        if when is Scales.ONCE:
+            return [{"batch": batch, "guided": scales[-1]["guided"]}]
+        return scales if when is Scales.ALL else scales[:-1]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -149,11 +166,6 @@ class Manifest:
             "kept": self.kind.kept_bytes,
             "unchanged": self.kind.traced_bytes,  # graphs without products in int8
         }
-
-    @property
-    def cache_length(self) -> int:
-        """Tokens in the KV cache when the last scale starts; nothing ever reads those of the last one."""
-        return self.scale_dims(1)[-1].get("past", 0)
 
     def program(self, settings: SamplingSettings, batch: int) -> Program:
         """What a drawing of ``batch`` pictures does."""

@@ -6,7 +6,7 @@ import click
 
 from hart_runtime.common.console import PATH, WORD
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.settings import MOST_THREADS
+from hart_runtime.common.settings import MOST_THREADS, SPEEDS
 from hart_runtime.runtime.backends.names import AUTO, DEVICES, parse_device
 from hart_runtime.runtime.backends.registry import BACKENDS
 
@@ -45,6 +45,12 @@ safety_option = click.option(
     type=WORD,
     metavar="PATH|ID",
     help="Ask this ShieldGemma about every prompt first, such as google/shieldgemma-2b. [default: none]",
+)
+speed_option = click.option(
+    "--speed",
+    type=click.Choice([*SPEEDS]),
+    help="How much is left out: nothing; the last scale's guidance; more, and a part of the tokens of the "
+    "largest scales. [default: the bundle's]",
 )
 threads_option = click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads. [default: all cores]"

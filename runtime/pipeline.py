@@ -127,6 +127,7 @@ class Pipeline:
         open_part: Callable[[Bundle], Backend],
         threads: int | None = None,
         lap: Callable[[str], None] = lambda _: None,
+        settings: SamplingSettings | None = None,
     ) -> Pipeline:
         """A pipeline that draws these prompts and no others, and needs less memory for it.
 
@@ -138,6 +139,8 @@ class Pipeline:
             batch: prompts encoded at once.
             open_part: opens a bundle, see :func:`hart_runtime.runtime.backends.registry.open_backend`.
             lap: called after the stages "load" (twice) and "text encoder".
+            settings: that all is drawn with, as :func:`hart_runtime.runtime.call.checked_settings` returns
+                them; None for any.
 
         Raises:
             InputError: the bundle has no text encoder, or ``open_part`` does.
@@ -145,6 +148,7 @@ class Pipeline:
         classes = bundle.manifest.model.num_classes
         if not classes:
             require_text_encoder(bundle)
+        bundle = bundle if settings is None else bundle.for_settings(settings)
         texts = list(dict.fromkeys(prompts))
         if classes or len(texts) > MOST_ENCODED:
             pipeline = cls(bundle, open_part(bundle), threads)
@@ -196,6 +200,7 @@ class Pipeline:
         previews: bool = False,
         watch: Callable[[Snapshot], None] | None = None,
         preset: str | None = None,
+        speed: str | None = None,
         **overrides: Unpack[Overrides],
     ) -> Iterator[Result]:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
@@ -208,6 +213,7 @@ class Pipeline:
             previews: decode the picture at each scale for the callback.
             watch: called after each scale and denoising step, for progress bars.
             preset: settings that have a name, such as "fid" of VAR, in the place of the bundle's.
+            speed: "exact", "balanced" or "fast": how much is left out, see the table in docs/performance.md.
             overrides: sampling settings; those left out (or None) are the bundle's.
 
         Raises:
@@ -216,7 +222,7 @@ class Pipeline:
         """
         manifest = self.bundle.manifest
         texts = words_of(prompts, self.classes)
-        settings = checked_settings(manifest, texts, seed, num_images, batch, preset, **overrides)
+        settings = checked_settings(manifest, texts, seed, num_images, batch, preset, speed, **overrides)
         seed, num_images, batch = plain(seed), plain(num_images), plain(batch)
         if isinstance(self.text, TextEncoder):
             self.text.tell_cut_off(dict.fromkeys(texts))

@@ -18,7 +18,7 @@ from PIL import Image
 from hart_runtime.common.errors import InputError, RunError, first_line, parameter, shown
 from hart_runtime.common.files import check_output, whole_file
 from hart_runtime.common.noise import NOISE_VERSION
-from hart_runtime.common.settings import LIMITS, SamplingSettings, settings_of
+from hart_runtime.common.settings import LATER, LIMITS, SamplingSettings, settings_of
 from hart_runtime.common.version import __version__
 from hart_runtime.runtime.backends.names import CPU
 
@@ -166,7 +166,7 @@ def read_origin(path: Path) -> Origin:
         drawn_with, bundle, identity = record.get("drawn_with", ""), record["bundle"], record["identity"]
         if not all(isinstance(value, str) for value in (drawn_with, bundle, identity)):
             raise TypeError(f"bundle {shown(bundle)}, {shown(identity)}, drawn_with {shown(drawn_with)}")
-        if missing := sorted(LIMITS.keys() - settings.keys()):
+        if missing := sorted(LIMITS.keys() - LATER - settings.keys()):
             raise TypeError(f"no {', '.join(missing)} among its settings")
         origin = Origin(
             prompt=prompt,

@@ -41,6 +41,8 @@ class Run:
     """What the host feeds anew for every picture."""
     also: Mapping[str, str] = field(default_factory=dict)
     """More names for outputs: what graphs after it take under them."""
+    halved: frozenset[str] = frozenset()
+    """What goes on without its unconditional half from this run on."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,10 @@ DISTINCT = {
     "side": 10061,
     "next_side": 10067,
     "pool": 10069,
+    "cached": 10079,
+    "chosen": 10091,
+    "remembered": 10093,
+    "guided": 10099,
 }
 """Values of the free dimensions, no two expressions of which are equal by chance."""
 

@@ -57,6 +57,15 @@ class ModelSpec:
     """Of pictures; 0 where none is drawn."""
 
     @property
+    def num_scales(self) -> int:
+        return len(self.patch_nums)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether tokens may be left out: the published pruning is for blocks that nothing modulates."""
+        return not (self.modulated or self.num_classes)
+
+    @property
     def sizes(self) -> dict[str, int]:
         """By the names that stand for them in the shapes of graphs."""
         first, last = self.patch_nums[0], self.patch_nums[-1]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hart_runtime.runtime.contract import Contract, Scales
+from hart_runtime.runtime.contract import Contract
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import Dims, evaluate
 from hart_runtime.runtime.text import ENCODE
@@ -37,12 +37,12 @@ def count(manifest: Manifest, batch: int) -> dict[str, Work]:
     The text encoder is left out when the manifest does not say how large it is.
     """
     sizes = manifest.sizes
-    scales = manifest.scale_dims(batch)
     program = manifest.program(manifest.sampling, batch)
     work: dict[str, Work] = {}
     for run in (ENCODE, *program.runs(), program.decode):
         contract = manifest.contract(run.graph)
-        dims = {"batch": batch} if contract.scales is Scales.ONCE else scales[run.index]
+        rows = manifest.dims_of(run.graph, batch)
+        dims = rows[run.index if len(rows) > 1 else 0]
         if contract.needs <= sizes.keys() | dims.keys():
             work[run.stage] = work.get(run.stage, Work()) + work_of(contract, {**sizes, **dims})
     return work

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hart_runtime.common.errors import LONGEST, shown
+from hart_runtime.common.settings import SPEEDS
 from hart_runtime.serve.errors import Refusal, bad_field
 
 MOST_CHARACTERS, MOST_PICTURES, MOST_IDENTIFIER = 32_000, 10, 512
@@ -117,6 +118,10 @@ FIELDS: dict[str, Field] = {
     "smooth": Field((bool,), why=_SETTING),
     "residual": Field((bool,), why=_SETTING),
     "steps": Field((str, int), why=_SETTING),
+    "prune": Field((bool,), why=_SETTING),
+    "keep": Field((str,), high=MOST_IDENTIFIER, why=_SETTING),
+    "unguided_scales": Field((int,), why=_SETTING),
+    "speed": Field((str,), words=tuple(SPEEDS), why=_SETTING),
     "label": Field((str, int), high=MOST_IDENTIFIER),
     "negative": Field(why="guidance is away from the empty prompt, and this model was trained with no other"),
 }

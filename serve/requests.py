@@ -97,7 +97,13 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
     overrides = {name: given[name] for name in LIMITS if name in given}
     try:
         settings = checked_settings(
-            model.manifest, [prompt], seed=seed, num_images=n, preset=preset, **overrides
+            model.manifest,
+            [prompt],
+            seed=seed,
+            num_images=n,
+            preset=preset,
+            speed=given.get("speed"),
+            **overrides,
         )
     except InputError as error:
         raise of_input(error, SPELLED) from None

@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ from hart_runtime.common.settings import SamplingSettings
 HERE = Path(__file__).parent / "golden"
 HART, VAR = "llm/config.json", "var.pth"
 """What tells that a folder holds a variant of either."""
+RECORDED = ("golden/run_*.safetensors", "golden/pruned_*.safetensors")
+"""Files of ordinary and of pruned runs."""
 INPUTS = ("ctx.", "label")
 NOISE = (".u", ".gumbel_exp", "noise")
 ABSOLUTE, IMAGE, SMOOTH = 1e-4, 2e-4, 1e-3
@@ -120,10 +122,49 @@ class ClassRun(Run):
         )
 
 
+@dataclass(frozen=True)
+class PrunedRun(Run):
+    """One recorded run of FastVAR's code; of some tensors the first rows."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant.name}-{self.file.stem}"
+
+    def settings(self) -> SamplingSettings:
+        kept: dict[str, int] = self.parameters["prune_keep"]  # type: ignore[assignment]
+        shares = (count / int(side) ** 2 for side, count in kept.items())
+        return replace(super().settings(), prune=True, keep=",".join(map(str, shares)))
+
+    def check(self, found: dict[str, NDArray[np.generic]]) -> None:
+        """Indices are equal, kept tokens as sets, scores within 1e-5 of each, tensors as in other runs."""
+        rows = int(self.parameters["rows"])  # type: ignore[call-overload]
+        for name, value in self.expected().items():
+            block, _, what = name.rpartition(".")
+            if what in ("k_mean", "v_mean"):
+                whole = found[f"{block}.{what[0]}"]  # (2B, L, C)
+                result = whole.mean(axis=1, dtype=np.float64).reshape(value.shape)
+            else:
+                result = np.asarray(found[name])
+                if what == "out":
+                    result = result[:, :rows]
+                result = result.reshape(value.shape)
+            if what == "kept":
+                assert np.array_equal(np.sort(result, -1), np.sort(value, -1)), f"{self.label}: {name}"
+            elif what == "score":
+                np.testing.assert_allclose(
+                    result.astype(float), value.astype(float), rtol=1e-5, err_msg=f"{self.label}: {name}"
+                )
+            elif what == "idx":
+                assert np.array_equal(result, value), f"{self.label}: {name}"
+            else:
+                error = np.abs(result.astype(np.float64) - value.astype(np.float64)).max()
+                assert error <= self.tolerance(name), f"{self.label}: {name}: off by {error:.2e}"
+
+
 def roots() -> list[Path]:
     extra = [Path(p) for p in os.environ.get("HART_GOLDEN_DIR", "").split(os.pathsep) if p]
     for folder in extra:
-        found = {file.parent.parent for file in folder.rglob("golden/run_*.safetensors")}
+        found = {file.parent.parent for pattern in RECORDED for file in folder.rglob(pattern)}
         if not found:
             raise FileNotFoundError(f"HART_GOLDEN_DIR: no recorded runs below {folder}")
         for strange in (f for f in found if not any((f / sign).is_file() for sign in (HART, VAR))):
@@ -154,13 +195,18 @@ def _folders(sign: str) -> list[Path]:
         folder.parent.resolve()
         for root in roots()
         for folder in root.rglob("golden")
-        if (folder.parent / sign).is_file()
+        if (folder.parent / sign).is_file() and any(folder.glob("run_*"))
     }
     return sorted(found)
 
 
 def runs() -> list[Run]:
     return [Run(file) for v in variants() for file in sorted((v / "golden").glob("run_*.safetensors"))]
+
+
+def pruned_runs() -> list[PrunedRun]:
+    found = {file.resolve() for root in roots() for file in root.rglob(RECORDED[1])}
+    return [PrunedRun(file) for file in sorted(found)]
 
 
 def class_runs() -> list[ClassRun]:

@@ -26,7 +26,15 @@ from hart_runtime.bench.host import main as host_main
 from hart_runtime.bench.machine import Company
 from hart_runtime.bench.timing import TimedBackend, by_graph, by_stage
 from hart_runtime.bench.workload import drawing
-from hart_runtime.runtime.backends.backend import Backend, Lease, Limits, Outputs, Unplanned, Values
+from hart_runtime.runtime.backends.backend import (
+    Backend,
+    Lease,
+    Limits,
+    Outputs,
+    Unplanned,
+    Values,
+    first_half,
+)
 from hart_runtime.runtime.program import Program, Run
 from hart_runtime.runtime.text import ENCODE
 from tests.conftest import ExportOnce
@@ -59,6 +67,9 @@ class Clocked:
     def split(self, value: Any) -> list[Any]:
         self.now += 1
         return self.backend.split(value)
+
+    def half(self, value: Any) -> Any:
+        return self.backend.half(value)
 
     def run(self, run: Run, inputs: Values) -> Outputs:
         self.now += 1000
@@ -140,6 +151,9 @@ class Stream:
 
     def split(self, value: Any) -> list[Any]:
         return list(self.to_host(value)[:, None])
+
+    def half(self, value: Any) -> Any:
+        return first_half(self.to_host(value))
 
     def to_host(self, value: Any) -> Any:
         return self.pipeline.backend.to_host(ready(value))

@@ -138,7 +138,7 @@ def test_one_more_input_reaches_everything(demo_bundle: Path, monkeypatch: pytes
     assert (profile.shapes["gain"].min, profile.shapes["gain"].max) == ((1,), (4,))
     program = manifest.program(manifest.sampling, 1)
     with pytest.raises(RunError, match="graph latent: the loop does not feed gain, which it takes"):
-        make_plan(program, manifest.cache_length)
+        make_plan(program)
     assert "gain" in recorded_names(manifest, manifest.sampling)
     with pytest.raises(InputError, match=r"graph latent: inputs expected gain float32 .*, found no more"):
         open_bundle(demo_bundle)
@@ -149,14 +149,14 @@ def test_an_input_that_no_graph_takes_is_not_dropped(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(GRAPHS, SMOOTH, replace(smooth, inputs=smooth.inputs[:-1]))
     manifest = manifest_of(NAME, MODEL)
     with pytest.raises(RunError, match="graph smooth: the loop feeds temperature, which it does not take"):
-        make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length)
+        make_plan(manifest.program(manifest.sampling, 1))
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_rows_are_well_formed(family: Family) -> None:
     for graph in family.graphs.values():
         for rows in (graph.inputs, graph.outputs):
-            names = [row.name for row in rows]
+            names = [(row.name, row.prunable) for row in rows]
             assert len(set(names)) == len(names), graph.name
         for row in graph.inputs:
             free = {n for n in row.shape if isinstance(n, str)} & {*FREE, "past + length", "next_side**2"}

@@ -43,7 +43,7 @@ def test_the_demo_as_it_is_exported(demo_bundle: Path, tmp_path: Path) -> None:
         model = onnx.load(demo_bundle / f"{name}.onnx", load_external_data=False)
         elements = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
         assert found.graphs["fp16"][name].parameters == pytest.approx(elements, rel=0.02), name
-    plan = make_plan(manifest.program(manifest.sampling, 2), manifest.cache_length)
+    plan = make_plan(manifest.program(manifest.sampling, 2))
     memory = found.memory["fp16", 2]
     assert memory.cache + memory.between == plan.nbytes + plan.constant_nbytes
     assert memory.cache == sum(slot.nbytes for slot in plan.slots if slot.label.startswith(PAST))

@@ -216,7 +216,7 @@ def test_models_that_put_tensors_between_addresses_are_refused(
     manifest = manifest_of(NAME, replace(model, image_size=16 * model.patch_nums[-1]), precision)
     options = BuildOptions(batches=(batch, batch))
     package, _ = paper_package()
-    plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
+    plan = make_plan(manifest.program(manifest.sampling, batch))
     bound = [
         v for call in plan.calls for v in (*call.inputs.values(), *call.outputs.values()) if v is not None
     ]

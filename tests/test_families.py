@@ -18,7 +18,7 @@ from hart_runtime.export.cli import main as export
 from hart_runtime.hart.demo import CLASS_DEMO, DEMO_CHECKPOINT
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.families import FAMILIES
-from hart_runtime.runtime.manifest import manifest_of
+from hart_runtime.runtime.manifest import NOT_PRUNED, manifest_of
 from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.spec import ModelSpec, check_model
 from hart_runtime.runtime.tensorrt.cli import main as build
@@ -72,6 +72,10 @@ RUN: dict[str, Cell] = {
     "--smooth": Cell(("--smooth",)),
     "--residual": Cell(("--residual",), var=NO_RESIDUAL),
     "--steps": Cell(("--steps", "2"), var=NO_RESIDUAL),
+    "--prune": Cell(("--prune",), var=NOT_PRUNED, class_hart=NOT_PRUNED),
+    "--keep": Cell(("--keep", "1,0.5"), var=NOT_PRUNED, class_hart=NOT_PRUNED),
+    "--unguided-scales": Cell(("--unguided-scales", "1")),
+    "--speed": Cell(("--speed", "fast")),
     "--batch": Cell(("--batch", "1")),
     "--output": ALIKE,
     "--device": ALIKE,
@@ -128,7 +132,8 @@ SERVE = all_of(
 ) | {"--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT)}
 BATCH = all_of(
     "prompts --engine --output --seed --count --preset --guidance --top-k --top-p --smooth --residual --steps"
-    " --batch --shards --device --backend --threads --safety-model --ray --actors --cpus --encoders --push"
+    " --prune --keep --unguided-scales --speed --batch --shards --device --backend --threads --safety-model"
+    " --ray --actors --cpus --encoders --push"
 )
 TABLE = {
     "run": RUN,
@@ -232,6 +237,6 @@ def test_a_family_is_a_combination() -> None:
     program = manifest.program(replace(manifest.sampling, steps="3"), 2)
     graphs = [each.graph for each in program.runs()]
     assert graphs.count("residual_step") == 3
-    assert make_plan(program, manifest.cache_length).nbytes > 0
+    assert make_plan(program).nbytes > 0
     assert len(make_profiles(manifest, "transformer", (1, 2), per_scale=True)) == 3
     assert {"final.diff.embedded", "cond", "modulations"} <= recorded_names(manifest, manifest.sampling)

@@ -49,7 +49,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         at(*SAMPLE, "shape", 1, value=[7]),
         "inputs[0].shape[1]: expected a whole",
     ),
-    "a dimension without a name": (at(*SAMPLE, "shape", 1, value="?"), "hidden float32 ['2*batch', '?'"),
+    "a dimension without a name": (at(*SAMPLE, "shape", 1, value="?"), "hidden float32 ['guided', '?'"),
     "a dimension that takes a day": (at(*SAMPLE, "shape", 1, value="9**9**9**9"), "expected hidden"),
     "a shape that is text": (at(*SAMPLE, "shape", value="batch"), "inputs[0].shape: expected a list"),
     "a name that is a number": (at(*SAMPLE, "name", value=7), "inputs[0].name: expected text, found 7"),

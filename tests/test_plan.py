@@ -35,7 +35,7 @@ def test_made_up_manifests_look_like_real_ones(demo_bundle: Path) -> None:
 
 
 def plan_of(manifest: Manifest, batch: int, sampling: SamplingSettings) -> Plan:
-    return make_plan(manifest.program(sampling, batch), manifest.cache_length)
+    return make_plan(manifest.program(sampling, batch))
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,7 +93,7 @@ def test_keys_of_all_scales_lie_in_a_row(manifest: Manifest, batch: int) -> None
             assert (new.slot, new.start) == (first.slot, end)
             end += new.nbytes
         assert end == first.slot.nbytes
-        assert first.slot.shape[0] == manifest.cache_length
+        assert first.slot.shape[0] == manifest.scale_dims(1)[-1]["past"]
 
 
 @settings(max_examples=15, deadline=None)
@@ -113,7 +113,7 @@ def test_new_keys_lie_right_behind_the_old_ones(manifest: Manifest, batch: int) 
             assert new.start == end
             end += new.nbytes
         assert end == first.slot.nbytes
-        assert first.slot.shape[0] == manifest.cache_length
+        assert first.slot.shape[0] == manifest.scale_dims(1)[-1]["past"]
         assert text.outputs[name].slot.dies == plan.calls.index(both), "the text's own half is copied"
         assert steps[-1].outputs[name].slot.label == "unread"
         assert {name, cache}.isdisjoint(steps[-1].results)

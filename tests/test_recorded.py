@@ -16,7 +16,7 @@ from hart_runtime.compare.reference import Reference
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.hart import GRAPHS, HART, NAME
-from hart_runtime.runtime.families.names import NEXT_SCALE, RESIDUAL_STEP, SAMPLE, SMOOTH, TEXT_ENCODER
+from hart_runtime.runtime.families.names import FAST, NEXT_SCALE, RESIDUAL_STEP, SAMPLE, SMOOTH, TEXT_ENCODER
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from tests.conftest import ExportOnce
@@ -33,7 +33,7 @@ def recorded(export_once: ExportOnce) -> tuple[Reference, Manifest]:
 def test_every_graph_is_called_in_the_order_of_the_loop(recorded: tuple[Reference, Manifest]) -> None:
     reference, manifest = recorded
     calls = graph_calls(reference.batches[0], reference.settings, manifest)
-    assert {call.graph for call in calls} == set(GRAPHS) - {TEXT_ENCODER}
+    assert {call.graph for call in calls} == set(GRAPHS) - {TEXT_ENCODER, FAST}
     scales = len(manifest.model.patch_nums)
     assert sum(call.graph == SMOOTH for call in calls) == scales, "also where the run was not smooth"
     labels = list(dict.fromkeys(call.label for call in calls if call.label.startswith("scale")))

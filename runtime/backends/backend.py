@@ -75,6 +75,9 @@ class Backend(Protocol):
     def split(self, value: Tensor) -> list[Tensor]:
         """One tensor per picture of a batch, each with a leading axis of 1."""
 
+    def half(self, value: Value) -> Value:
+        """The first half of its rows: of both guidance halves the conditional one."""
+
     def to_host(self, value: Value) -> NDArray[Any]:
         """Copy a tensor to the host, waiting for it; an array is returned as it is."""
 
@@ -91,6 +94,7 @@ class Unplanned:
     def __init__(self, backend: Backend) -> None:
         self.name, self.device, self.limits = backend.name, backend.device, backend.limits
         self.run, self.append, self.split = backend.run, backend.append, backend.split
+        self.half = backend.half
         self.to_host, self.mark, self.wait = backend.to_host, backend.mark, backend.wait
 
     def begin(self, program: Program) -> AbstractContextManager[Lease]:
@@ -120,7 +124,7 @@ class Watched:
     def __init__(self, backend: Backend, around: Around) -> None:
         self.backend, self.around = backend, around
         self.name, self.device, self.limits = backend.name, backend.device, backend.limits
-        self.append, self.split = backend.append, backend.split
+        self.append, self.split, self.half = backend.append, backend.split, backend.half
         self.to_host, self.mark, self.wait = backend.to_host, backend.mark, backend.wait
 
     def run(self, run: Run, inputs: Values) -> Outputs:
@@ -138,6 +142,11 @@ class _Watched:
 
     def run(self, run: Run, inputs: Values, wanted: frozenset[str]) -> Outputs:
         return self._around(run, inputs, lambda fed: self._lease.run(run, fed, wanted))
+
+
+def first_half(value: NDArray[Any]) -> NDArray[Any]:
+    """Of an array of the host, along the first axis."""
+    return value[: len(value) // 2]
 
 
 def joined(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hart_runtime.common.errors import InputError, RunError, first_line, parameter
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import CPU, CUDA, ONNXRUNTIME
-from hart_runtime.runtime.backends.sessions import OnGpu, open_sessions, require_cuda
+from hart_runtime.runtime.backends.sessions import OnGpu, Sessions, require_cuda
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.cuda import CudaMemory, StreamBackend
 from hart_runtime.runtime.memory.executor import Binding
@@ -38,7 +38,7 @@ class CpuExecutor(HostMemory):
         super().__init__()
         self.stays = threads != 1  # otherwise graphs run in the thread that asks for them
         self._graphs = bundle.manifest.graphs
-        self._sessions = open_sessions(bundle, self._graphs, threads)
+        self._sessions = Sessions(bundle, threads)
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
@@ -68,16 +68,9 @@ class CudaExecutor(CudaMemory):
         require_capability(self.gpu)
         self._graphs = bundle.manifest.graphs
         place = OnGpu(int(self._stream), index, tf32, strict)
-        self._sessions = open_sessions(bundle, self._graphs, threads, place)
+        self._sessions = Sessions(bundle, threads, place)
         self.closing.append(self._sessions.clear)
-        self._on_host = {
-            name: frozenset(
-                spec.name
-                for spec, memory in zip(graph.inputs, session.get_input_memory_infos(), strict=True)
-                if memory.name.lower().startswith("cpu")
-            )
-            for (name, graph), session in zip(self._graphs.items(), self._sessions.values(), strict=True)
-        }
+        self._on_host: dict[str, frozenset[str]] = {}
         self._seen: set[int] = set()
         self._plain: set[str] = set()
         """Graphs that could not be captured."""
@@ -127,6 +120,13 @@ class CudaExecutor(CudaMemory):
         run_bound(self._sessions[graph], self._graphs[graph], graph, bindings, host, where, options)
 
     def on_host(self, graph: str) -> frozenset[str]:
+        if graph not in self._on_host:
+            memories = self._sessions[graph].get_input_memory_infos()
+            self._on_host[graph] = frozenset(
+                spec.name
+                for spec, memory in zip(self._graphs[graph].inputs, memories, strict=True)
+                if memory.name.lower().startswith("cpu")
+            )
         return self._on_host[graph]
 
     def forget(self, calls: range) -> None:

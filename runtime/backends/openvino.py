@@ -18,9 +18,8 @@ from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.contract import DEQUANTIZED
-from hart_runtime.runtime.families.names import TRANSFORMER
+from hart_runtime.runtime.families.names import FAST, TRANSFORMER
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.host import HostMemory, array_at
 from hart_runtime.runtime.memory.planned import PlannedBackend
@@ -62,48 +61,55 @@ class OpenVinoExecutor(HostMemory):
         manifest = bundle.manifest
         self._graphs = manifest.graphs
         _require_weights_inside(bundle)
-        core = self._ov.Core()
-        reduced = manifest.precision == INT8
-        bfloat16 = reduced and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._requests = {}
-        for name, graph in self._graphs.items():
-            contract = manifest.contract(name)
-            path = bundle.path(graph.forms.get(DEQUANTIZED, graph.file))
-            options = {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and contract.bfloat16 else "f32",
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if not reduced or contract.exact_tokens else TOKEN_GROUP,
-                **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
-            }
-            try:
-                compiled = core.compile_model(core.read_model(path), "CPU", options)
-            except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
-                raise failure(
-                    f"{path}: OpenVINO {self._ov.__version__} cannot load this graph",
-                    last_line(error),
-                    f"use {parameter('backend', ONNXRUNTIME)}",
-                ) from None
-            self._requests[name] = compiled.create_infer_request()
-        self._begin_with_two_tokens(manifest)
+        self._bundle, self._threads = bundle, threads
+        self._core = self._ov.Core()
+        self._requests = {name: self._opened(name) for name in manifest.required}
 
-    def _begin_with_two_tokens(self, manifest: Manifest) -> None:
-        """Run the transformer once, where drawings begin with a single token.
+    def _opened(self, name: str) -> Any:
+        """A graph, compiled."""
+        manifest, graph = self._bundle.manifest, self._graphs[name]
+        contract = manifest.contract(name)
+        reduced = manifest.precision == INT8
+        bfloat16 = reduced and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        path = self._bundle.path(graph.forms.get(DEQUANTIZED, graph.file))
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 and contract.bfloat16 else "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if not reduced or contract.exact_tokens else TOKEN_GROUP,
+            **({"INFERENCE_NUM_THREADS": self._threads} if self._threads else {}),
+        }
+        try:
+            compiled = self._core.compile_model(self._core.read_model(path), "CPU", options)
+        except Exception as error:  # OpenVINO raises bare RuntimeErrors of many lines
+            raise failure(
+                f"{path}: OpenVINO {self._ov.__version__} cannot load this graph",
+                last_line(error),
+                f"use {parameter('backend', ONNXRUNTIME)}",
+            ) from None
+        request = compiled.create_infer_request()
+        if name in (TRANSFORMER, FAST):
+            self._begin_with_two_tokens(request, name)
+        return request
+
+    def _begin_with_two_tokens(self, request: Any, name: str) -> None:
+        """Run a transformer once, where drawings begin with a single token.
 
         OpenVINO (2026.4) keeps for later shapes what it made of a graph's first one. Where that has one
         token, nothing had to be repeated for every token, and later scales come out wrong.
         """
-        dims = manifest.scale_dims(1)[0]
-        if TRANSFORMER not in self._requests or dims["length"] > 1:
-            return
-        inputs = {
-            spec.name: np.zeros(shape_of(spec, {**dims, "length": 2}), spec.dtype)
-            for spec in self._graphs[TRANSFORMER].inputs
-        }
-        self._requests[TRANSFORMER].infer(inputs)
+        dims = self._bundle.manifest.scale_dims(1)[0]
+        if dims["length"] == 1:
+            two = {**dims, "length": 2, "chosen": 2}
+            request.infer(
+                {spec.name: np.zeros(shape_of(spec, two), spec.dtype) for spec in self._graphs[name].inputs}
+            )
 
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
+        if graph not in self._requests:
+            self._requests[graph] = self._opened(graph)
+            self._bundle.seal.check()
         request = self._requests[graph]
         try:
             for name, binding in bindings.items():

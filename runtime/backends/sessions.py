@@ -100,6 +100,26 @@ class OnGpu:
         return stream | {"device_id": str(self.index), "use_tf32": str(int(self.tf32))}
 
 
+class Sessions:
+    """Those of a bundle's graphs, some of which are opened when they are first asked for."""
+
+    def __init__(self, bundle: Bundle, threads: int | None, gpu: OnGpu | None = None) -> None:
+        """As :func:`open_sessions`."""
+        self._bundle, self._threads, self._gpu = bundle, threads, gpu
+        self._opened = open_sessions(bundle, bundle.manifest.required, threads, gpu)
+
+    def __getitem__(self, graph: str) -> Any:
+        if graph not in self._opened:
+            graphs = {graph: self._bundle.manifest.graphs[graph]}
+            self._opened |= open_sessions(self._bundle, graphs, self._threads, self._gpu)
+            self._bundle.seal.check()
+        return self._opened[graph]
+
+    def clear(self) -> None:
+        """Close them."""
+        self._opened.clear()
+
+
 def open_sessions(
     bundle: Bundle,
     graphs: Mapping[str, GraphSpec],

@@ -15,9 +15,9 @@ import numpy as np
 from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.config import ClassHartConfig, ClassTransformerConfig, config_from_dict
 from hart_runtime.common.schedule import ScaleStep
-from hart_runtime.runtime.contract import INT, PAST, Row, cache_names
+from hart_runtime.runtime.contract import INT, Row
 from hart_runtime.runtime.families.family import Conditioning
-from hart_runtime.runtime.families.names import CONTEXT, TRANSFORMER
+from hart_runtime.runtime.families.names import CONTEXT
 from hart_runtime.runtime.families.operators import CLASS as OPERATORS
 from hart_runtime.runtime.families.rows import BOTH, contract, run
 from hart_runtime.runtime.families.sizes import block_sizes
@@ -43,12 +43,8 @@ _BEFORE = (
 )
 
 
-def _begin(model: ModelSpec, batch: int) -> Sequence[Run]:
-    empty = np.zeros((0, 2 * batch, model.embed_dim), np.float32)
-    return (
-        run(CONTEXT, 0),
-        run(TRANSFORMER, 0, {PAST + name: empty for name in cache_names(model.depth)}),
-    )
+def _begin(transformer: Run) -> Sequence[Run]:
+    return (run(CONTEXT, 0), transformer)
 
 
 def _places(scale: ScaleStep, model: ModelSpec) -> Arrays:

@@ -12,16 +12,16 @@ from hart_runtime.common.schedule import scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime import stages
 from hart_runtime.runtime.families.family import Conditioning, Family, Tokens
-from hart_runtime.runtime.families.names import TRANSFORMER
 from hart_runtime.runtime.families.operators import COMMON, operators_of
-from hart_runtime.runtime.families.rows import run
 from hart_runtime.runtime.families.scales import (
     DECODE,
     DECODING,
     codes,
     drawing_graphs,
+    fast_graph,
     next_scale,
     scale_dims,
+    transform,
     transformer_graph,
 )
 from hart_runtime.runtime.families.sizes import tokenizer_sizes
@@ -46,6 +46,7 @@ def combined(
     contracts = (
         *conditioning.before,
         transformer_graph(conditioning),
+        fast_graph(conditioning),
         *conditioning.after,
         *drawing_graphs(conditioning),
         *tokens.graphs,
@@ -53,8 +54,9 @@ def combined(
     )
     operators = {**COMMON, **conditioning.operators, **tokens.operators}
 
-    def dims(model: ModelSpec, batch: int) -> list[Dims]:
-        return scale_dims(conditioning, model, batch)
+    def dims(model: ModelSpec, settings: SamplingSettings, batch: int) -> list[Dims]:
+        scales = scale_steps(model.patch_nums, settings, model.vocab_size, tokens.hybrid)
+        return scale_dims(conditioning, model, scales, batch)
 
     def steps(model: ModelSpec, settings: SamplingSettings, batch: int) -> tuple[Step, ...]:
         """Every scale, what follows the last, and the latent that is decoded at the end."""
@@ -62,7 +64,8 @@ def combined(
         more, whole, without = tokens.end(model, settings, batch, scales)
         found = []
         for now in scales:
-            hidden = conditioning.begin(model, batch) if not now.index else [run(TRANSFORMER, now.index)]
+            transformer = transform(conditioning, scales, now.index, model, settings, batch)
+            hidden = [transformer] if now.index else conditioning.begin(transformer)
             runs = (*hidden, *codes(now, model, settings))
             last = now is scales[-1]
             if not last:

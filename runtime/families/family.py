@@ -32,8 +32,8 @@ class Conditioning:
     """What the transformer takes beside new tokens and its cache."""
     moves: tuple[tuple[Row, ...], tuple[Row, ...]]
     """What ``next_scale`` takes and returns for the places of the next tokens."""
-    begin: Callable[[ModelSpec, int], Sequence[Run]]
-    """Of a model and a number of pictures: runs until the first hidden states of both halves."""
+    begin: Callable[[Run], Sequence[Run]]
+    """Of the transformer's run at the first scale: runs until the first hidden states of both halves."""
     first: Callable[[ModelSpec], tuple[int, int]]
     """Of a model: guidance halves that the transformer runs at scale 0, and tokens of each."""
     places: Callable[[ScaleStep, ModelSpec], Arrays]
@@ -79,8 +79,8 @@ class Family:
     name: str
     graphs: Contracts
     """In the order in which a picture needs them."""
-    dims: Callable[[ModelSpec, int], list[Dims]]
-    """Of a model and a number of pictures: the free dimensions at each scale."""
+    dims: Callable[[ModelSpec, SamplingSettings, int], list[Dims]]
+    """Of a model, settings and a number of pictures: the free dimensions at each scale."""
     steps: Callable[[ModelSpec, SamplingSettings, int], tuple[Step, ...]]
     """Of a model, settings and a number of pictures: what a drawing does, and feeds by name. The first
     step finds what the caller gave, the last leaves the latent that ``decode`` takes."""

@@ -18,7 +18,7 @@ from hart_runtime.runtime.contract import INT, OUT, Row
 from hart_runtime.runtime.families.family import Tokens
 from hart_runtime.runtime.families.names import LATENT, RESIDUAL_CONDITION, RESIDUAL_STEP
 from hart_runtime.runtime.families.operators import HYBRID as OPERATORS
-from hart_runtime.runtime.families.rows import BOTH, CODES, LATENTS, NORM, contract, run
+from hart_runtime.runtime.families.rows import CODES, GUIDED, LATENTS, NORM, contract, run
 from hart_runtime.runtime.families.sizes import residual_sizes
 from hart_runtime.runtime.program import Arrays, Run, Step
 from hart_runtime.runtime.spec import ModelSpec
@@ -29,21 +29,21 @@ _GRAPHS = (
     contract(
         RESIDUAL_CONDITION,
         (
-            Row("hidden", (BOTH, "cells", "dim"), recorded="scale{before}.hidden"),
+            Row("hidden", (GUIDED, "cells", "dim"), recorded="scale{before}.hidden"),
             Row("codes", CODES, recorded="scale{before}.codes"),
         ),
-        (Row("embedded", (BOTH, "cells", "width"), recorded="final.diff.embedded"),),
+        (Row("embedded", (GUIDED, "cells", "width"), recorded="final.diff.embedded"),),
         opset=NORM,
         int8=True,
-        operations="2 * batch * cells * channels * dim + 4 * batch * cells * dim * width",
+        operations="2 * batch * cells * channels * dim + 2 * guided * cells * dim * width",
         bytes="(channels * dim + dim * width) * weight + 4 * batch * cells * (channels + dim)"
-        " + 8 * batch * cells * (dim + width)",
+        " + 4 * guided * cells * (dim + width)",
     ),
     contract(
         RESIDUAL_STEP,
         (
             Row("residual", _REST, recorded="final.diff.step{index}.x_t"),
-            Row("embedded", (BOTH, "cells", "width"), recorded="final.diff.embedded"),
+            Row("embedded", (GUIDED, "cells", "width"), recorded="final.diff.embedded"),
             Row("timestep", (1,), INT, "final.diff.step{index}.t_net"),
             Row("coefficients", (7,)),
             Row("guidance", ()),
@@ -52,8 +52,8 @@ _GRAPHS = (
         (Row(f"residual{OUT}", _REST, recorded="final.diff.step{index}.sample"),),
         int8=True,
         predicted="final.diff.step{index}.model_out",
-        operations="4 * batch * cells * residual_weights",
-        bytes="residual_weights * weight + 8 * batch * cells * width + 12 * batch * cells * channels",
+        operations="2 * guided * cells * residual_weights",
+        bytes="residual_weights * weight + 4 * guided * cells * width + 12 * batch * cells * channels",
         scratch="64 * batch * cells * width",
     ),
     contract(

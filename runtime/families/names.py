@@ -4,6 +4,8 @@ from hart_runtime.runtime import stages
 
 TEXT_ENCODER = "text_encoder"
 CONTEXT, TRANSFORMER, UNCONDITIONAL = "context", "transformer", "unconditional"
+FAST = "fast_transformer"
+"""The transformer with less to do: tokens or the unconditional half left out."""
 SAMPLE, SMOOTH, NEXT_SCALE = "sample", "smooth", "next_scale"
 RESIDUAL_CONDITION, RESIDUAL_STEP = "residual_condition", "residual_step"
 LATENT, DECODER = "latent", "decoder"
@@ -15,6 +17,7 @@ STAGES = {
     TEXT_ENCODER: stages.TEXT_ENCODER,
     CONTEXT: stages.CONTEXT,
     TRANSFORMER: stages.TRANSFORMER,
+    FAST: stages.TRANSFORMER,
     UNCONDITIONAL: stages.TRANSFORMER,
     SAMPLE: stages.SAMPLING,
     SMOOTH: stages.SAMPLING,

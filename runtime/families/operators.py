@@ -9,6 +9,7 @@ from __future__ import annotations
 from hart_runtime.runtime.families.names import (
     CONTEXT,
     DECODER,
+    FAST,
     LATENT,
     NEXT_SCALE,
     RESIDUAL_CONDITION,
@@ -47,6 +48,8 @@ _WRITTEN = {
 
 _NORM = "MatMul RMSNormalization"
 _BLOCK = "Clip Gelu ReduceL2 com.microsoft:MultiHeadAttention"
+_CHOICE = "GatherND Range ReduceMean ReduceSum ScatterND TopK"
+"""Of tokens that take part."""
 _DRAW = (
     "And CumSum GatherElements Gemm Greater Less LessOrEqual MatMul Min Pad ReduceMin ReduceSum Sigmoid"
     " Softmax TopK Where"
@@ -55,6 +58,7 @@ TEXT = {
     TEXT_ENCODER: _named(f"{_NORM} And Cos Not Sigmoid Sin Softmax Where"),
     CONTEXT: _named(f"{_NORM} Clip CumSum Gemm ReduceMax ReduceMean ReduceSum Sigmoid"),
     TRANSFORMER: _named(f"{_NORM} {_BLOCK} Cos Gemm Sigmoid Sin"),
+    FAST: _named(f"{_NORM} {_BLOCK} {_CHOICE} Cos Gemm Sigmoid Sin"),
     UNCONDITIONAL: _named(""),
     SAMPLE: _named(f"{_NORM} {_DRAW}"),
     NEXT_SCALE: _named("MatMul Pad Tile"),
@@ -63,6 +67,7 @@ TEXT = {
 CLASS = {
     CONTEXT: _named("Gemm Sigmoid"),
     TRANSFORMER: _named(f"{_BLOCK} LayerNormalization MatMul"),
+    FAST: _named(f"{_BLOCK} LayerNormalization MatMul"),
     SAMPLE: _named(f"{_DRAW} LayerNormalization"),
     NEXT_SCALE: _named("MatMul Pad Tile"),
 }

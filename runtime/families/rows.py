@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from hart_runtime.common.noise import Noise
-from hart_runtime.runtime.contract import CACHE, Contract, Dimension, Row
+from hart_runtime.runtime.contract import CACHE, CACHED, Contract, Dimension, Row
 from hart_runtime.runtime.families.names import STAGES
 from hart_runtime.runtime.program import Arrays, Run, none
 
 BOTH = "2*batch"
 """Rows of both guidance halves."""
+GUIDED = "guided"
+"""Rows of those that codes are drawn from: both, or where guidance is left out the conditional alone."""
 LATENTS = ("batch", "channels", "last", "last")
 CODES = ("batch", "last", "last", "channels")
 
@@ -26,7 +28,7 @@ def contract(name: str, inputs: tuple[Row, ...], outputs: tuple[Row, ...], **mor
 
 def cache(prefix: str, *shape: Dimension) -> Row:
     """Keys and values of every block."""
-    return Row(prefix, shape, CACHE, "kv.block{block}.{part}", blocks=True)
+    return Row(prefix, shape, CACHE, "kv.block{block}.{part}", blocks=CACHED)
 
 
 def run(

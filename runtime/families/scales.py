@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.noise import Noise, pool_size
+from hart_runtime.common.pruning import SOURCES, sources
 from hart_runtime.common.schedule import ScaleStep, downsample_matrix, upsample_matrix
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.runtime.contract import INT, NEW, OUT, PAST, Contract, Row, Scales
+from hart_runtime.runtime.contract import (
+    BRANCH,
+    BRANCHES,
+    CACHE,
+    CACHED,
+    INT,
+    MEMORY,
+    NEW,
+    OUT,
+    PAST,
+    Contract,
+    Row,
+    Scales,
+    names_of,
+)
 from hart_runtime.runtime.families.family import Conditioning
-from hart_runtime.runtime.families.names import DECODER, NEXT_SCALE, SAMPLE, SMOOTH, TRANSFORMER
-from hart_runtime.runtime.families.rows import BOTH, LATENTS, NORM, cache, contract, run
+from hart_runtime.runtime.families.names import DECODER, FAST, NEXT_SCALE, SAMPLE, SMOOTH, TRANSFORMER
+from hart_runtime.runtime.families.rows import BOTH, GUIDED, LATENTS, NORM, cache, contract, run
 from hart_runtime.runtime.program import Arrays, Run
 from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import ModelSpec
@@ -49,6 +65,46 @@ def transformer_graph(conditioning: Conditioning) -> Contract:
     )
 
 
+def fast_graph(conditioning: Conditioning) -> Contract:
+    """The same with less to do: a part of the tokens, or of the cache the conditional half alone."""
+    return contract(
+        FAST,
+        (
+            Row("x", ("rows", "length", "dim"), recorded="scale{index}.x_in"),
+            *conditioning.takes,
+            Row("taking_part", ("chosen",), INT, prunable=True),
+            Row("sources", (SOURCES, "length"), INT, prunable=True),
+            Row(MEMORY, ("cached", "remembered", "dim"), CACHE, prunable=True, blocks=BRANCHES),
+            Row(PAST, ("past", "cached", "dim"), CACHE, blocks=CACHED),
+        ),
+        (
+            Row("hidden", ("rows", "length", "dim"), recorded="scale{index}.hidden"),
+            Row(
+                BRANCH,
+                ("cached", "length", "dim"),
+                CACHE,
+                "scale{index}.block{block}.{kind}.out",
+                prunable=True,
+                blocks=BRANCHES,
+            ),
+            Row(NEW, ("chosen", "cached", "dim"), CACHE, prunable=True, blocks=CACHED),
+            Row(NEW, ("length", "cached", "dim"), CACHE, prunable=False, blocks=CACHED),
+        ),
+        opset=NORM,
+        operations="depth * rows * (2 * chosen * token_weights + 2 * modulation"
+        " + 4 * chosen * (past + chosen) * dim)",
+        bytes="depth * (token_weights + modulation) * weight"
+        " + 2 * depth * dim * kept * rows * (past + chosen) + 8 * rows * length * dim",
+        scratch="rows * length * dim * (12 + 10 * unchanged)",
+        scores="rows * heads * chosen * (past + chosen) * unchanged",
+        scales=Scales.ALL,
+        on_demand=True,
+        attention=True,
+        int8=True,
+        bfloat16=True,
+    )
+
+
 def drawing_graphs(conditioning: Conditioning) -> tuple[Contract, ...]:
     """Codes of hidden states, and what follows them."""
     taken, made = conditioning.moves
@@ -56,8 +112,8 @@ def drawing_graphs(conditioning: Conditioning) -> tuple[Contract, ...]:
         contract(
             SAMPLE,
             (
-                Row("hidden", (BOTH, "length", "dim"), recorded="scale{index}.hidden"),
-                Row("head_condition", (BOTH, "dim"), recorded="head_condition"),
+                Row("hidden", (GUIDED, "length", "dim"), recorded="scale{index}.hidden"),
+                Row("head_condition", (GUIDED, "dim"), recorded="head_condition"),
                 Row("guidance", (), recorded="scale{index}.cfg_t"),
                 Row("top_k", (1,), INT, decides=True),
                 Row("top_p", ()),
@@ -131,23 +187,78 @@ DECODING = contract(
 DECODE = run(DECODER, 0)
 
 
-def scale_dims(conditioning: Conditioning, model: ModelSpec, batch: int) -> list[Dims]:
+def scale_dims(
+    conditioning: Conditioning, model: ModelSpec, scales: Sequence[ScaleStep], batch: int
+) -> list[Dims]:
     """Named dimensions at each scale.
 
     At scale 0 the transformer may have other tokens than the map has cells, and rows for one guidance
     half alone; the last scale has no ``next_side``.
     """
     rows: list[Dims] = []
-    past = 0
-    for k, side in enumerate(model.patch_nums):
-        halves, length = (2, side * side) if k else conditioning.first(model)
-        dims = {"batch": batch, "rows": halves * batch, "past": past, "length": length, "side": side}
-        dims["pool"] = pool_size(side * side, model.vocab_size)
-        if k + 1 < len(model.patch_nums):
-            dims["next_side"] = model.patch_nums[k + 1]
+    past, remembered = 0, 1
+    for now in scales:
+        side = now.patch_num
+        halves, length = _first_or_both(conditioning, model, now)
+        chosen = now.kept or length
+        guided = 2 if now.guided else 1
+        dims = {"batch": batch, "past": past, "length": length, "chosen": chosen, "side": side}
+        dims |= {"rows": min(halves, guided) * batch, "cached": halves * batch, "guided": guided * batch}
+        dims |= {
+            "pool": pool_size(side * side, model.vocab_size),
+            "remembered": remembered if now.kept else 1,
+        }
+        if now is not scales[-1]:
+            dims["next_side"] = scales[now.index + 1].patch_num
         rows.append(dims)
-        past += length
+        past += chosen
+        remembered = length if now.remembered else remembered
     return rows
+
+
+def _first_or_both(conditioning: Conditioning, model: ModelSpec, now: ScaleStep) -> tuple[int, int]:
+    """Guidance halves in the cache, and tokens of each; at the first scale those of what is drawn."""
+    return (2, now.num_tokens) if now.index else conditioning.first(model)
+
+
+def transform(
+    conditioning: Conditioning,
+    scales: Sequence[ScaleStep],
+    index: int,
+    model: ModelSpec,
+    settings: SamplingSettings,
+    batch: int,
+) -> Run:
+    """The transformer at a scale."""
+    now = scales[index]
+    halves, length = _first_or_both(conditioning, model, now)
+    constants: dict[str, NDArray[Any]] = {}
+    if not index:
+        empty = np.zeros((0, halves * batch, model.embed_dim), np.float32)
+        constants |= {PAST + name: empty for name in names_of(CACHED, model.depth)}
+    if settings.exact:
+        return run(TRANSFORMER, index, constants)
+    branches = names_of(BRANCHES, model.depth) if model.prunable else []
+    if model.prunable:
+        constants["taking_part"] = np.arange(now.kept or length)
+        constants["sources"] = np.zeros((SOURCES, length), np.int64)
+        if now.kept:
+            (side,) = (step.patch_num for step in scales if step.remembered)
+            constants["sources"] = sources(side, now.patch_num)
+        else:  # nothing is taken from it
+            nothing = np.zeros((halves * batch, 1, model.embed_dim), np.float32)
+            constants |= {MEMORY + name: nothing for name in branches}
+    halved: set[str] = set()
+    if not now.guided:
+        halved = {"x", *(row.name for row in conditioning.moves[1])}
+        if scales[index - 1].guided:  # from here on
+            taken = {row.name for row in conditioning.takes if model.modulated or not row.modulated}
+            halved |= {"head_condition", *taken}
+    return replace(
+        run(FAST, index, constants),
+        also={MEMORY + name: BRANCH + name for name in branches} if now.remembered else {},
+        halved=frozenset(halved),
+    )
 
 
 def codes(now: ScaleStep, model: ModelSpec, settings: SamplingSettings) -> list[Run]:

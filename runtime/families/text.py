@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
 from hart_runtime.common.config import TextEncoderConfig, TransformerConfig, config_from_dict
 from hart_runtime.common.schedule import ScaleStep, cell_axis
-from hart_runtime.runtime.contract import BOOL, INT, NEW, OUT, PAST, Row, cache_names
+from hart_runtime.runtime.contract import BOOL, INT, NEW, OUT, PAST, Row
 from hart_runtime.runtime.families.family import Conditioning
-from hart_runtime.runtime.families.names import CONTEXT, TEXT_ENCODER, TOKEN_IDS, TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.families.names import CONTEXT, TEXT_ENCODER, TOKEN_IDS, UNCONDITIONAL
 from hart_runtime.runtime.families.operators import TEXT as OPERATORS
 from hart_runtime.runtime.families.rows import BOTH, NORM, cache, contract, run
 from hart_runtime.runtime.families.sizes import block_sizes, text_encoder_sizes
@@ -77,11 +75,9 @@ _AFTER = (
 )
 
 
-def _begin(model: ModelSpec, batch: int) -> Sequence[Run]:
+def _begin(transformer: Run) -> Sequence[Run]:
     """The text runs in the conditional half alone: the other is a constant."""
-    empty = np.zeros((0, batch, model.embed_dim), np.float32)
-    caches = {PAST + name: empty for name in cache_names(model.depth)}
-    return (run(CONTEXT, 0), run(TRANSFORMER, 0, caches), run(UNCONDITIONAL, 0))
+    return (run(CONTEXT, 0), transformer, run(UNCONDITIONAL, 0))
 
 
 def _places(scale: ScaleStep, model: ModelSpec) -> Arrays:

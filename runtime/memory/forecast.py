@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hart_runtime.runtime.contract import Scales
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER
 from hart_runtime.runtime.find import WEIGHTS
@@ -73,7 +72,7 @@ def needed(
     sizes = manifest.sizes
     text = sizes.get("text_weights", 0) * sizes["weight"] + sizes.get("text_table", 0) * sizes["kept"]
     text = min(text, stored) if TEXT_ENCODER in manifest.graphs else 0
-    plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
+    plan = make_plan(manifest.program(manifest.sampling, batch))
     inside = scratch
     if inside is None:
         largest = max(scratch_of(manifest, batch).values())
@@ -102,7 +101,7 @@ def doubled(nbytes: int) -> int:
 def scratch_of(manifest: Manifest, batch: int) -> dict[str, int]:
     """Estimated bytes inside each graph of a batch, at its largest scale."""
     return {
-        name: _largest(manifest, name, manifest.contract(name).scratch, batch) for name in manifest.graphs
+        name: _largest(manifest, name, manifest.contract(name).scratch, batch) for name in manifest.required
     }
 
 
@@ -114,8 +113,7 @@ def scores_of(manifest: Manifest, name: str, batch: int) -> int:
 def _largest(manifest: Manifest, name: str, formula: str, batch: int) -> int:
     """A formula at the scale where it is largest. The decoder draws one picture at a time."""
     pictures = 1 if name == FAMILIES[manifest.family].decode.graph else batch
-    once = manifest.contract(name).scales is Scales.ONCE
-    rows = [{"batch": pictures}] if once else manifest.scale_dims(pictures)
+    rows = manifest.dims_of(name, pictures)
     return max(evaluate(formula, {**manifest.sizes, **row}) for row in rows)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.noise import Array, Places, pool_size
 from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values
-from hart_runtime.runtime.contract import PAST
+from hart_runtime.runtime.contract import BRANCH, PAST
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.program import Program, Run, cache_of
 from hart_runtime.runtime.shapes import Shape, shape_of, solve
@@ -121,13 +121,9 @@ class Plan:
         return sum(slot.nbytes for slot in self.slots if slot.label.startswith(PAST))
 
 
-def make_plan(program: Program, cache_length: int) -> Plan:
-    """Follow a program without computing.
-
-    Args:
-        cache_length: tokens that a KV cache has room for.
-    """
-    planner = _Planner(program.graphs, cache_length)
+def make_plan(program: Program) -> Plan:
+    """Follow a program without computing."""
+    planner = _Planner(program.graphs)
     given = _given(program.graphs[next(program.runs()).graph], program.batch)
     drawn(draw(planner, program, given, _Silence(program.batch)))
     moving = [slot for slot in planner.slots if not slot.constant]
@@ -192,8 +188,8 @@ class _Planner(Backend):
 
     name = device = "plan"
 
-    def __init__(self, graphs: Mapping[str, GraphSpec], cache_length: int) -> None:
-        self.graphs, self.cache_length = graphs, cache_length
+    def __init__(self, graphs: Mapping[str, GraphSpec]) -> None:
+        self.graphs = graphs
         self.calls: list[PlannedCall] = []
         self.slots: list[Slot] = []
 
@@ -221,6 +217,7 @@ class _Planner(Backend):
         call.uploads, call.constants = tuple(uploads), tuple(constants)
         dims = solve(self.graphs[run.graph].inputs, shapes)
         unread: View | None = None
+        asked = wanted.union(run.also.values())
         for tensor in self.graphs[run.graph].outputs:
             shape, name, cache = shape_of(tensor, dims), tensor.name, cache_of(tensor.name)
             if cache in wanted:
@@ -231,25 +228,30 @@ class _Planner(Backend):
                 # The last scale's: written because the graph returns them, one over the other.
                 unread = unread or self._new("unread", shape, tensor.dtype)
                 call.outputs[name] = unread
-            elif name.startswith(PAST):  # what a cache begins with
-                room = self._new(name, (self.cache_length, *shape[1:]), tensor.dtype)
-                call.outputs[name] = call.results[name] = View(room.slot, shape)
+            elif name.startswith(BRANCH) and name not in asked:
+                continue  # computed on the way, and not written
             else:
-                view = self._new(f"{run.graph}.{name}", shape, tensor.dtype)
+                label = name if name.startswith(PAST) else f"{run.graph}.{name}"  # what a cache begins with
+                view = self._new(label, shape, tensor.dtype)
                 call.outputs[name] = call.results[name] = view
         return dict(call.results)
 
     def _grown(self, cache: str, past: View, new: Shape, dtype: str) -> tuple[View, View]:
         """Where new tokens of a cache go, and the cache with them."""
         if not past.nbytes:
-            past = View(self._new(cache, (self.cache_length, *new[1:]), dtype).slot, (0, *new[1:]))
-        return View(past.slot, new, past.nbytes), View(past.slot, (past.shape[0] + new[0], *new[1:]))
+            past = View(self._new(cache, new, dtype).slot, (0, *new[1:]))
+        whole = (past.shape[0] + new[0], *new[1:])
+        past.slot.shape = whole  # room for all that comes
+        return View(past.slot, new, past.nbytes), View(past.slot, whole)
 
     def append(self, past: Any, new: Any) -> Any:
         raise NotImplementedError  # a drawing does not
 
     def split(self, value: Any) -> list[Any]:
         return split_view(value)
+
+    def half(self, value: Any) -> Any:
+        return half_view(value)
 
     def to_host(self, value: Any) -> NDArray[Any]:
         value.slot.dies = len(self.calls)
@@ -292,6 +294,11 @@ def split_view(view: View) -> list[View]:
     """One view per entry of the leading axis, which stays, with length 1."""
     step = view.nbytes // view.shape[0]
     return [View(view.slot, (1, *view.shape[1:]), view.start + i * step) for i in range(view.shape[0])]
+
+
+def half_view(view: View) -> View:
+    """The first half along the leading axis."""
+    return View(view.slot, (view.shape[0] // 2, *view.shape[1:]), view.start)
 
 
 def _nbytes(shape: Shape, dtype: np.dtype[Any]) -> int:

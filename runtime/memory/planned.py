@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, RunError
-from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Value, Values, joined
+from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Value, Values, first_half, joined
 from hart_runtime.runtime.backends.names import CPU
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.executor import Binding, Executor
-from hart_runtime.runtime.memory.plan import Plan, PlannedCall, View, make_plan, split_view
+from hart_runtime.runtime.memory.plan import Plan, PlannedCall, View, half_view, make_plan, split_view
 from hart_runtime.runtime.program import Program, Run, same
 from hart_runtime.runtime.shapes import Shape, shape_of, solve
 from hart_runtime.runtime.spec import TensorSpec
@@ -130,6 +130,9 @@ class PlannedBackend(Backend):
             return list(split_view(value))
         return list(self.to_host(value)[:, None])
 
+    def half(self, value: Value) -> Value:
+        return half_view(value) if isinstance(value, View) else first_half(self.to_host(value))
+
     def to_host(self, value: Value) -> NDArray[Any]:
         if isinstance(value, np.ndarray):
             return value
@@ -149,14 +152,16 @@ class PlannedBackend(Backend):
             self.executor.discard(self._arena, self._size)
         laid = self._plans.pop(key, None)
         if laid is None:
-            laid = self._lay(make_plan(program, self.manifest.cache_length))
+            laid = self._lay(make_plan(program))
         self._plans[key] = laid  # the last one used is the last to go
         return laid
 
     def _shape(self, program: Program) -> Iterator[object]:
-        """What decides where tensors lie and what is captured: graphs, and sizes read on the host."""
+        """What decides where tensors lie and what is captured: graphs, and sizes, some read on the host."""
         for run in program.runs():
             yield run.graph
+            yield run.halved
+            yield from (array.shape for array in run.constants.values())
             for name in self.manifest.contract(run.graph).deciding():
                 yield run.constants[name].tobytes()
 

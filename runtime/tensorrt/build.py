@@ -66,7 +66,7 @@ def plan_engines(
     target = bundle.folder / folder_name(package, _capabilities(options, gpu), manifest.precision)
     existing = _existing(target)
     jobs = []
-    for name in manifest.graphs:
+    for name in manifest.required:
         profiles = make_profiles(manifest, name, options.batches, options.per_scale, options.top_k)
         job = Job(name, tuple(profiles), "it is forced" if force else None)
         reasons = _reasons(bundle, package, options, gpu, target, existing, job)
@@ -101,7 +101,7 @@ def build_engines(
     missing = [job for job in jobs if job.reason is not None]
     if existing is not None and existing.options == options and not missing:
         return target, existing, []
-    capabilities, graphs = _capabilities(options, gpu), manifest.graphs
+    capabilities, graphs = _capabilities(options, gpu), manifest.required
     cache = TimingCache(package, gpu, bundle.folder)
     inspected = gpu is not None and (not capabilities or gpu.capability in capabilities)
     engines: dict[str, EngineSpec] = {}
@@ -186,7 +186,7 @@ def _misaligned(manifest: Manifest, batch: int) -> str | None:
     """
     if FAMILIES[manifest.family].decode.graph not in manifest.graphs:
         return None  # graphs that draw nothing
-    plan = make_plan(manifest.program(manifest.sampling, batch), manifest.cache_length)
+    plan = make_plan(manifest.program(manifest.sampling, batch))
     for call in plan.calls:
         for name, view in (*call.inputs.items(), *call.outputs.items()):
             if view is not None and view.nbytes and view.offset % ALIGNMENT:

@@ -84,7 +84,7 @@ class EngineExecutor(CudaMemory):
         self._log = make_logger(package.api)
         self._alive = _Alive(self._cuda, [package.api.Runtime(self._log)])
         self.closing.append(self._alive.close)
-        for name in bundle.manifest.graphs:
+        for name in bundle.manifest.required:
             self._alive.engines[name] = self._load(bundle, folder, name)
         for warning in dict.fromkeys(self._log.warnings):
             log.warning("%s: %s", folder, warning)

@@ -36,6 +36,11 @@ class EngineLimits(Limits):
                 f"build others with: {self._command(batch=(low, high), top_k=options.top_k)}"
             )
         for run in program.runs():
+            if run.graph not in self.engines.engines:
+                raise InputError(
+                    f"`prune` and `unguided_scales`: the engines in {self.folder.name} compute all tokens of "
+                    f"both guidance halves; use {parameter('backend', ONNXRUNTIME)}"
+                )
             for name in sorted(self.manifest.contract(run.graph).deciding()):
                 ranges = [profile.values[name] for profile in self.engines.engines[run.graph].profiles]
                 held, value = ranges[run.index if len(ranges) > 1 else 0], run.constants[name].tolist()

@@ -48,11 +48,9 @@ class Profile:
 
 def scale_rows(manifest: Manifest, name: str, batch: int) -> list[tuple[str, Dims]]:
     """When a graph runs, with the dimensions it has then; one nameless row if it is always alike."""
-    when = manifest.contract(name).scales
-    if when is Scales.ONCE:
-        return [("any", {"batch": batch})]
-    rows = [(f"scale{k}", dims) for k, dims in enumerate(manifest.scale_dims(batch))]
-    return rows if when is Scales.ALL else rows[:-1]
+    once = manifest.contract(name).scales is Scales.ONCE
+    rows = manifest.dims_of(name, batch)
+    return [("any" if once else f"scale{k}", dims) for k, dims in enumerate(rows)]
 
 
 def make_profiles(

@@ -86,7 +86,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
     note("over")
     del watched, pipeline
     gc.collect()
-    plan = make_plan(manifest.program(manifest.sampling, 1), manifest.cache_length)
+    plan = make_plan(manifest.program(manifest.sampling, 1))
     calls = [
         {
             "graph": call.graph,

@@ -1,0 +1,172 @@
+"""Drawing with less to do: tokens of large scales left out, or the last scales' unconditional half."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hart_runtime.common.checkpoint import find_checkpoint
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.pruning import Pruning, parse_keep, pruning_of, sources, tokens_kept
+from hart_runtime.common.schedule import scale_steps
+from hart_runtime.common.settings import Overrides, SamplingSettings
+from hart_runtime.compare.recorded import recording
+from hart_runtime.hart.checkpoint import load_hart
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.hart.generate import generate
+from hart_runtime.hart.model import Hart
+from hart_runtime.hart.pruning import restored
+from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
+from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.runtime.pipeline import Pipeline
+from tests.conftest import ExportOnce
+
+PUBLISHED = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+CHOICES = [
+    SamplingSettings(guidance=3.0, smooth=False, prune=True),
+    SamplingSettings(guidance=3.0, smooth=False, prune=True, keep="0.3,1"),
+    SamplingSettings(guidance=3.0, smooth=False, unguided_scales=1),
+    SamplingSettings(guidance=3.0, smooth=False, unguided_scales=3, residual=False),
+    SamplingSettings(guidance=3.0, smooth=True, unguided_scales=2, prune=True),
+]
+
+
+def test_which_scales() -> None:
+    assert pruning_of(PUBLISHED, "0.5,0.25") == Pruning(11, {12: 1152, 13: 1024})
+    assert pruning_of((1, 36, 48, 48, 64), "0.5,0.25") == Pruning(1, {2: 1152, 3: 1152, 4: 1024})
+    assert pruning_of((1, 2, 4, 6, 8), "0.5,0.25") == Pruning(2, {3: 18, 4: 16})
+    assert pruning_of((36, 48, 50), "1,0.25") == Pruning(0, {1: 2304, 2: 625})
+    assert [tokens_kept(9, share) for share in (0.5, 0.25, 1.0, 1e-9)] == [5, 3, 9, 1]
+
+
+@pytest.mark.parametrize(
+    "keep", ["", "0.5", "0.5,0.25,1", "0,0.5", "0.5,1.1", "nan,1", "a,b", "-1,1", "inf,1", "\uff11,1"]
+)
+def test_shares_that_are_none(keep: str) -> None:
+    with pytest.raises(InputError, match=r"`keep=.*two numbers over 0 and up to 1"):
+        parse_keep(keep)
+
+
+@pytest.mark.parametrize(("side", "target"), [(36, 48), (36, 64), (3, 4), (5, 5), (2, 7)])
+def test_what_a_place_receives(side: int, target: int) -> None:
+    """The plain mean of all that it touches, as PyTorch's area interpolation has it."""
+    memory = torch.randn(2, side * side, 3)
+    as_map = memory.transpose(1, 2).unflatten(2, (side, side))
+    expected = F.interpolate(as_map, size=(target, target), mode="area").flatten(2).transpose(1, 2)
+    found = restored(memory, torch.from_numpy(sources(side, target)))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_guidance_is_left_out_of_the_last_scales() -> None:
+    steps = scale_steps((1, 2, 3, 4, 5), SamplingSettings(unguided_scales=2), 600)
+    plain = scale_steps((1, 2, 3, 4, 5), SamplingSettings(), 600)
+    assert [step.guided for step in steps] == [True, True, True, False, False]
+    assert [step.guidance for step in steps[3:]] == [0, 0]
+    assert [(s.logit_gain, s.temperature) for s in steps] == [(s.logit_gain, s.temperature) for s in plain]
+
+
+@pytest.fixture(scope="module")
+def pruned() -> dict[str, torch.Tensor]:
+    """What the reference does on the demo's five scales, 1, 2, 3, 5 and 8 cells wide."""
+    found: dict[str, torch.Tensor] = {}
+    model = load_hart(find_checkpoint(DEMO_CHECKPOINT))
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(2, *model_text(model), generator=generator)
+    mask = torch.arange(features.shape[1]) < torch.tensor([[4], [9]])
+    settings = SamplingSettings(smooth=False, prune=True)
+    generate(
+        model, features, mask, SeededNoise([1, 2]), settings, record=lambda k, v: found.update({k: v.clone()})
+    )
+    return found
+
+
+def model_text(model: Hart) -> tuple[int, int]:
+    return model.transformer.config.context_token, model.transformer.config.context_dim
+
+
+@pytest.mark.parametrize(("scale", "side", "count"), [(3, 5, 13), (4, 8, 16)])
+def test_who_takes_part_and_what_others_receive(
+    pruned: dict[str, torch.Tensor], scale: int, side: int, count: int
+) -> None:
+    """Each block, branch and row for itself; said here once more, in other words than the code's."""
+    x, block = pruned[f"scale{scale}.x_in"], 0
+    while f"scale{scale}.block{block}.attn.kept" in pruned:
+        for branch in ("attn", "ffn"):
+            name = f"scale{scale}.block{block}.{branch}"
+            kept, added = pruned[f"{name}.kept"], pruned[f"{name}.out"]
+            earlier = pruned[f"scale2.block{block}.{branch}.out"]
+            assert kept.shape == (4, count)
+            for row in range(4):
+                off = x[row].double() - x[row].double().mean(0)
+                order = (off**2).sum(-1).argsort(descending=True)[:count]
+                assert set(kept[row].tolist()) == set(order.tolist())
+                for place in set(range(side * side)) - set(kept[row].tolist()):
+                    rows, columns = (touched(i, side) for i in divmod(place, side))
+                    cells = [earlier[row, 3 * i + j] for i in rows for j in columns]
+                    torch.testing.assert_close(added[row, place], torch.stack(cells).mean(0))
+            x = x + added
+        torch.testing.assert_close(x, pruned[f"scale{scale}.block{block}.out"])
+        before = pruned[f"scale{scale - 1}.block{block}.k"].shape[1]
+        assert pruned[f"scale{scale}.block{block}.k"].shape[1] == before + count
+        block += 1
+    assert block > 1
+
+
+def touched(place: int, side: int) -> range:
+    """Of three cells along an axis, those that a place of a finer one lies in."""
+    return range(math.floor(3 * place / side), math.ceil(3 * (place + 1) / side))
+
+
+@pytest.mark.parametrize("settings", CHOICES, ids=str)
+def test_graphs_draw_as_the_reference(settings: SamplingSettings, export_once: ExportOnce) -> None:
+    bundle = open_bundle(export_once(DEMO_CHECKPOINT, "fp32"))
+    pipeline = Pipeline(bundle, on_the_cpu(bundle))
+    recorder, found = recording(pipeline.backend, bundle.manifest)
+    prompts = ["a red circle on a white background", "a blue square on a green background"]
+    features, mask = pipeline.encode(prompts)
+    given = {"features": np.asarray(pipeline.backend.to_host(features)), "mask": mask}
+    found["image"] = drawn(
+        draw(recorder, bundle.manifest.program(settings, 2), given, SeededNoise([3, 9]))
+    ).images
+    expected: dict[str, np.ndarray] = {}
+    generate(
+        load_hart(find_checkpoint(DEMO_CHECKPOINT)),
+        torch.from_numpy(given["features"]),
+        torch.from_numpy(given["mask"]),
+        SeededNoise([3, 9]),
+        settings,
+        record=lambda name, value: expected.update({name: value.numpy().copy()}),
+    )
+    scales = len(bundle.manifest.model.patch_nums)
+    for k in range(scales):
+        assert np.array_equal(found[f"scale{k}.idx"].ravel(), expected[f"scale{k}.idx"].ravel()), k
+        hidden = expected[f"scale{k}.hidden"]
+        assert np.abs(found[f"scale{k}.hidden"] - hidden).max() < 1e-4 * np.abs(hidden).max(), k
+        halves = 2 if k < scales - settings.unguided_scales else 1
+        assert len(hidden) == halves * 2
+    assert np.abs(found["image"] - expected["image"]).max() < 2e-4
+    pruned = {name for name in expected if name.endswith(".kept")}
+    assert bool(pruned) is settings.prune
+
+
+def test_choices_may_change_between_pictures(export_once: ExportOnce) -> None:
+    """Each has a plan of its own, and draws what it drew before."""
+    bundle = open_bundle(export_once(DEMO_CHECKPOINT, "fp32"))
+    pipeline = Pipeline(bundle, on_the_cpu(bundle))
+    choices: list[Overrides] = [
+        {},
+        {"unguided_scales": 1},
+        {"unguided_scales": 2},
+        {"prune": True},
+        {"prune": True, "keep": "1,0.5"},
+    ]
+    drawn = [pipeline("a red circle on a white background", **choice)[0].tobytes() for choice in choices]
+    assert len(set(drawn)) == len(choices)
+    for choice, before in reversed([*zip(choices, drawn, strict=True)]):
+        assert pipeline("a red circle on a white background", **choice)[0].tobytes() == before
