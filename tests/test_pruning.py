@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from hart_runtime.common.errors import InputError
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.pruning import Pruning, parse_keep, pruning_of, sources, tokens_kept
 from hart_runtime.common.schedule import scale_steps
-from hart_runtime.common.settings import Overrides, SamplingSettings
+from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings
 from hart_runtime.compare.recorded import recording
 from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
@@ -23,6 +26,7 @@ from hart_runtime.hart.model import Hart
 from hart_runtime.hart.pruning import restored
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.bundle import open_bundle
+from hart_runtime.runtime.call import checked_settings
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.pipeline import Pipeline
 from tests.conftest import ExportOnce
@@ -69,6 +73,39 @@ def test_guidance_is_left_out_of_the_last_scales() -> None:
     assert [step.guided for step in steps] == [True, True, True, False, False]
     assert [step.guidance for step in steps[3:]] == [0, 0]
     assert [(s.logit_gain, s.temperature) for s in steps] == [(s.logit_gain, s.temperature) for s in plain]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"unguided_scales": 6}, "`unguided_scales`: expected 0 to 5, found 6"),
+        ({"unguided_scales": -1}, "`unguided_scales`: expected 0 to 5, found -1"),
+        ({"prune": True, "keep": "0.5,2"}, "`keep='0.5,2'`: expected the shares of tokens kept"),
+        ({"keep": "half"}, "`keep='half'`: expected the shares of tokens kept"),
+        ({"speed": "faster"}, "`speed='faster'`: expected exact, balanced or fast"),
+    ],
+)
+def test_what_is_refused(export_once: ExportOnce, options: dict[str, Any], words: str) -> None:
+    manifest = open_bundle(export_once(DEMO_CHECKPOINT, "fp32")).manifest
+    with pytest.raises(InputError) as caught:
+        checked_settings(manifest, ["a prompt"], **options)
+    assert words in str(caught.value)
+
+
+def test_names_of_speeds(export_once: ExportOnce, class_bundle: Path) -> None:
+    manifest = open_bundle(export_once(DEMO_CHECKPOINT, "fp32")).manifest
+    of = {name: checked_settings(manifest, ["a prompt"], speed=name) for name in SPEEDS}
+    assert of["exact"] == manifest.sampling
+    assert (of["balanced"].prune, of["balanced"].unguided_scales) == (False, 1)
+    assert (of["fast"].prune, of["fast"].unguided_scales) == (True, 2)
+    assert checked_settings(manifest, ["a prompt"], speed="fast", prune=False).prune is False
+    classes = open_bundle(class_bundle).manifest  # whose tokens cannot be left out
+    assert checked_settings(classes, ["none"], speed="fast") == replace(classes.sampling, unguided_scales=2)
+
+
+def test_a_pyramid_of_two_scales_is_not_pruned() -> None:
+    with pytest.raises(InputError, match="of 3 scales or more, this model has 2"):
+        pruning_of((1, 2), "0.5,0.25")
 
 
 @pytest.fixture(scope="module")
