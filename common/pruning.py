@@ -7,7 +7,6 @@ others receive what their place received at the scale before. No weight changes,
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.settings import parse_keep
 
 PUBLISHED_SIDES = (36, 48, 64)
 """Of the scale that is remembered and of those that are pruned, in published pyramids of 1024 pixels."""
@@ -33,24 +33,6 @@ class Pruning:
     """Tokens that take part, by index of the pruned scales."""
 
 
-def parse_keep(text: str) -> tuple[float, float]:
-    """Shares of tokens kept at two scales, such as ``0.5,0.25``.
-
-    Raises:
-        InputError: not two numbers over 0 and up to 1.
-    """
-    try:
-        first, last = (float(part) if part.isascii() else math.nan for part in text.split(","))
-    except ValueError:
-        first = last = math.nan
-    if not (0 < first <= 1 and 0 < last <= 1):
-        raise InputError(
-            f"{parameter('keep', text)}: expected the shares of tokens kept at the last two scales, two "
-            f"numbers over 0 and up to 1 such as 0.5,0.25"
-        )
-    return first, last
-
-
 def pruning_of(patch_nums: Sequence[int], keep: str) -> Pruning:
     """What is remembered and what is kept in a pyramid.
 
@@ -58,7 +40,7 @@ def pruning_of(patch_nums: Sequence[int], keep: str) -> Pruning:
     are pruned. Any other is pruned by the same rule at its last two scales.
 
     Args:
-        keep: see :func:`parse_keep`.
+        keep: see :func:`hart_runtime.common.settings.parse_keep`.
 
     Raises:
         InputError: ``keep`` is none, or a pyramid of fewer than three scales.

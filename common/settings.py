@@ -4,12 +4,12 @@ Each is declared here and nowhere else. Its type and range are checked, the comm
 option for it, and a PNG carries it and brings it back, because it is a field.
 """
 
+import math
 import types
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
-from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, told_of
-from hart_runtime.common.pruning import parse_keep
+from hart_runtime.common.errors import InputError, in_range, known_names, parameter, plain, shown, told_of
 
 MOST_THREADS = 256
 """Of the CPU: every graph has threads of its own, and more than cores only wait for each other."""
@@ -113,6 +113,24 @@ VAR_DEMO = SamplingSettings(guidance=4.0, top_k=900, top_p=0.95, smooth=False, r
 """Of VAR's published demo; it has no residual, and takes no steps for one."""
 VAR_FID = replace(VAR_DEMO, guidance=1.5, top_p=0.96)
 """Those that VAR's published distances (FID) were measured with."""
+
+
+def parse_keep(text: str) -> tuple[float, float]:
+    """Shares of tokens kept at two scales, such as ``0.5,0.25``.
+
+    Raises:
+        InputError: not two numbers over 0 and up to 1.
+    """
+    try:
+        first, last = (float(part) if part.isascii() else math.nan for part in text.split(","))
+    except ValueError:
+        first = last = math.nan
+    if not (0 < first <= 1 and 0 < last <= 1):
+        raise InputError(
+            f"{parameter('keep', text)}: expected the shares of tokens kept at the last two scales, two "
+            f"numbers over 0 and up to 1 such as 0.5,0.25"
+        )
+    return first, last
 
 
 def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:

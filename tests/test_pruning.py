@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from hart_runtime.common.checkpoint import find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.pruning import Pruning, parse_keep, pruning_of, sources, tokens_kept
+from hart_runtime.common.pruning import Pruning, pruning_of, sources, tokens_kept
 from hart_runtime.common.schedule import scale_steps
-from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings
+from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings, parse_keep
 from hart_runtime.compare.recorded import recording
 from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
@@ -82,7 +82,7 @@ def test_guidance_is_left_out_of_the_last_scales() -> None:
         ({"unguided_scales": -1}, "`unguided_scales`: expected 0 to 5, found -1"),
         ({"prune": True, "keep": "0.5,2"}, "`keep='0.5,2'`: expected the shares of tokens kept"),
         ({"keep": "half"}, "`keep='half'`: expected the shares of tokens kept"),
-        ({"speed": "faster"}, "`speed='faster'`: expected exact, balanced or fast"),
+        ({"speed": "faster"}, "`speed='faster'`: expected one of exact, balanced, fast"),
     ],
 )
 def test_what_is_refused(export_once: ExportOnce, options: dict[str, Any], words: str) -> None:

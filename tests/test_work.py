@@ -88,7 +88,7 @@ def test_the_residual_mlp_as_torch_counts_it() -> None:
     found = torch_counts(lambda: net(torch.randn(tokens, 8), steps, torch.randn(tokens, 24)))
     timestep = torch_counts(lambda: net.time_embed(steps))
     sizes = residual_sizes(PLAIN, 8)
-    assert operations(RESIDUAL_STEP, **sizes, batch=1, cells=tokens) == 2 * (found - timestep)  # both halves
+    assert operations(RESIDUAL_STEP, **sizes, guided=2, cells=tokens) == 2 * (found - timestep)  # both halves
 
 
 def test_the_decoder_as_torch_counts_it() -> None:
