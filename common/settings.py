@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
-from hart_runtime.common.errors import InputError, in_range, known_names, parameter, plain, shown, told_of
+from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, told_of
 
 MOST_THREADS = 256
 """Of the CPU: every graph has threads of its own, and more than cores only wait for each other."""
@@ -127,8 +127,8 @@ def parse_keep(text: str) -> tuple[float, float]:
         first = last = math.nan
     if not (0 < first <= 1 and 0 < last <= 1):
         raise InputError(
-            f"{parameter('keep', text)}: expected the shares of tokens kept at the last two scales, two "
-            f"numbers over 0 and up to 1 such as 0.5,0.25"
+            f"`keep`: expected the shares of tokens kept at the last two scales, two numbers over 0 and up to 1 "
+            f"such as 0.5,0.25, found {shown(text)}"
         )
     return first, last
 

@@ -26,6 +26,7 @@ from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import (
     CONTEXT,
     DECODER,
+    FAST,
     LATENT,
     NEXT_SCALE,
     SAMPLE,
@@ -407,6 +408,7 @@ IN_OTHERS: dict[str, dict[str, set[str]]] = {
         CONTEXT: {"LessOrEqual", "Range"},  # of running sums too long for a stored triangle
         TEXT_ENCODER: {"Cos", "Sin"},  # of more tokens than the exporter computes ahead
         TRANSFORMER: {"Clip", "Gelu", "ReduceL2"},  # attention on unit vectors, GPT-2's MLP
+        FAST: {"Clip", "Gelu", "ReduceL2"},
         DECODER: _DECODER,
     },
     "var": {DECODER: _DECODER},

@@ -206,6 +206,7 @@ def test_every_setting_is_declared_once() -> None:
 
     class Sizes:
         vocab_size = 10
+        num_scales = 5
 
     check_ranges(SamplingSettings(top_k=10), Sizes)
     with pytest.raises(InputError, match="`top_k`: expected 1 to 10, found 11"):

@@ -53,7 +53,7 @@ def test_which_scales() -> None:
     "keep", ["", "0.5", "0.5,0.25,1", "0,0.5", "0.5,1.1", "nan,1", "a,b", "-1,1", "inf,1", "\uff11,1"]
 )
 def test_shares_that_are_none(keep: str) -> None:
-    with pytest.raises(InputError, match=r"`keep=.*two numbers over 0 and up to 1"):
+    with pytest.raises(InputError, match=r"`keep`: .*two numbers over 0 and up to 1"):
         parse_keep(keep)
 
 
@@ -80,8 +80,8 @@ def test_guidance_is_left_out_of_the_last_scales() -> None:
     [
         ({"unguided_scales": 6}, "`unguided_scales`: expected 0 to 5, found 6"),
         ({"unguided_scales": -1}, "`unguided_scales`: expected 0 to 5, found -1"),
-        ({"prune": True, "keep": "0.5,2"}, "`keep='0.5,2'`: expected the shares of tokens kept"),
-        ({"keep": "half"}, "`keep='half'`: expected the shares of tokens kept"),
+        ({"prune": True, "keep": "0.5,2"}, "`keep`: expected the shares of tokens kept"),
+        ({"keep": "half"}, "`keep`: expected the shares of tokens kept"),
         ({"speed": "faster"}, "`speed='faster'`: expected one of exact, balanced, fast"),
     ],
 )

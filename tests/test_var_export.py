@@ -78,6 +78,7 @@ def test_it_is_exported_once_and_kept(var: Path, tmp_path: Path) -> None:
     assert [*manifest.graphs] == [
         "context",
         "transformer",
+        "fast_transformer",
         "sample",
         "smooth",
         "next_scale",
