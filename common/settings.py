@@ -127,7 +127,7 @@ def parse_keep(text: str) -> tuple[float, float]:
         first = last = math.nan
     if not (0 < first <= 1 and 0 < last <= 1):
         raise InputError(
-            f"`keep`: expected the shares of tokens kept at the last two scales, two numbers over 0 and up to 1 "
+            "`keep`: expected the shares of tokens kept at the last two scales, two numbers over 0 and up to 1 "
             f"such as 0.5,0.25, found {shown(text)}"
         )
     return first, last

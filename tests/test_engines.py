@@ -111,7 +111,7 @@ def test_static_engines_cover_every_scale(built: Path) -> None:
     for name, engine in manifest.engines.items():
         free = {n for tensor in engine.inputs for n in tensor.shape if isinstance(n, str)}
         names = {n.removeprefix("2*") for n in free}
-        expected = [{}] if names <= {"batch"} else [d for d in scales if names <= set(d)]
+        expected = [{}] if names <= {"batch", "guided"} else [d for d in scales if names <= set(d)]
         assert len(engine.profiles) == len(expected), name
         for profile in engine.profiles:
             assert set(profile.shapes) == {t.name for t in engine.inputs}, "no input without a shape"

@@ -73,8 +73,8 @@ CLASS = {
 }
 """Of models that draw a class."""
 HYBRID = {
-    RESIDUAL_CONDITION: _named(f"{_NORM} Tile"),
-    RESIDUAL_STEP: _named("Clip Cos Exp Gemm LayerNormalization MatMul Sigmoid Sin Tile"),
+    RESIDUAL_CONDITION: _named(_NORM),
+    RESIDUAL_STEP: _named("Clip Cos Exp Gemm LayerNormalization MatMul Sigmoid Sin"),
     LATENT: _named(""),
 }
 """Of tokens with a residual."""
