@@ -127,8 +127,8 @@ def parse_keep(text: str) -> tuple[float, float]:
         first = last = math.nan
     if not (0 < first <= 1 and 0 < last <= 1):
         raise InputError(
-            "`keep`: expected the shares of tokens kept at the last two scales, two numbers over 0 and up to 1 "
-            f"such as 0.5,0.25, found {shown(text)}"
+            "`keep`: expected the shares of tokens kept at the last two scales, two numbers over 0 and up to "
+            f"1 such as 0.5,0.25, found {shown(text)}"
         )
     return first, last
 

@@ -106,10 +106,8 @@ class Bundles:
         self.base = self.load(ground.bundle)
         self.picture = pixels_of(self.base)
         manifest = self.base.bundle.manifest
-        self.unread = {f for g in manifest.graphs.values() for f in g.forms.values()} | {
-            "smooth.onnx",
-            "fast_transformer.onnx",
-        }
+        self.unread = {f for g in manifest.graphs.values() for f in g.forms.values()}
+        self.unread |= {"smooth.onnx", "fast_transformer.onnx"}
         self.used = np.zeros(manifest.files[WEIGHTS].size, bool)
         for name in {graph.file for graph in manifest.graphs.values()} - self.unread:
             for weight in read_graph((ground.bundle / name).read_bytes()).weights.values():
