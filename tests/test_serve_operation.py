@@ -72,7 +72,7 @@ def test_a_bundle_that_cannot_be_opened_fails_the_start(demo_bundle: Path, tmp_p
 
 def test_a_request_that_waits_too_long_is_given_up(demo_bundle: Path) -> None:
     with serving("--engine", demo_bundle, "--threads", 1, "--timeout", 2) as server:
-        late = server.post({"prompt": PROMPT, "steps": LONG})
+        late = server.post({"prompt": PROMPT, "steps": LONG, "n": 8})
         assert (late.status_code, late.json()["error"]["code"]) == (503, "deadline_exceeded")
         assert late.headers["x-should-retry"] == "false"
         assert len(server.drawn()) == 1

@@ -104,7 +104,7 @@ def main(bundle: Path, output: Path, pictures: int, strict: bool) -> None:
         "arena": plan.nbytes,
         "constants": plan.constant_nbytes,
         "given": (manifest.model.context_dim * 4 + 1) * manifest.model.context_token,
-        "deciding": {name: sorted(manifest.contract(name).deciding()) for name in opened.manifest.graphs},
+        "deciding": {name: sorted(manifest.contract(name).deciding()) for name in opened.manifest.required},
     }
     output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
