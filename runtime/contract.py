@@ -156,20 +156,11 @@ def names_of(kinds: tuple[str, ...], depth: int) -> list[str]:
     return [f"{kind}_{i}" for i in range(depth) for kind in kinds]
 
 
-def cache_names(depth: int) -> list[str]:
-    """Keys and values of every block."""
-    return names_of(CACHED, depth)
-
-
 def tensors_of(
-    rows: tuple[Row, ...], model: ModelSpec, precision: str, kept: str | None = None
+    rows: tuple[Row, ...], model: ModelSpec, precision: str
 ) -> Iterator[tuple[TensorSpec, str | None]]:
-    """Every tensor that rows stand for in a model, and where it is recorded.
-
-    Args:
-        kept: type of keys and values, if it is another than the precision's.
-    """
-    cache, sizes = kept or PRECISIONS[precision].kept, model.sizes
+    """Every tensor that rows stand for in a model, and where it is recorded."""
+    cache, sizes = PRECISIONS[precision].kept, model.sizes
     for row in rows:
         if row.modulated and not model.modulated:
             continue
@@ -188,21 +179,18 @@ def tensors_of(
             yield TensorSpec(row.name + name, dtype, shape), place
 
 
-def specs_of(
-    contracts: Contracts, model: ModelSpec, precision: str, kept: str | None = None
-) -> dict[str, GraphSpec]:
+def specs_of(contracts: Contracts, model: ModelSpec, precision: str) -> dict[str, GraphSpec]:
     """The graphs of a bundle as its manifest describes them.
 
     Args:
         precision: one of :data:`hart_runtime.common.precisions.PRECISIONS`.
-        kept: as for :func:`tensors_of`.
     """
     return {
         name: GraphSpec(
             file=graph_file(name),
             opset=graph.opset,
-            inputs=tuple(tensor for tensor, _ in tensors_of(graph.inputs, model, precision, kept)),
-            outputs=tuple(tensor for tensor, _ in tensors_of(graph.outputs, model, precision, kept)),
+            inputs=tuple(tensor for tensor, _ in tensors_of(graph.inputs, model, precision)),
+            outputs=tuple(tensor for tensor, _ in tensors_of(graph.outputs, model, precision)),
             forms={form: graph_file(name, form) for form in graph.forms(precision)},
         )
         for name, graph in contracts.items()

@@ -29,7 +29,7 @@ from hart_runtime.common.settings import (
 )
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.runtime.contract import DEQUANTIZED, PAST, Contract, Contracts, Scales, specs_of
+from hart_runtime.runtime.contract import Contract, Contracts, Scales, specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
@@ -205,10 +205,7 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
     """
     found = manifest.graphs
     contracts = {k: v for k, v in manifest.contracts.items() if k != TEXT_ENCODER or k in found}
-    cached = {t.dtype for graph in found.values() for t in graph.inputs if t.name.startswith(PAST)}
-    earlier = cached == {manifest.kind.traced}  # int8 bundles were made with a float32 cache before
-    kept = manifest.kind.traced if earlier else manifest.kind.kept
-    expected = specs_of(contracts, manifest.model, manifest.precision, kept)
+    expected = specs_of(contracts, manifest.model, manifest.precision)
     mend = "it was made by another version, export the bundle again"
     for what, names in (
         ("missing", expected.keys() - found.keys()),
@@ -217,8 +214,7 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
         if names:
             raise InputError(f"{source}: graphs {listed(sorted(names))} {what}; {mend}")
     for name, spec in expected.items():
-        forms = {form: file for form, file in spec.forms.items() if form != DEQUANTIZED}
-        if spec.file != found[name].file or found[name].forms not in (spec.forms, forms):
+        if (spec.file, spec.forms) != (found[name].file, found[name].forms):
             raise InputError(
                 f"{source}: graph {name}: files expected {spec.files}, "
                 f"found {shown(found[name].files)}; {mend}"
