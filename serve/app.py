@@ -145,6 +145,9 @@ class Pictures:
         except ClientDisconnect:
             record.end(GONE_STATUS)
             return Response(status_code=GONE_STATUS)
+        except asyncio.CancelledError:  # so Ray Serve tells that a client has left, if it was first
+            record.end(GONE_STATUS)
+            raise
         except Exception:
             record.end(500)
             raise

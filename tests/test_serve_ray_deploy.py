@@ -77,7 +77,7 @@ class Cluster:
     def until(self, true: Callable[[], bool]) -> None:
         began = time.monotonic()
         while not true():
-            assert time.monotonic() - began < PATIENCE, "it never happened"
+            assert time.monotonic() - began < PATIENCE, self.log.read_text()[-4000:]
             time.sleep(0.2)
 
 
