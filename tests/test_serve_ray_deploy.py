@@ -94,7 +94,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="ray") as folder, log.open("w") as lines:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=16"]
         places = (f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}")
-        own = {**os.environ, "RAY_memory_monitor_refresh_ms": "0"}
+        # Where Ray was started in this process before, it left word in the environment that it wants a token.
+        own = {**os.environ, "RAY_memory_monitor_refresh_ms": "0", "RAY_AUTH_MODE": "disabled"}
         process = subprocess.Popen([*command, *places], env=own, stdout=lines, stderr=lines, text=True)
         try:
             found = Cluster(process, f"http://127.0.0.1:{dashboard}", free_port(), log)
