@@ -29,6 +29,7 @@ class Seal:
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[int, ...]] = {}
+        self._sealed: dict[Path, FileSpec] = {}
         self._coming: list[tuple[Path, FileSpec, Callable[[], tuple[str, ...]]]] = []
 
     def read(self, path: Path, expected: FileSpec) -> bytes:
@@ -59,7 +60,7 @@ class Seal:
         told = _told(path)
         found = told[2] == expected.size and sha256_of_pieces(path) == expected.sha256
         if found:
-            self._seen[path] = told
+            self._seen[path], self._sealed[path] = told, expected
         return found
 
     def open(self, path: Path) -> BinaryIO:
@@ -75,6 +76,15 @@ class Seal:
             file.close()
         raise InputError(f"{path}: {CHANGED}")
 
+    def renew(self) -> None:
+        """Begin to hash again what was touched since, by a backup say, for who opens more of it later.
+
+        Raises:
+            InputError: a file is not there any more, or of another size.
+        """
+        for path in self._touched():
+            self.begin(path, self._sealed[path])
+
     def check(self) -> None:
         """Wait for the hashes, and see that no file changed since its own was begun.
 
@@ -87,18 +97,26 @@ class Seal:
             except OSError as error:
                 raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         self._coming.clear()
+        for path in self._touched():
+            raise InputError(f"{path}: {CHANGED}")
+
+    def _touched(self) -> list[Path]:
+        """Files that are not there any more as they were seen."""
+        found = []
         for path, before in self._seen.items():
             try:
                 same = _told(path) == before
             except OSError:
                 same = False
             if not same:
-                raise InputError(f"{path}: {CHANGED}")
+                found.append(path)
+        return found
 
     def _see(self, path: Path, expected: FileSpec) -> None:
         if not path.is_file():
             raise InputError(f"{path}: missing from the bundle; export it again")
         self._seen[path] = told = _told(path)
+        self._sealed[path] = expected
         if told[2] != expected.size:
             with path.open("rb") as stream:
                 other = not_the_file(stream.read(START))

@@ -24,7 +24,8 @@ from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.generate import generate
 from hart_runtime.hart.model import Hart
 from hart_runtime.hart.pruning import restored
-from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
+from hart_runtime.runtime.backends.names import ONNXRUNTIME, OPENVINO
+from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.call import checked_settings
 from hart_runtime.runtime.loop import draw, drawn
@@ -160,10 +161,13 @@ def touched(place: int, side: int) -> range:
     return range(math.floor(3 * place / side), math.ceil(3 * (place + 1) / side))
 
 
+@pytest.mark.parametrize("backend", [ONNXRUNTIME, OPENVINO])
 @pytest.mark.parametrize("settings", CHOICES, ids=str)
-def test_graphs_draw_as_the_reference(settings: SamplingSettings, export_once: ExportOnce) -> None:
+def test_graphs_draw_as_the_reference(
+    settings: SamplingSettings, backend: str, export_once: ExportOnce
+) -> None:
     bundle = open_bundle(export_once(DEMO_CHECKPOINT, "fp32"))
-    pipeline = Pipeline(bundle, on_the_cpu(bundle))
+    pipeline = Pipeline(bundle, open_backend(bundle, backend=backend))
     recorder, found = recording(pipeline.backend, bundle.manifest)
     prompts = ["a red circle on a white background", "a blue square on a green background"]
     features, mask = pipeline.encode(prompts)
@@ -192,10 +196,11 @@ def test_graphs_draw_as_the_reference(settings: SamplingSettings, export_once: E
     assert bool(pruned) is settings.prune
 
 
-def test_choices_may_change_between_pictures(export_once: ExportOnce) -> None:
+@pytest.mark.parametrize("backend", [ONNXRUNTIME, OPENVINO])
+def test_choices_may_change_between_pictures(backend: str, export_once: ExportOnce) -> None:
     """Each has a plan of its own, and draws what it drew before."""
     bundle = open_bundle(export_once(DEMO_CHECKPOINT, "fp32"))
-    pipeline = Pipeline(bundle, on_the_cpu(bundle))
+    pipeline = Pipeline(bundle, open_backend(bundle, backend=backend))
     choices: list[Overrides] = [
         {},
         {"unguided_scales": 1},

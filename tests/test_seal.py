@@ -16,6 +16,7 @@ from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, describe_files, open_bundle
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec
+from hart_runtime.runtime.pipeline import Pipeline
 from hart_runtime.runtime.seal import Seal
 from hart_runtime.runtime.text import open_tokenizer
 
@@ -77,6 +78,43 @@ def test_a_change_after_it_was_hashed(file: Path, change: Callable[[Path], None]
         seal.check()
     with pytest.raises(InputError, match=rf"^{file}: {CHANGED}$"), seal.open(file):
         pass
+
+
+def linked(file: Path) -> None:
+    """As backups do; the system notes it as a change of the file."""
+    file.with_name("backup").hardlink_to(file)
+
+
+def copied_over(file: Path) -> None:
+    """By the same contents."""
+    same = file.with_name("same")
+    same.write_bytes(CONTENTS)
+    same.replace(file)
+
+
+@pytest.mark.parametrize("touch", [linked, copied_over, led_elsewhere, os.utime, Path.read_bytes])
+def test_what_was_touched_is_hashed_again_for_who_opens_more(
+    file: Path, touch: Callable[[Path], object]
+) -> None:
+    seal = begun(file)
+    seal.check()
+    touch(file)
+    seal.renew()
+    seal.check()
+
+
+@pytest.mark.parametrize("change", [exchanged, written_into, cut, Path.unlink])
+def test_what_was_changed_is_not_opened_later(file: Path, change: Callable[[Path], None]) -> None:
+    seal = begun(file)
+    seal.check()
+    change(file)
+
+    def renewed() -> None:
+        seal.renew()
+        seal.check()
+
+    with pytest.raises(InputError, match=f"^{file}: (expected (sha256|{len(CONTENTS)} bytes)|missing)"):
+        renewed()
 
 
 @pytest.mark.parametrize("change", [exchanged, written_into, cut])
@@ -155,3 +193,13 @@ def test_another_file_before_libraries_open_it(
         assert np.array_equal(open_tokenizer(bundle)(["a red circle"])[0], expected)
     with pytest.raises(InputError, match=f"{name}: {CHANGED}"):
         open_backend(bundle, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_backup_of_a_bundle_that_is_open(demo_bundle: Path, tmp_path: Path, backend: str) -> None:
+    """Graphs that are opened when they are first asked for open then, too."""
+    folder = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    pipeline = Pipeline.load(folder, device="cpu", backend=backend)
+    for name in (WEIGHTS, "fast_transformer.onnx"):
+        (tmp_path / f"backup-{name}").hardlink_to(folder / name)
+    assert pipeline.generate("a red circle", prune=True).images

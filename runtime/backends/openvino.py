@@ -24,6 +24,7 @@ from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.host import HostMemory, array_at
 from hart_runtime.runtime.memory.planned import PlannedBackend
 from hart_runtime.runtime.shapes import shape_of
+from hart_runtime.runtime.spec import TensorSpec
 
 TOKEN_GROUP = 128
 """Channels of a token that share a scale when OpenVINO turns them into 8-bit integers."""
@@ -104,16 +105,25 @@ class OpenVinoExecutor(HostMemory):
                 {spec.name: np.zeros(shape_of(spec, two), spec.dtype) for spec in self._graphs[name].inputs}
             )
 
+    def _nowhere(self, spec: TensorSpec) -> Any:
+        """Room of OpenVINO's own for a result."""
+        shape = [dim if isinstance(dim, int) else 0 for dim in spec.shape]
+        return self._ov.Tensor(self._ov.Type(np.dtype(spec.dtype)), self._ov.Shape(shape))
+
     def execute(
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
         if graph not in self._requests:
+            self._bundle.seal.renew()
             self._requests[graph] = self._opened(graph)
             self._bundle.seal.check()
         request = self._requests[graph]
         try:
             for name, binding in bindings.items():
                 request.set_tensor(name, self._ov.Tensor(array_at(binding), shared_memory=True))
+            for spec in self._graphs[graph].outputs:
+                if spec.name not in bindings:  # nobody wants it now; it would go where it went before
+                    request.set_tensor(spec.name, self._nowhere(spec))
             request.infer()
         except Exception as error:  # as above
             raise RunError(f"graph {graph}: {last_line(error)}") from None

@@ -111,6 +111,7 @@ class Sessions:
     def __getitem__(self, graph: str) -> Any:
         if graph not in self._opened:
             graphs = {graph: self._bundle.manifest.graphs[graph]}
+            self._bundle.seal.renew()
             self._opened |= open_sessions(self._bundle, graphs, self._threads, self._gpu)
             self._bundle.seal.check()
         return self._opened[graph]
