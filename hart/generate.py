@@ -20,6 +20,7 @@ from hart_runtime.common.pruning import sources
 from hart_runtime.common.schedule import ScaleStep, cell_positions, residual_guidance, scale_steps
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
+from hart_runtime.hart.editing import Kept
 from hart_runtime.hart.model import ClassModel, Hart, HybridModel, Model, Var
 from hart_runtime.hart.pruning import Branches, run_pruned
 from hart_runtime.hart.quantizer import shrink
@@ -49,6 +50,7 @@ def generate(
     settings: SamplingSettings,
     patch_nums: tuple[int, ...] | None = None,
     record: Record = ignore,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Draw a batch of pictures.
 
@@ -61,6 +63,7 @@ def generate(
             timestep level embeddings no weight depends on it.
         record: receives every tensor under the name the recorded runs use, among them all
             that an exported graph takes or returns.
+        kept: what of given pictures stays.
 
     Returns:
         (B, 3, H, W) pixels in [0, 1].
@@ -87,12 +90,17 @@ def generate(
         return x, image_angles(places + position_ids[:, -1:, None], head_dim)
 
     condition = Condition(first, context.block_condition, context.head_condition, following)
-    return _draw(model, condition, noise, settings, patch_nums, record)
+    return _draw(model, condition, noise, settings, patch_nums, record, kept)
 
 
 @torch.inference_mode()
 def generate_classes(
-    model: ClassModel, labels: Tensor, noise: Noise, settings: SamplingSettings, record: Record = ignore
+    model: ClassModel,
+    labels: Tensor,
+    noise: Noise,
+    settings: SamplingSettings,
+    record: Record = ignore,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Draw a picture of each class; the rest as for :func:`generate`.
 
@@ -111,7 +119,7 @@ def generate_classes(
 
     first = (transformer.start(condition),)
     asked = Condition(first, modulations, condition, following)
-    return _draw(model, asked, noise, settings, transformer.config.patch_nums, record)
+    return _draw(model, asked, noise, settings, transformer.config.patch_nums, record, kept)
 
 
 Inputs = tuple[Tensor, ...]
@@ -137,6 +145,7 @@ def _draw(
     settings: SamplingSettings,
     patch_nums: tuple[int, ...],
     record: Record,
+    kept: Kept | None,
 ) -> Tensor:
     """The loop over scales, the residual of a hybrid tokenizer, and the decoder."""
     transformer, quantizer = model.transformer, model.tokenizer.quantize
@@ -190,6 +199,9 @@ def _draw(
         h = h.transpose(1, 2).unflatten(-1, (step.patch_num, step.patch_num))
         if hybrid and step is steps[-1]:
             break
+        if kept is not None:
+            record(f"{name}.h_drawn", h)
+            h = kept.in_map(h, step.index)
         record(f"{name}.h", h)
         f_hat = f_hat + quantizer.contribution(h, step.index, patch_nums, quantizer.phi_on_last)
         record(f"{name}.f_hat", f_hat)
@@ -211,6 +223,8 @@ def _draw(
             record("final.residual", residual)
             h = h + residual.transpose(1, 2).unflatten(-1, (size, size))
         f_hat = f_hat + h
+        if kept is not None:
+            f_hat = kept.in_latent(f_hat)
     record("final.f_hat", f_hat)
     image = (model.tokenizer.decode(f_hat) + 1) / 2
     record("image", image)

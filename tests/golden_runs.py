@@ -27,9 +27,9 @@ from hart_runtime.common.settings import SamplingSettings
 HERE = Path(__file__).parent / "golden"
 HART, VAR = "llm/config.json", "var.pth"
 """What tells that a folder holds a variant of either."""
-RECORDED = ("golden/run_*.safetensors", "golden/pruned_*.safetensors")
-"""Files of ordinary and of pruned runs."""
-INPUTS = ("ctx.", "label")
+RECORDED = ("golden/run_*.safetensors", "golden/pruned_*.safetensors", "golden/edit_*.safetensors")
+"""Files of ordinary, of pruned and of editing runs."""
+INPUTS = ("ctx.", "label", "image_in", "edit_mask")
 NOISE = (".u", ".gumbel_exp", "noise")
 ABSOLUTE, IMAGE, SMOOTH = 1e-4, 2e-4, 1e-3
 """Tolerances of plain tensors, of pictures, and of everything in smooth runs."""
@@ -161,6 +161,21 @@ class PrunedRun(Run):
                 assert error <= self.tolerance(name), f"{self.label}: {name}: off by {error:.2e}"
 
 
+@dataclass(frozen=True)
+class EditRun(ClassRun):
+    """One recorded run of VAR's notebook that edits pictures."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant.name}-{self.file.stem}"
+
+    @property
+    def cells(self) -> NDArray[np.bool_]:
+        """What is kept at the last scale, (B, P, P)."""
+        mask, batch = self.tensors()["edit_mask"] > 0, len(self.tensors()["label"])
+        return np.broadcast_to(mask, (batch, *mask.shape[-2:]))
+
+
 def roots() -> list[Path]:
     extra = [Path(p) for p in os.environ.get("HART_GOLDEN_DIR", "").split(os.pathsep) if p]
     for folder in extra:
@@ -207,6 +222,11 @@ def runs() -> list[Run]:
 def pruned_runs() -> list[PrunedRun]:
     found = {file.resolve() for root in roots() for file in root.rglob(RECORDED[1])}
     return [PrunedRun(file) for file in sorted(found)]
+
+
+def edit_runs() -> list[EditRun]:
+    found = {file.resolve() for root in roots() for file in root.rglob(RECORDED[2])}
+    return [EditRun(file) for file in sorted(found) if (file.parent.parent / VAR).is_file()]
 
 
 def class_runs() -> list[ClassRun]:
