@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import numpy as np
+
 from hart_runtime.bench import REFERENCES
 from hart_runtime.bench.against import compare_with, find_reference
 from hart_runtime.bench.fresh import draw_in_a_fresh_process
@@ -15,14 +17,17 @@ from hart_runtime.bench.machine import describe_machine, read_state, watch_compa
 from hart_runtime.bench.peak import Peak, measure_peak
 from hart_runtime.bench.result import Breakdown, Latency, Result, StageResult
 from hart_runtime.bench.samples import Samples
-from hart_runtime.bench.timing import TimedBackend, Trace, by_graph, by_stage
+from hart_runtime.bench.timing import Stage, TimedBackend, Trace, by_graph, by_stage
 from hart_runtime.bench.workload import drawing, subject
 from hart_runtime.common.errors import one_of, whole_in_range
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.backends.names import AUTO, parse_device
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.editing import encode
+from hart_runtime.runtime.families.names import ENCODER
 from hart_runtime.runtime.pipeline import Pipeline
-from hart_runtime.runtime.work import Work, count
+from hart_runtime.runtime.work import Work, count, work_of
 
 FRESH_PROCESSES = 5
 Progress = Callable[[str], None]
@@ -78,6 +83,8 @@ def measure(plan: Task, progress: Progress) -> Result:
             against = compare_with(
                 plan.against, pipeline, checkpoint, plan.iterations, plan.warmup, plan.threads, progress
             )
+        progress("a given picture")
+        encoding = _encode(plan, pipeline)
         # Somebody may have slowed the first measurement; what was reached once can be reached.
         progress("the device's peak, again")
         peak = peak.or_better(measure_peak(bundle, device, plan.threads, backend.name))
@@ -97,6 +104,7 @@ def measure(plan: Task, progress: Progress) -> Result:
         latency=tuple(latency),
         breakdown=break_down(batch, traces, count(bundle.manifest, batch), peak),
         against=tuple(against),
+        encoder=_encoder(bundle, encoding, peak) if encoding else None,
     )
 
 
@@ -121,6 +129,27 @@ def _draw(plan: Task, pipeline: Pipeline, progress: Progress) -> tuple[list[Late
         samples = Samples.of(seconds)
         latency.append(Latency(batch, samples, batch / samples.p50))
     return latency, traces
+
+
+def _encode(plan: Task, pipeline: Pipeline) -> list[Stage]:
+    """Times of encoding a picture, where the bundle has an encoder."""
+    model = pipeline.bundle.manifest.model
+    if ENCODER not in pipeline.bundle.manifest.graphs:
+        return []
+    timed, side = TimedBackend(pipeline.backend), model.image_size
+    image = np.random.default_rng(0).random((1, 3, side, side), np.float32) * 2 - 1
+    traces = [
+        timed.trace(lambda: encode(timed, model.patch_nums, image))
+        for _ in range(plan.warmup + plan.iterations)
+    ]
+    return [by_stage(trace.spans)[stages.ENCODER] for trace in traces[plan.warmup :]]
+
+
+def _encoder(bundle: Bundle, times: Sequence[Stage], peak: Peak) -> StageResult:
+    manifest = bundle.manifest
+    work = work_of(manifest.contract(ENCODER), {**manifest.sizes, "batch": 1})
+    inside, host = (Samples.of([getattr(t, name) for t in times]) for name in ("inside", "host"))
+    return _beside_the_peak(stages.ENCODER, inside, host, work, peak)
 
 
 def break_down(batch: int, traces: Sequence[Trace], work: Mapping[str, Work], peak: Peak) -> Breakdown:

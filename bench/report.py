@@ -31,6 +31,9 @@ FIRST_PICTURE = {
 }
 
 
+STAGE_COLUMNS = ("stage", "ms", "of wall", "host ms", "GFLOP", "MB", "of FLOP/s", "of GB/s", "x floor")
+
+
 @dataclass(frozen=True)
 class Section:
     """One table with what has to be said about it."""
@@ -45,7 +48,13 @@ def sections(result: Result) -> list[Section]:
     """All tables of a report, in order."""
     return [
         section
-        for section in (_latency(result), _first(result), _against(result), _stages(result))
+        for section in (
+            _latency(result),
+            _first(result),
+            _against(result),
+            _stages(result),
+            _encoder(result),
+        )
         if section.rows
     ]
 
@@ -163,12 +172,18 @@ def _stages(result: Result) -> Section:
     floors = sum(stage.floor or 0.0 for stage in breakdown.stages)
     total = ("total", _ms(inside), _percent(inside / wall), _ms(outside))
     rows.append((*total, "", "", "", "", f"{inside / floors:.1f}" if floors else ""))
-    columns = ("stage", "ms", "of wall", "host ms", "GFLOP", "MB", "of FLOP/s", "of GB/s", "x floor")
     note = (
         f"Medians of {len(breakdown.wall.values)} pictures of batch {breakdown.batch}, "
         f"wall {_ms(wall)} ms, {_percent(outside / wall)} of it outside the graphs."
     )
-    return Section("Stages", columns, tuple(rows), note)
+    return Section("Stages", STAGE_COLUMNS, tuple(rows), note)
+
+
+def _encoder(result: Result) -> Section:
+    wall = result.breakdown.wall.p50
+    rows = (_stage(result.encoder, wall),) if result.encoder else ()
+    note = "Once for every picture that is given, before what is drawn with it; beside the wall time above."
+    return Section("A given picture", STAGE_COLUMNS, rows, note)
 
 
 def _stage(stage: StageResult, wall: float) -> Row:

@@ -79,6 +79,8 @@ class Result:
     latency: tuple[Latency, ...]
     breakdown: Breakdown
     against: tuple[Comparison, ...]
+    encoder: StageResult | None = None
+    """Of a picture that is given; None where a bundle takes none."""
     schema: int = SCHEMA_VERSION
 
 

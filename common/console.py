@@ -26,7 +26,8 @@ PARAMETER = r"`(\w+)(?:=('[^`]*'|\"[^`]*\"|[^`'\"]+))?`"
 EVERYWHERE = {"bundle": "--engine"} | {
     name: f"--{name.replace('_', '-')}"
     for name in (
-        *("backend", "batch", "checkpoint", "device", "force", "output", "precision", "text_encoder"),
+        *("backend", "batch", "checkpoint", "device", "encoder", "force", "output", "precision"),
+        "text_encoder",
         *LIMITS,
     )
 }

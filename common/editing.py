@@ -1,4 +1,4 @@
-"""Which code maps of a given picture a drawing keeps: VAR's rule of zero-shot editing (arXiv 2404.02905, 4.4).
+"""Which codes of a given picture a drawing keeps: VAR's rule of zero-shot editing (arXiv 2404.02905, 4.4).
 
 Plain numbers and numpy, no torch: the reference model and the runtime both read it here. At every scale the
 code of a kept position is that of the given picture's own pyramid, every other one is drawn, and the mixture

@@ -151,6 +151,10 @@ def _observe_reference(
             seen = stack.enter_context(_hooks({graphs.TEXT_ENCODER: text}, watching))
             with torch.inference_mode():
                 text(*(torch.from_numpy(np.asarray(value)) for value in call.inputs.values()))
+        elif call.graph == graphs.ENCODER:
+            seen = stack.enter_context(_hooks(roots, [True]))
+            with torch.inference_mode():
+                model.tokenizer.latent(torch.from_numpy(call.inputs[graphs.IMAGE]))
         elif call.graph in WINDOWS:
             seen = stack.enter_context(_hooks(roots, watching))
             start, end = (name.format(n=number, m=number + 1) for name in WINDOWS[call.graph])

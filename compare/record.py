@@ -24,6 +24,7 @@ from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.class_names import ClassNames
+from hart_runtime.runtime.families.names import ENCODER
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.text import open_tokenizer
 
@@ -147,7 +148,28 @@ def capture(
         logits = torch.from_numpy(tensors[f"{name}.logits_kept"])
         mixed = smooth_codes(logits, exponential, codebook.cpu(), step)
         tensors[f"{name}.h_smooth"] = mixed.numpy()
+    if ENCODER in manifest.graphs:
+        tensors |= _encoded(model, tensors["image"], patch_nums)
     return tensors
+
+
+@torch.inference_mode()
+def _encoded(model: Model, pictures: Array, patch_nums: tuple[int, ...]) -> dict[str, Array]:
+    """What the encoder makes of drawn pictures, given back to it."""
+    quantizer = model.tokenizer.quantize
+    images = torch.from_numpy(pictures).to(quantizer.embedding.weight.device) * 2 - 1
+    latent = model.tokenizer.latent(images)
+    indices = quantizer.encode(latent, patch_nums).indices
+    index = torch.cat(indices, dim=1)
+    f_hats = quantizer.accumulate(indices, patch_nums, quantizer.phi_on_last)
+    found = {
+        "given.image": images,
+        "given.latent": latent,
+        "given.idx": index,
+        "given.codes": quantizer.embedding(index),
+        "given.coded": f_hats[-1],
+    }
+    return {name: value.cpu().numpy().copy() for name, value in found.items()}
 
 
 def record_again(

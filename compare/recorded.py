@@ -33,6 +33,7 @@ from hart_runtime.runtime.backends.backend import (
 )
 from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
 from hart_runtime.runtime.families.names import SMOOTH
+from hart_runtime.runtime.families.scales import ENCODE_PICTURES
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Arrays, Program, Run, cache_of
@@ -193,13 +194,14 @@ def _follow(tensors: Tensors, settings: SamplingSettings, manifest: Manifest) ->
 
 
 def _encoding(tensors: Tensors, manifest: Manifest) -> Iterator[Call]:
-    """The text encoder's, which is not part of a drawing."""
-    fed = places(manifest, ENCODE, outputs=False) if ENCODE.graph in manifest.graphs else {}
-    if not fed or any(place not in tensors for _, place in fed.values()):
-        return
-    inputs = {name: tensors[place] for name, (_, place) in fed.items()}
-    outputs = {name: tensors[place] for name, (_, place) in places(manifest, ENCODE).items()}
-    yield Call(ENCODE, ENCODE.stage, inputs, outputs)
+    """Those of the encoders, of texts and of pictures, which are not part of a drawing."""
+    for run in (ENCODE, ENCODE_PICTURES):
+        fed = places(manifest, run, outputs=False) if run.graph in manifest.graphs else {}
+        if not fed or any(place not in tensors for _, place in fed.values()):
+            continue
+        inputs = {name: tensors[place] for name, (_, place) in fed.items()}
+        outputs = {name: tensors[place] for name, (_, place) in places(manifest, run).items()}
+        yield Call(run, run.stage, inputs, outputs)
 
 
 def recording(backend: Backend, manifest: Manifest) -> tuple[Backend, dict[str, Array]]:

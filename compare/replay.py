@@ -20,6 +20,7 @@ from hart_runtime.compare.recorded import Call, graph_calls
 from hart_runtime.compare.reference import Reference, error_key
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.contract import Contract
+from hart_runtime.runtime.families.names import CODED, CODES, INDEX
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec
@@ -136,8 +137,8 @@ def errors_of_calls(
 ) -> Iterator[tuple[int, Call, str, Errors]]:
     """Errors of every output of every call.
 
-    Codes are a lookup, so they are compared where the index is right; where it is not, the
-    index says so.
+    Codes are a lookup, so they, and a latent that is made of them, are compared where the index is right;
+    where it is not, the index says so.
     """
     runners = make_runners(backend, manifest)
     for batch, tensors in enumerate(reference.batches):
@@ -146,8 +147,10 @@ def errors_of_calls(
             found = run_call(runners, call)
             for output, expected in call.outputs.items():
                 value = found[output]
-                if output == "codes" and value.shape == expected.shape:
-                    wrong = found["index"] != call.outputs["index"]
+                if output in (CODES, CODED) and value.shape == expected.shape:
+                    wrong = found[INDEX] != call.outputs[INDEX]
+                    if output == CODED:  # made of all codes of a picture
+                        wrong = wrong.any(axis=1)[:, None, None]
                     value = np.where(wrong[..., None], expected, value)
                 yield batch, call, output, compare_tensors(expected, value, call.slack.get(output, 0.0))
 

@@ -61,7 +61,9 @@ def export_bundle(
     # The graph holds its keys and values; the tokens are for whoever runs the reference beside it.
     described = {"sha256": sha256_of_text(words), "tokens": tokens} if words is not None else None
     with whole_folder(output, owned_by_bundle(output) if force else None) as partial:
-        builders = build_graphs(model, text, request.pyramid, precision=request.precision)
+        builders = build_graphs(
+            model, text, request.pyramid, precision=request.precision, encoder=request.encoder
+        )
         contracts = FAMILIES[request.family].graphs
         planned = specs_of(contracts, request.model, request.precision)
         graphs: dict[str, GraphSpec] = {}

@@ -91,6 +91,11 @@ ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
     "[default: averaged ones if there are any]",
 )
 @click.option(
+    "--encoder/--no-encoder",
+    default=True,
+    help="Whether the bundle takes pictures, too, to change a part of them or to vary them. [default: yes]",
+)
+@click.option(
     "--backend",
     type=click.Choice(BACKENDS),
     default=AUTO,
@@ -113,6 +118,7 @@ def main(
     output: Path | None,
     max_batch: int,
     ema: bool | None,
+    encoder: bool,
     backend: str,
     force: bool,
     dry_run: bool,
@@ -153,11 +159,11 @@ def main(
         source = DEMOS[demo or TEXT] if checkpoint is None else resolve(checkpoint, revision, patterns, file)
         return source, None if text_encoder is None else resolve(text_encoder, patterns=patterns)
 
-    source, encoder = places(CONFIGURATIONS)
+    source, text = places(CONFIGURATIONS)
     if not dry_run and not any(source.rglob("config.json")):
-        source, encoder = places(WANTED)  # VAR's files tell of themselves
-    found = find(source, encoder, ema, tokenizer)
-    request = Request(found, precision, max_batch, system_prompt, class_names)
+        source, text = places(WANTED)  # VAR's files tell of themselves
+    found = find(source, text, ema, tokenizer)
+    request = Request(found, precision, max_batch, system_prompt, class_names, encoder=encoder)
     ours = DEMO if demo in (None, TEXT) else f"{DEMO}-{demo}"
     target = output or ENGINES / (ours if checkpoint is None else found.name)
     request.check(weights=False)

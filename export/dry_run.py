@@ -20,6 +20,7 @@ from hart_runtime.export.footprint import Weights, scratch_of, typed, weights_of
 from hart_runtime.export.request import Request
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.checkpoint import check_text_encoder, empty_text_encoder
+from hart_runtime.runtime.families.names import ENCODER
 from hart_runtime.runtime.manifest import Manifest, manifest_of
 from hart_runtime.runtime.memory.forecast import Needed, needed, sentence
 from hart_runtime.runtime.work import count
@@ -130,7 +131,8 @@ def forecast(request: Request) -> Forecast:
 def _manifest(request: Request, precision: str) -> Manifest:
     checkpoint = request.checkpoint
     planned = manifest_of(request.family, request.model, precision, request.max_batch, checkpoint.sampling)
-    return replace(planned, checkpoint=checkpoint.describe())
+    graphs = {name: spec for name, spec in planned.graphs.items() if request.encoder or name != ENCODER}
+    return replace(planned, graphs=graphs, checkpoint=checkpoint.describe())
 
 
 def what_does_not_fit(found: Forecast, precision: str, output: Path) -> list[str]:

@@ -29,6 +29,7 @@ from hart_runtime.hart.model import Model
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.contract import DEQUANTIZED, Contract
 from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.names import ENCODER, FAST
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import shape_of
 from hart_runtime.runtime.tensorrt.profiles import scale_rows
@@ -106,7 +107,7 @@ def scratch_of(model: Model, text: TextEncoder | None, manifest: Manifest, batch
     """Bytes that are alive inside each graph at the most, outputs included, at its largest scale.
 
     As PyTorch would hold them with fused attention; a transformer's blocks use the same memory one
-    after another, so one is looked at. The decoder draws one picture at a time.
+    after another, so one is looked at. Decoder and encoder take one picture at a time.
     """
     blocks = model.transformer.blocks
     model.transformer.blocks = blocks[:1]
@@ -133,13 +134,15 @@ def _graphs(model: Model, text: TextEncoder | None, manifest: Manifest, batch: i
     """Every graph as a module, with inputs of its largest scale; (name, module, inputs)."""
     with torch.device("meta"):
         precision = manifest.precision
-        builders = build_graphs(model, text, manifest.model.patch_nums, _fused, precision)
+        encoder = ENCODER in manifest.graphs
+        builders = build_graphs(model, text, manifest.model.patch_nums, _fused, precision, encoder)
         for name, build in builders.items():
             contract = manifest.contracts[name]
-            if contract.on_demand:
+            if name == FAST:
                 continue  # it has the weights of others
             graph = build()
-            shapes = _largest(manifest, name, 1 if name == FAMILIES[manifest.family].decode.graph else batch)
+            alone = (FAMILIES[manifest.family].decode.graph, ENCODER)
+            shapes = _largest(manifest, name, 1 if name in alone else batch)
             decide, top_k = contract.deciding(), min(PUBLISHED_TOP_K, manifest.model.vocab_size)
             inputs = [
                 # What is read on the way needs a value; everything else stays a shape.

@@ -22,6 +22,7 @@ from hart_runtime.export.class_modules import (
     ClassTransformerGraph,
     DiscreteLatentGraph,
 )
+from hart_runtime.export.encoding import EncoderGraph
 from hart_runtime.export.modules import (
     ContextGraph,
     DecoderGraph,
@@ -97,12 +98,14 @@ def build_graphs(
     patch_nums: tuple[int, ...],
     kernel: Kernel = multi_head_attention,
     precision: str | None = None,
+    encoder: bool = True,
 ) -> dict[str, Callable[[], Graph]]:
     """Every graph, built one at a time so that their examples do not pile up.
 
     Args:
         kernel: with :func:`hart_runtime.hart.transformer.scaled_dot_product`, PyTorch runs them.
         precision: of the bundle; that of the weights if left out.
+        encoder: whether pictures can be given, and there is a graph for them.
     """
     config, image = model.transformer.config, model.tokenizer.config
     family = family_of(config, image)
@@ -119,6 +122,8 @@ def build_graphs(
         **_conditioning(model, len(patch_nums), kernel, kept),
         **_tokens(model, len(patch_nums)),
     }
+    if encoder:
+        modules[names.ENCODER] = lambda: EncoderGraph(model, patch_nums)
     if text is not None:
         modules[names.TEXT_ENCODER] = lambda: TextEncoderGraph(text)
     codes = min(PUBLISHED_TOP_K, sizes.vocab_size)  # there have to be as many

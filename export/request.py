@@ -23,6 +23,7 @@ from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
 from hart_runtime.runtime.class_names import read_class_names
 from hart_runtime.runtime.families import family_of
+from hart_runtime.runtime.families.names import ENCODER
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.manifest import Manifest, read_manifest
 from hart_runtime.runtime.owned import owned_by_bundle
@@ -49,6 +50,8 @@ class Request:
     patch_nums: tuple[int, ...] | None = None
     """Another pyramid than the checkpoint's, for models whose weights do not depend on it (rotary
     attention with timestep level embeddings)."""
+    encoder: bool = True
+    """Whether the bundle takes pictures, too, to draw parts of them anew."""
 
     def check(self, weights: bool = True) -> None:
         """Refuse what cannot be exported, by names, configurations and what files there are.
@@ -192,6 +195,7 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
         "precision": (manifest.precision, request.precision),
         "max_batch": (manifest.max_batch, request.max_batch),
         "scales": (list(manifest.model.patch_nums), list(request.pyramid)),
+        "encoder of pictures": (ENCODER in manifest.graphs, request.encoder),
         "system prompt": (prompt["sha256"] if prompt else None, wanted_prompt),
     }
     found = [f"{what} {there}, asked for {asked}" for what, (there, asked) in pairs.items() if there != asked]

@@ -1,7 +1,7 @@
-"""The image decoder in strips of rows, for feature maps that are too large to have many of.
+"""The image decoder and encoder in strips of rows, for feature maps that are too large to have many of.
 
-Above the lowest resolution the decoder only works pixel by pixel, looks one row up and down
-(3 x 3 convolutions) or takes means over a whole map (GroupNorm), so it can follow a map strip by
+Above the lowest resolution both only work pixel by pixel, look one row up and down
+(3 x 3 convolutions) or take means over a whole map (GroupNorm), so they can follow a map strip by
 strip. What comes out is what the whole map gives, up to the order of sums, while a norm, an
 activation or a copy is never larger than a strip: two maps are alive at once, and not five.
 """
@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hart_runtime.hart.autoencoder import Decoder, GroupNorm, Level, ResnetBlock, Upsample
+from hart_runtime.hart.autoencoder import (
+    Decoder,
+    Downsample,
+    Encoder,
+    GroupNorm,
+    Level,
+    ResnetBlock,
+    Upsample,
+)
 
 STRIPS = 4
 """More strips need less memory and make a larger graph, whose export takes longer."""
@@ -40,6 +49,52 @@ def decode(decoder: Decoder, z: Tensor) -> Tensor:
             upsample = cast(Upsample, level.upsample)
             strips = _upsample(upsample, _cut(strips, upsample.conv.out_channels, 2))
     return torch.cat(_norm_silu_convolve(decoder.norm_out, decoder.conv_out, strips), dim=2)
+
+
+def encode(encoder: Encoder, image: Tensor) -> Tensor:
+    """What ``encoder(image)`` returns. (B, 3, h * f, w * f) -> (B, z_channels, h, w)"""
+    factor = 2 ** (len(encoder.down) - 1)
+    strips = _cut_evenly(image, encoder.conv_in.out_channels, factor)
+    strips = [_convolve(encoder.conv_in, _with_neighbours(strips, i), strips, i) for i in range(len(strips))]
+    for part in encoder.down:
+        level = cast(Level, part)
+        strips = _joined(strips, cast(ResnetBlock, level.block[0]).conv2.out_channels)
+        if len(level.attn):
+            strips = [level(torch.cat(strips, dim=2))]
+            continue
+        for item in level.block:
+            strips = _residual_block(cast(ResnetBlock, item), strips)
+        if level.downsample is not None:
+            strips = _downsample(cast(Downsample, level.downsample), strips)
+    x = torch.cat(strips, dim=2)
+    return cast(Tensor, encoder.conv_out(F.silu(encoder.norm_out(encoder.mid(x)))))
+
+
+def _cut_evenly(image: Tensor, channels: int, factor: int) -> Strips:
+    """Cut a picture, if it becomes a large map, so that every strip's sides can be divided by the factor."""
+    height, width = image.shape[2:]
+    if channels * height * width < LARGE:
+        return [image]
+    rows = [len(part) * factor for part in np.array_split(range(height // factor), STRIPS)]
+    return list(image.split([n for n in rows if n], dim=2))
+
+
+def _joined(strips: Strips, channels: int) -> Strips:
+    """One piece again, where a map of so many channels is no longer large."""
+    cells = sum(x.shape[2] * x.shape[3] for x in strips)
+    return strips if channels * cells >= LARGE else [torch.cat(strips, dim=2)]
+
+
+def _downsample(downsample: Downsample, strips: Strips) -> Strips:
+    """Every strip on its own, with the row below it; strips have an even number of rows."""
+    if len(strips) == 1:
+        return [downsample(strips[0])]
+    shrunk = []
+    for i, strip in enumerate(strips):
+        x = torch.cat([strip, *(x[:, :, :1] for x in strips[i + 1 : i + 2])], dim=2)
+        x = F.pad(x, (0, 1, 0, int(i == len(strips) - 1)))
+        shrunk.append(downsample.conv(x))
+    return shrunk
 
 
 def _cut(strips: Strips, channels: int, factor: int) -> Strips:
@@ -78,9 +133,14 @@ def _norm_silu_convolve(norm: GroupNorm, conv: nn.Conv2d, strips: Strips) -> Str
     for i in range(len(strips)):
         x = _with_neighbours(strips, i)
         x = F.silu(((x.float() - mean) * gain + bias).to(x.dtype))
-        x = F.pad(x, (0, 0, int(i == 0), int(i == len(strips) - 1)))  # zeros around the whole map only
-        convolved.append(F.conv2d(x, conv.weight, conv.bias, padding=(0, 1)))
+        convolved.append(_convolve(conv, x, strips, i))
     return convolved
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, strips: Strips, i: int) -> Tensor:
+    """Of a strip with its neighbouring rows, 3 x 3; zeros are around the whole map only."""
+    x = F.pad(x, (0, 0, int(i == 0), int(i == len(strips) - 1)))
+    return F.conv2d(x, conv.weight, conv.bias, padding=(0, 1))
 
 
 def _with_neighbours(strips: Strips, i: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What a given picture is to a drawing: codes, a latent, and where they are kept.
 
-The published code has this for VAR alone. HART's tokens end in a continuous rest, and so there is a rule more:
-a kept cell takes the given picture's own latent, whatever the drawing has made of its neighbours by then.
+The published code has this for VAR alone. HART's tokens end in a continuous rest, so there is a rule more: a
+kept cell takes the given picture's own latent, whatever the drawing has made of its neighbours by then.
 """
 
 from __future__ import annotations

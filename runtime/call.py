@@ -26,6 +26,7 @@ from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings, ch
 from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.loop import Snapshot
 from hart_runtime.runtime.manifest import Manifest
+from hart_runtime.runtime.pictures import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -48,6 +49,7 @@ class Options(Overrides, total=False):
     callback: Callable[[Scale], None] | None
     previews: bool
     watch: Callable[[Snapshot], None] | None
+    source: Source | None
 
 
 @dataclass(frozen=True)

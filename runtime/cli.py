@@ -15,9 +15,11 @@ from hart_runtime.common.console import PATH, WORD, command, sampling_options
 from hart_runtime.common.ending import Command
 from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.runtime.options import (
+    PICTURE,
     backend_option,
     bundle_option,
     device_option,
+    picture_options,
     safety_option,
     speed_option,
     threads_option,
@@ -39,7 +41,7 @@ ABSENT = "hart_runtime.absent"
 HOW_IT_RUNS = frozenset(
     [
         *("bundle", "device", "backend", "strict", "threads", "batch"),
-        *("from_image", "output", "as_json", "safety_model"),
+        *("from_image", "image", "output", "as_json", "safety_model"),
     ]
 )
 """What may stand beside ``--from-image``: whatever else there is decides the picture, and is refused."""
@@ -62,12 +64,14 @@ class Drawing(Command):
 
 def _absent(bundle: Path) -> frozenset[str]:
     """Parameters that mean nothing to a bundle."""
+    from hart_runtime.runtime.families.names import ENCODER
     from hart_runtime.runtime.find import find_bundle
     from hart_runtime.runtime.manifest import read_manifest
 
     manifest, _ = read_manifest(find_bundle(bundle))
     without = "safety_model" if manifest.model.num_classes else "labels"
-    return frozenset([*manifest.lacks, without, *(() if manifest.presets else ("preset",))])
+    absent = [*manifest.lacks, without, *(() if manifest.presets else ("preset",))]
+    return frozenset(absent if ENCODER in manifest.graphs else [*absent, *PICTURE])
 
 
 @command(words={"path": "--output", "source": "--safety-model"}, cls=Drawing)
@@ -84,6 +88,7 @@ def _absent(bundle: Path) -> frozenset[str]:
     "--prompts-file", type=PATH, help="Text file with one prompt (or class) a line; - for standard input."
 )
 @click.option("--from-image", type=PATH, help="Draw a picture of hart-run again, from what it carries.")
+@picture_options
 @click.option("--num-images", default=1, show_default=True, help="Pictures per prompt: SEED, SEED+1, ...")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
@@ -121,6 +126,14 @@ def main(
     safety_model: str | None,
     threads: int | None,
     as_json: bool,
+    image: Path | None,
+    mask: Path | None,
+    outpaint: str | None,
+    vary: int | None,
+    anew: int,
+    fit: str | None,
+    paste: bool,
+    reconstruct: bool,
     **options: Any,
 ) -> None:
     """Draw each PROMPT with the bundle in BUNDLE: a text, or the number or the name of a class."""
@@ -132,8 +145,10 @@ def main(
     from hart_runtime.runtime.backends.registry import open_backend
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.call import checked_settings, words_of
-    from hart_runtime.runtime.class_names import ClassNames
+    from hart_runtime.runtime.class_names import NONE, ClassNames
+    from hart_runtime.runtime.given import PictureOptions, show_reconstruction
     from hart_runtime.runtime.outputs import DEFAULT_OUTPUT, places, refuse_inputs, tell_replaced
+    from hart_runtime.runtime.picture_record import record_of
     from hart_runtime.runtime.pipeline import Pipeline, add_seconds, batch_size
     from hart_runtime.runtime.png import Origin, PngWriter, check_writable, means, read_origin
     from hart_runtime.runtime.prompts import as_typed, hint_at_quotes, read_prompts
@@ -145,26 +160,40 @@ def main(
         _refuse_beside_an_image()
         texts = [origin.prompt]
         options |= {"seed": origin.seed, **asdict(origin.settings)}
-    if not texts:
-        raise InputError("no prompt: give one as an argument, or `prompts_file`, or `from_image`")
+    given = PictureOptions(image, mask, outpaint, vary, anew, fit, paste, reconstruct)
+    given.check()
+    if reconstruct and texts:
+        raise InputError("`reconstruct` draws nothing, found a prompt beside it")
     check_writable(output or DEFAULT_OUTPUT)
     with _status("verifying the bundle"):
         opened = open_bundle(bundle, wait=False)
     manifest = opened.manifest
     classes = ClassNames.of(opened) if manifest.model.num_classes else None
+    if not texts and image is not None and classes is not None:
+        texts = [NONE]  # as VAR's own notebook edits
+    if not texts and not reconstruct:
+        raise InputError("no prompt: give one as an argument, or `prompts_file`, or `from_image`")
     if classes is None:
         hint_at_quotes(prompts)
     if labels and classes is None:
         raise InputError(f"`labels`: {bundle} draws texts and has no classes; give a PROMPT")
     if safety_model is not None and classes is not None:
         raise InputError(f"`safety_model`: reads texts, and {bundle} draws classes")
+
+    def open_part(part: Bundle) -> Backend:
+        return open_backend(part, device, threads, backend, strict, tf32)
+
+    if reconstruct:
+        show_reconstruction(opened, open_part, given, places(output, 1)[0])
+        return
     with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
         texts = words_of(texts, classes)
         settings = checked_settings(manifest, texts, **options)
+        source = given.source(opened, origin)
     paths = places(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)
-    refuse_inputs(paths, opened.folder, from_image, prompts_file)
+    refuse_inputs(paths, opened.folder, from_image, prompts_file, image, mask)
     clear_leftovers(resolved(output or DEFAULT_OUTPUT))
     tell_replaced(paths)
     if origin is not None:
@@ -181,9 +210,6 @@ def main(
         last = now
         status.update("encoding the prompts" if stage == LOAD else "loading")
 
-    def open_part(part: Bundle) -> Backend:
-        return open_backend(part, device, threads, backend, strict, tf32)
-
     with _status("loading") as status:
         pipeline = Pipeline.for_prompts(
             opened,
@@ -194,6 +220,7 @@ def main(
             lap,
             settings,
         )
+    options["source"], told = source, record_of(source) if source is not None else None
     drawn_with = means(pipeline.backend, tf32)
     if origin is not None:
         _tell_other_means(origin, drawn_with, from_image)
@@ -202,7 +229,7 @@ def main(
     try:
         with files:
             for result in _with_progress(pipeline, texts, options, len(paths)):
-                for image, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
+                for picture, prompt, number in zip(result.images, result.prompts, result.seeds, strict=True):
                     drawn.append(
                         Origin(
                             prompt,
@@ -211,9 +238,10 @@ def main(
                             manifest.name,
                             opened.identity,
                             drawn_with=drawn_with,
+                            picture=told,
                         )
                     )
-                    files.save(image, paths[len(drawn) - 1], drawn[-1])
+                    files.save(picture, paths[len(drawn) - 1], drawn[-1])
                 add_seconds(seconds, result.seconds)
     finally:
         if 0 < len(files.written) < len(paths):

@@ -103,6 +103,10 @@ class Contract:
     """Has ONNX Runtime's operator for attention, which TensorRT does not read."""
     on_demand: bool = False
     """Most drawings do without it: it is opened when the first asks for it."""
+    engine: bool = True
+    """Engines hold it, too."""
+    optional: bool = False
+    """There are bundles without it."""
     one_by_one: bool = False
     """Runs with smaller batches than pictures are drawn in."""
     predicted: str | None = None

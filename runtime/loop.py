@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,13 @@ Array = NDArray[np.float32]
 State = dict[str, Value]
 """What later graphs take, by name."""
 NOTHING: Arrays = MappingProxyType({})
+Edit = Callable[[Run, str, NDArray[Any]], NDArray[Any]]
+"""Of a run and an input of it by name: its value with what is kept of given pictures in it."""
+
+
+def unchanged(run: Run, name: str, value: NDArray[Any]) -> NDArray[Any]:
+    """Nothing is kept."""
+    return value
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ def draw(
     noise: Noise,
     paced: bool = False,
     threads: int | None = None,
+    edit: Edit = unchanged,
 ) -> Generator[Snapshot, None, None]:
     """Draw a batch of pictures, step by step; the last snapshot holds them.
 
@@ -71,13 +80,14 @@ def draw(
         paced: let the device be one step ahead of what is told, and no more: for who shows progress or
             may stop. Without, the host waits for nothing but the pictures.
         threads: that draw random numbers meanwhile, at most.
+        edit: of a program that keeps parts of given pictures, what puts them in.
 
     Raises:
         InputError: this thread is drawing on the backend already.
         RunError: a latent or a pixel is not finite, or a picture came out in one flat colour.
     """
     with backend.begin(program) as lease, contextlib.closing(Ahead(program, noise, threads)) as ahead:
-        drawing = _Drawing(backend, lease, program, given, ahead)
+        drawing = _Drawing(backend, lease, program, given, ahead, edit)
         marks: list[object] = []
         try:
             for step in program.steps[:-1]:
@@ -106,9 +116,11 @@ def drawn(
 class _Drawing:
     """Where a drawing is, and its tensors."""
 
-    def __init__(self, backend: Backend, lease: Lease, program: Program, given: Values, ahead: Ahead) -> None:
+    def __init__(
+        self, backend: Backend, lease: Lease, program: Program, given: Values, ahead: Ahead, edit: Edit
+    ) -> None:
         self.backend, self.lease = backend, lease
-        self.program, self.ahead = program, ahead
+        self.program, self.ahead, self.edit = program, ahead, edit
         self.state: State = dict(given)
         self.wanted = iter(program.wanted)
         self.steps = 0
@@ -120,6 +132,7 @@ class _Drawing:
             wanted = next(self.wanted)
             for name in run.halved:
                 self.state[name] = self.backend.half(self.state[name])
+            self._edit(run, self.state)
             inputs = fed(run, self.program, self.state, self.ahead.take(run))
             outputs = self.lease.run(run, inputs, wanted)
             keep(outputs, run, self.state)
@@ -127,6 +140,11 @@ class _Drawing:
                 del self.state[name]  # and with it its memory, where nothing is planned
             self.clock.lap(run.stage)
         self.steps += 1
+
+    def _edit(self, run: Run, state: State) -> None:
+        """Put into what a run takes what is kept of given pictures."""
+        for name in run.edited:
+            state[name] = self.edit(run, name, self.backend.to_host(state[name]))
 
     def snapshot(self, step: Step) -> Snapshot:
         decode = functools.partial(self._preview, step, self.steps)
@@ -154,6 +172,7 @@ class _Drawing:
             )
         state = dict(self.state)
         for run in step.preview:
+            self._edit(run, state)
             outputs = self.backend.run(run, fed(run, self.program, state))
             keep(outputs, run, state)
         return self._decoded(state[self.program.latent], self.backend.run)

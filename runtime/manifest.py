@@ -82,8 +82,13 @@ class Manifest:
 
     @property
     def required(self) -> dict[str, GraphSpec]:
-        """Graphs that are not opened on demand: engines hold these, and a pipeline from the start."""
+        """Graphs that are not opened on demand: a pipeline holds these from the start."""
         return {name: spec for name, spec in self.graphs.items() if not self.contract(name).on_demand}
+
+    @property
+    def engined(self) -> dict[str, GraphSpec]:
+        """Graphs that engines are built of."""
+        return {name: spec for name, spec in self.graphs.items() if self.contract(name).engine}
 
     @property
     def kind(self) -> Precision:
@@ -167,10 +172,15 @@ class Manifest:
             "unchanged": self.kind.traced_bytes,  # graphs without products in int8
         }
 
-    def program(self, settings: SamplingSettings, batch: int) -> Program:
-        """What a drawing of ``batch`` pictures does."""
+    def program(self, settings: SamplingSettings, batch: int, edited: bool = False) -> Program:
+        """What a drawing of ``batch`` pictures does.
+
+        Args:
+            edited: whether parts of given pictures are kept.
+        """
         family = FAMILIES[self.family]
-        return make_program(batch, self.graphs, family.steps(self.model, settings, batch), family.decode)
+        steps = family.steps(self.model, settings, batch, edited)
+        return make_program(batch, self.graphs, steps, family.decode)
 
 
 def manifest_of(
@@ -204,7 +214,7 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
         InputError: one is missing or unknown, or has other inputs or outputs; begins with ``source``.
     """
     found = manifest.graphs
-    contracts = {k: v for k, v in manifest.contracts.items() if k != TEXT_ENCODER or k in found}
+    contracts = {k: v for k, v in manifest.contracts.items() if not v.optional or k in found}
     expected = specs_of(contracts, manifest.model, manifest.precision)
     mend = "it was made by another version, export the bundle again"
     for what, names in (

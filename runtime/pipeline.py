@@ -29,8 +29,13 @@ from hart_runtime.runtime.call import (
 )
 from hart_runtime.runtime.class_names import ClassNames
 from hart_runtime.runtime.drawer import Drawer
+from hart_runtime.runtime.editing import Encoded, as_input, encode, kept_of, require_encoder
 from hart_runtime.runtime.loop import Array, Snapshot
 from hart_runtime.runtime.manifest import Manifest
+from hart_runtime.runtime.pasting import pasted
+from hart_runtime.runtime.pictures import NO_MARGINS, Source, plain_source, source_of
+from hart_runtime.runtime.pictures import Given as GivenPicture
+from hart_runtime.runtime.reconstruction import Reconstruction, reconstruct
 from hart_runtime.runtime.text import EncodedPrompts, Given, TextEncoder, require_text_encoder
 
 if TYPE_CHECKING:
@@ -190,6 +195,67 @@ class Pipeline:
             seconds=seconds,
         )
 
+    def edit(
+        self,
+        image: GivenPicture,
+        mask: GivenPicture | None,
+        prompts: Prompts,
+        seed: int = 0,
+        outpaint: Sequence[int] = NO_MARGINS,
+        anew: int = 0,
+        fit: str | None = None,
+        paste: bool = True,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Draw a part of a picture anew: where a mask is white, and around the picture if that is asked for.
+
+        Args:
+            image: a file, its contents, or a picture of Pillow's.
+            mask: of its size; where it is transparent, or without transparency where it is white, is drawn.
+                None for where the picture itself is transparent.
+            prompts: what the whole picture is to be; of a bundle that draws classes also "none".
+            outpaint: pixels of the picture's size to draw to its left, above it, to its right and below.
+            anew: coarsest scales that are drawn whole, whatever the mask.
+            fit: "cover", "contain" or "stretch", where the picture is no square; without it, the picture
+                fills the square, and what ``outpaint`` adds is not cut off again.
+            paste: False for the model's own picture, in which what is kept is what the tokenizer makes of it.
+            seed, options: as for :meth:`batches`.
+
+        Raises:
+            InputError: as :func:`hart_runtime.runtime.pictures.source_of` and :meth:`batches`.
+            RunError: the run produced no usable picture.
+        """
+        source = source_of(
+            self.bundle.manifest.model, image, mask, outpaint=outpaint, anew=anew, fit=fit, paste=paste
+        )
+        options["source"] = source
+        return self.generate(prompts, seed=seed, **options).images
+
+    def vary(
+        self,
+        image: GivenPicture,
+        scales: int,
+        prompts: Prompts,
+        seed: int = 0,
+        fit: str | None = None,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Keep the first scales of a picture, its layout and its colours, and draw the others.
+
+        Args:
+            scales: from 1 to all but the last.
+            image, prompts, seed, fit, options: as for :meth:`edit`.
+        """
+        source = source_of(self.bundle.manifest.model, image, vary=scales, fit=fit)
+        options["source"] = source
+        return self.generate(prompts, seed=seed, **options).images
+
+    def reconstruct(self, image: GivenPicture, fit: str | None = None) -> Reconstruction:
+        """What the tokenizer keeps of a picture; nothing is drawn. Raises as :meth:`edit`."""
+        require_encoder(self.bundle)
+        manifest = self.bundle.manifest
+        return reconstruct(self.backend, manifest, plain_source(manifest.model, image, fit))
+
     def batches(
         self,
         prompts: Prompts,
@@ -201,6 +267,7 @@ class Pipeline:
         watch: Callable[[Snapshot], None] | None = None,
         preset: str | None = None,
         speed: str | None = None,
+        source: Source | None = None,
         **overrides: Unpack[Overrides],
     ) -> Iterator[Result]:
         """Draw every prompt ``num_images`` times, with seeds ``seed``, ``seed + 1``, ..., batch by batch.
@@ -214,10 +281,12 @@ class Pipeline:
             watch: called after each scale and denoising step, for progress bars.
             preset: settings that have a name, such as "fid" of VAR, in the place of the bundle's.
             speed: "exact", "balanced" or "fast": how much is left out, see the table in docs/performance.md.
+            source: a given picture of which parts are kept, see
+                :func:`hart_runtime.runtime.pictures.source_of`.
             overrides: sampling settings; those left out (or None) are the bundle's.
 
         Raises:
-            InputError: a value is out of range.
+            InputError: a value is out of range, or the bundle takes no pictures.
             RunError: the run produced no usable picture.
         """
         manifest = self.bundle.manifest
@@ -228,30 +297,42 @@ class Pipeline:
             self.text.tell_cut_off(dict.fromkeys(texts))
         jobs = [(text, seed + i) for text in texts for i in range(num_images)]
         size = batch_size(manifest, len(jobs), batch, self.backend.limits)
-        self.drawer.check(settings, size)
+        sources = None if source is None else [source] * len(jobs)
+        self._check(settings, size, sources)
         told = self._teller(callback, previews, watch)
-        return self._batches(jobs, size, settings, told)
+        return self._batches(jobs, size, settings, told, sources)
 
     def jobs(
         self,
         jobs: Sequence[tuple[str, int]],
         settings: SamplingSettings,
         watch: Callable[[Snapshot], None] | None = None,
+        sources: Sequence[Source] | None = None,
     ) -> Iterator[Result]:
         """Draw prompts, each with a seed of its own, in as few batches as the backend holds them.
 
         Args:
             jobs: prompts and seeds.
             settings: all of them, as :func:`hart_runtime.runtime.call.checked_settings` returns them.
-            watch: as for :meth:`batches`.
+            watch: as for :meth:`batches`; what a snapshot decodes is pasted, too.
+            sources: a given picture for each of the jobs, with a mask of its own each: pictures depend on
+                neither their batch nor on what others in it keep. None where nothing is given. Sources are
+                made anywhere, by :func:`hart_runtime.runtime.pictures.source_of` of the bundle's model;
+                equal objects next to each other are encoded once.
 
         Raises:
-            InputError: the backend was not built for that.
+            InputError: the backend was not built for that, or the bundle takes no pictures.
             RunError: the run produced no usable picture.
         """
         size = batch_size(self.bundle.manifest, len(jobs), None, self.backend.limits)
-        self.drawer.check(settings, size)
-        return self._batches([*jobs], size, settings, watch)
+        self._check(settings, size, sources)
+        return self._batches([*jobs], size, settings, watch, sources)
+
+    def _check(self, settings: SamplingSettings, size: int, sources: Sequence[Source] | None) -> None:
+        """Refuse what cannot be drawn here; raises InputError."""
+        if sources is not None:
+            require_encoder(self.bundle)
+        self.drawer.check(settings, size, sources is not None)
 
     def _batches(
         self,
@@ -259,8 +340,10 @@ class Pipeline:
         size: int,
         settings: SamplingSettings,
         told: Callable[[Snapshot], None] | None,
+        sources: Sequence[Source] | None = None,
     ) -> Iterator[Result]:
         """Draw prompts with their seeds, ``size`` at once."""
+        known: dict[Source, Encoded] = {}
         for start in range(0, len(jobs), size):
             part = jobs[start : start + size]
             alone = least_at_once(self.backend.limits) - len(part)
@@ -270,8 +353,15 @@ class Pipeline:
             given = self.given(words)
             taken = time.perf_counter() - began
             seconds = {stages.TEXT_ENCODER: taken} if isinstance(self.text, TextEncoder) else {}
+            kept: list[Source] = []
+            if sources is not None:
+                kept = [*sources[start : start + size]]
+                kept += kept[-1:] * alone
+                began = time.perf_counter()
+                known = {source: known.get(source) or self._encoded(source) for source in kept}
+                seconds[stages.ENCODER] = time.perf_counter() - began
             try:
-                drawn = self._draw(given, words, seeds, settings, told)
+                drawn = self._draw(given, words, seeds, settings, told, kept, known)
             except RunError as error:
                 numbers = f"{start + 1} to {start + len(part)} of {len(jobs)}"
                 raise RunError(f"{error}; it was drawing pictures {numbers}") from None
@@ -323,10 +413,26 @@ class Pipeline:
         seeds: list[int],
         settings: SamplingSettings,
         told: Callable[[Snapshot], None] | None,
+        sources: Sequence[Source] = (),
+        known: Mapping[Source, Encoded] | None = None,
     ) -> Result:
         """One batch."""
-        drawing = self.drawer(given, seeds, settings, told)
-        return Result(to_images(drawing.images), words, seeds, settings, drawing.seconds)
+        if not sources or known is None:
+            drawing = self.drawer(given, seeds, settings, told)
+            return Result(to_images(drawing.images), words, seeds, settings, drawing.seconds)
+
+        def told_pasted(snapshot: Snapshot) -> None:
+            if told is not None:
+                told(replace(snapshot, decode=lambda: pasted(snapshot.decode(), sources)))
+
+        patch_nums = self.bundle.manifest.model.patch_nums
+        kept = kept_of([known[s] for s in sources], [s.cells(patch_nums) for s in sources])
+        drawing = self.drawer(given, seeds, settings, told and told_pasted, kept)
+        images = to_images(pasted(drawing.images, sources))
+        return Result(images, words, seeds, settings, drawing.seconds)
+
+    def _encoded(self, source: Source) -> Encoded:
+        return encode(self.backend, self.bundle.manifest.model.patch_nums, as_input(source.pixels))
 
     def _teller(
         self,

@@ -18,9 +18,11 @@ from PIL import Image
 from hart_runtime.common.errors import InputError, RunError, first_line, parameter, shown
 from hart_runtime.common.files import check_output, whole_file
 from hart_runtime.common.noise import NOISE_VERSION
+from hart_runtime.common.records import read_value
 from hart_runtime.common.settings import LATER, LIMITS, SamplingSettings, settings_of
 from hart_runtime.common.version import __version__
 from hart_runtime.runtime.backends.names import CPU
+from hart_runtime.runtime.picture_record import PictureRecord
 
 if TYPE_CHECKING:
     from hart_runtime.runtime.backends.backend import Backend
@@ -50,6 +52,8 @@ class Origin:
     """Version of the random numbers that its seed stands for."""
     drawn_with: str = ""
     """Backend, device and version: others round differently. Empty in pictures of before it was told."""
+    picture: PictureRecord | None = None
+    """Of the picture that was given, if there was one."""
 
 
 def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
@@ -68,7 +72,10 @@ def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
 
 def png_bytes(image: Image.Image, origin: Origin) -> bytes:
     """The file that :func:`save_png` writes."""
-    record = json.dumps({**asdict(origin), "version": __version__}, ensure_ascii=False)
+    told = asdict(origin) | {"version": __version__}
+    if origin.picture is None:  # older versions know no such thing, and need not
+        del told["picture"]
+    record = json.dumps(told, ensure_ascii=False)
     return encoded(image, {KEY: record, "Description": origin.prompt})
 
 
@@ -168,6 +175,7 @@ def read_origin(path: Path) -> Origin:
             raise TypeError(f"bundle {shown(bundle)}, {shown(identity)}, drawn_with {shown(drawn_with)}")
         if missing := sorted(LIMITS.keys() - LATER - settings.keys()):
             raise TypeError(f"no {', '.join(missing)} among its settings")
+        picture = read_value(PictureRecord | None, record.get("picture"), "picture")
         origin = Origin(
             prompt=prompt,
             seed=seed,
@@ -176,6 +184,7 @@ def read_origin(path: Path) -> Origin:
             identity=identity,
             noise_version=noise,
             drawn_with=drawn_with,
+            picture=picture,
         )
     except KeyError as error:
         raise InputError(f"{path}: its prompt and seed are damaged (no {error.args[0]})") from None

@@ -43,6 +43,8 @@ class Run:
     """More names for outputs: what graphs after it take under them."""
     halved: frozenset[str] = frozenset()
     """What goes on without its unconditional half from this run on."""
+    edited: tuple[str, ...] = ()
+    """What of its inputs passes through the host, which puts in what is kept of given pictures."""
 
 
 @dataclass(frozen=True, eq=False)

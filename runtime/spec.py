@@ -82,6 +82,7 @@ class ModelSpec:
             "last": last,
             "cells": last * last,
             "pixels": self.image_size,
+            "pyramid": sum(side * side for side in self.patch_nums),
         }
 
 

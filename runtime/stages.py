@@ -12,6 +12,8 @@ RESIDUAL = "residual"
 SCALE = "scale"
 """What a watcher is told of: a scale, a step of the residual, or the decoder."""
 DECODER = "decoder"
+ENCODER = "encoder"
+"""Of pictures that are given, before anything is drawn."""
 TRANSFORMER_PART, SAMPLING_PART = "transformer", "sampling"
 
 TRANSFORMER = f"{SCALE} {{index}} {TRANSFORMER_PART}"

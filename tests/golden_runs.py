@@ -172,8 +172,9 @@ class EditRun(ClassRun):
     @property
     def cells(self) -> NDArray[np.bool_]:
         """What is kept at the last scale, (B, P, P)."""
-        mask, batch = self.tensors()["edit_mask"] > 0, len(self.tensors()["label"])
-        return np.broadcast_to(mask, (batch, *mask.shape[-2:]))
+        tensors = self.tensors()
+        mask = tensors["edit_mask"].astype(np.bool_)
+        return np.broadcast_to(mask, (len(tensors["label"]), *mask.shape[-2:]))
 
 
 def roots() -> list[Path]:

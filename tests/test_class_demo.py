@@ -151,13 +151,13 @@ def test_the_comparison_finds_its_checkpoint(class_bundle: Path, tmp_path: Path)
     """Without one being named: it is the package's."""
     called(compare_main, "--engine", class_bundle, "--device", "cpu", "--output", tmp_path / "out")
     (run,) = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["runs"]
-    assert {row["graph"] for row in run["graphs"]} == open_bundle(class_bundle).manifest.required.keys()
+    assert {row["graph"] for row in run["graphs"]} == open_bundle(class_bundle).manifest.engined.keys()
     within_float32_gates(run)
 
 
 def test_a_dry_run_of_engines(class_bundle: Path) -> None:
     dry = called(build_main, "--engine", class_bundle, "--dry-run", "--batch", 1).output
-    assert all(name in dry for name in open_bundle(class_bundle).manifest.required)
+    assert all(name in dry for name in open_bundle(class_bundle).manifest.engined)
 
 
 @pytest.mark.slow

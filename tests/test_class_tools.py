@@ -18,7 +18,7 @@ from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.tensorrt.cli import main as build_main
 from tests.test_compare import within_float32_gates
 
-GRAPHS = {"context", "transformer", "sample", "smooth", "next_scale", "latent", "decoder"}
+GRAPHS = {"context", "transformer", "sample", "smooth", "next_scale", "latent", "decoder", "encoder"}
 
 
 def compare(bundle: Path, *arguments: object) -> Result:
@@ -100,4 +100,4 @@ def test_the_bench(var_bundle: Path, var_model: Path, tmp_path: Path) -> None:
 def test_a_dry_run_of_engines(var_bundle: Path) -> None:
     done = CliRunner().invoke(build_main, ["--engine", str(var_bundle), "--dry-run", "--batch", "1"])
     assert done.exit_code == 0, done.output
-    assert all(name in done.output for name in open_bundle(var_bundle).manifest.required)
+    assert all(name in done.output for name in open_bundle(var_bundle).manifest.engined)

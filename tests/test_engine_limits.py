@@ -93,7 +93,7 @@ def limits_of(manifest: Manifest, options: BuildOptions) -> EngineLimits:
             on_host=(),
             seconds=0.0,
         )
-        for name, graph in manifest.required.items()
+        for name, graph in manifest.engined.items()
     }
     made = EngineManifest(
         "tensorrt", "10.13.3.9", ("9.0",), H200, "linux", manifest.precision, options, engines

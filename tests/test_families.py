@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from hart_runtime.batch.cli import main as batch
 from hart_runtime.bench.cli import main as bench
@@ -63,6 +64,14 @@ RUN: dict[str, Cell] = {
     "--label": Cell(("--label", "2"), hart="draws texts and has no classes; give a PROMPT"),
     "--prompts-file": Cell(("--prompts-file", "FILE")),
     "--from-image": ALIKE,
+    "--image": ALIKE,
+    "--mask": ALIKE,
+    "--outpaint": Cell(("--outpaint", "0,0,8,0", "--image", "PICTURE")),
+    "--vary": Cell(("--vary", "1", "--image", "PICTURE")),
+    "--anew": Cell(("--anew", "1", "--outpaint", "8,0,0,0", "--image", "PICTURE")),
+    "--fit": Cell(("--fit", "contain", "--vary", "1", "--image", "PICTURE")),
+    "--paste": Cell(("--no-paste", "--outpaint", "8,0,0,0", "--image", "PICTURE")),
+    "--reconstruct": ALIKE,
     "--num-images": Cell(("--num-images", "2")),
     "--seed": Cell(("--seed", "5")),
     "--preset": Cell(("--preset", "fid"), hart=NO_PRESET, class_hart=NO_PRESET),
@@ -103,6 +112,7 @@ EXPORT: dict[str, Cell] = {
     "--ema": Cell(
         ("--ema",), hart=NO_AVERAGE, var="VAR's files hold one set of weights", class_hart=NO_AVERAGE
     ),
+    "--encoder": Cell(("--no-encoder",)),
     "--backend": ALIKE,
     "--force": Cell(("--force",)),
     "--dry-run": ALIKE,
@@ -167,6 +177,7 @@ def places(
         (CLASS_HART, class_bundle, CLASS_DEMO, "red circle", CLASS_DEMO / CLASS_NAMES),
     ):
         (tmp_path / f"{family}.txt").write_text(f"{asked}\n")
+        Image.new("RGB", (48, 32), "red").save(tmp_path / "picture.png")
         found[family] = {
             "BUNDLE": str(bundle),
             "CHECKPOINT": str(checkpoint),
@@ -176,6 +187,7 @@ def places(
             "TOKENIZER": str(tokenizer),
             "NAMES": str(named),
             "OUT": str(tmp_path / "out.png"),
+            "PICTURE": str(tmp_path / "picture.png"),
             "FOLDER": str(tmp_path / "folder"),
         }
     return found

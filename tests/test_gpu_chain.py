@@ -56,7 +56,7 @@ def exported(typed: Typed, demo_bundle: Path) -> str:
 def test_export_run_compare(typed: Typed, exported: str, demo: Pipeline) -> None:
     (folder,) = Path("engines/demo").glob("tensorrt-*")
     assert folder.name.startswith(f"tensorrt-{VERSION}-")
-    assert f"{folder}: 11 engines built" in exported
+    assert f"{folder}: 12 engines built" in exported
     assert "attention fused" in exported
 
     drawn = json.loads(typed(run, [*ENGINES, PROMPT, "--json"]))
@@ -92,6 +92,6 @@ def test_bench(typed: Typed, exported: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.gpu_standin
 def test_export_from_nothing_builds_too(typed: Typed) -> None:
     said = typed(export, ["--precision", "fp16"])
-    assert "12 graphs, fp16" in said
-    assert "11 engines built" in said
+    assert "13 graphs, fp16" in said
+    assert "12 engines built" in said
     assert json.loads(typed(run, [*ENGINES, PROMPT, "--json"]))["backend"] == "tensorrt"

@@ -26,6 +26,7 @@ from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import (
     CONTEXT,
     DECODER,
+    ENCODER,
     FAST,
     LATENT,
     NEXT_SCALE,
@@ -403,6 +404,7 @@ def test_what_is_exported_passes(export_once: ExportOnce, checkpoint: Path, prec
 
 
 _DECODER = {"Pow", "Reciprocal", "ReduceMean", "ReduceSum"}  # of norms over strips
+_ENCODER = {"Reciprocal", "ReduceMean"}
 IN_OTHERS: dict[str, dict[str, set[str]]] = {
     "hart": {
         CONTEXT: {"LessOrEqual", "Range"},  # of running sums too long for a stored triangle
@@ -410,9 +412,10 @@ IN_OTHERS: dict[str, dict[str, set[str]]] = {
         TRANSFORMER: {"Clip", "Gelu", "ReduceL2"},  # attention on unit vectors, GPT-2's MLP
         FAST: {"Clip", "Gelu", "ReduceL2"},
         DECODER: _DECODER,
+        ENCODER: _ENCODER,
     },
-    "var": {DECODER: _DECODER},
-    "class-hart": {DECODER: _DECODER},
+    "var": {DECODER: _DECODER, ENCODER: _ENCODER},
+    "class-hart": {DECODER: _DECODER, ENCODER: _ENCODER},
 }
 """What graphs of larger models and of variants have, and none of those above."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hart_runtime.export import strips
-from hart_runtime.hart.autoencoder import Decoder
+from hart_runtime.hart.autoencoder import Decoder, Encoder
 
 
 @pytest.fixture
@@ -73,3 +73,25 @@ def test_strips_as_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(found, decoder(z[:1]).numpy(), rtol=1e-4, atol=1e-5)
     operators = {node.op_type for node in program.model_proto.graph.node}
     assert operators & {"Split", "Slice"}
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    encoder = Encoder(ch=32, ch_mult=(1, 2, 2), z_channels=8).eval().requires_grad_(False)
+    for parameter in encoder.parameters():
+        if parameter.ndim == 1:
+            parameter.copy_(torch.rand_like(parameter))
+    return encoder
+
+
+@pytest.mark.parametrize("rows", [4, 6, 11])  # 6 and 11: strips of different heights
+@pytest.mark.parametrize("large", [1 << 11, 1 << 14])  # at every level but the lowest, or at the first
+def test_encoding_in_strips(encoder: Encoder, rows: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "LARGE", large)
+    image = torch.randn(2, 3, 4 * rows, 24)
+    cut = strips._cut_evenly(image, 32, 4)
+    assert len(cut) == (4 if 32 * 4 * rows * 24 >= large else 1)
+    whole = encoder(image)
+    torch.testing.assert_close(strips.encode(encoder, image), whole, rtol=1e-5, atol=1e-5)
+    assert whole.std() > 0.1

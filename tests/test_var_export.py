@@ -84,6 +84,7 @@ def test_it_is_exported_once_and_kept(var: Path, tmp_path: Path) -> None:
         "next_scale",
         "latent",
         "decoder",
+        "encoder",
     ]
     assert manifest.model.num_classes == len(NAMES)
     assert (manifest.model.context_token, manifest.model.context_dim, manifest.model.diff_width) == (0, 0, 0)

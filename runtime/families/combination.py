@@ -16,6 +16,7 @@ from hart_runtime.runtime.families.operators import COMMON, operators_of
 from hart_runtime.runtime.families.scales import (
     DECODE,
     DECODING,
+    ENCODING,
     codes,
     drawing_graphs,
     fast_graph,
@@ -25,7 +26,7 @@ from hart_runtime.runtime.families.scales import (
     transformer_graph,
 )
 from hart_runtime.runtime.families.sizes import tokenizer_sizes
-from hart_runtime.runtime.program import Step
+from hart_runtime.runtime.program import Run, Step
 from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import ModelSpec
 
@@ -51,17 +52,24 @@ def combined(
         *drawing_graphs(conditioning),
         *tokens.graphs,
         DECODING,
+        ENCODING,
     )
     operators = {**COMMON, **conditioning.operators, **tokens.operators}
+
+    def latent_edited(run: Run) -> Run:
+        return replace(run, edited=tuple(name for name in tokens.edited if name not in run.constants))
 
     def dims(model: ModelSpec, settings: SamplingSettings, batch: int) -> list[Dims]:
         scales = scale_steps(model.patch_nums, settings, model.vocab_size, tokens.hybrid)
         return scale_dims(conditioning, model, scales, batch)
 
-    def steps(model: ModelSpec, settings: SamplingSettings, batch: int) -> tuple[Step, ...]:
+    def steps(model: ModelSpec, settings: SamplingSettings, batch: int, edited: bool) -> tuple[Step, ...]:
         """Every scale, what follows the last, and the latent that is decoded at the end."""
         scales = scale_steps(model.patch_nums, settings, model.vocab_size, tokens.hybrid)
         more, whole, without = tokens.end(model, settings, batch, scales)
+        if edited:
+            more = [replace(step, preview=tuple(map(latent_edited, step.preview))) for step in more]
+            whole, without = latent_edited(whole), latent_edited(without)
         found = []
         for now in scales:
             transformer = transform(conditioning, scales, now.index, model, settings, batch)
@@ -69,7 +77,8 @@ def combined(
             runs = (*hidden, *codes(now, model, settings))
             last = now is scales[-1]
             if not last:
-                runs = (*runs, next_scale(now, scales[now.index + 1], conditioning, model, batch))
+                following = next_scale(now, scales[now.index + 1], conditioning, model, batch)
+                runs = (*runs, replace(following, edited=("h",)) if edited else following)
             found.append(Step(stages.SCALE, now.index, len(scales), runs, (without,) if last else ()))
         return (*found, *more, Step(stages.DECODER, 0, 1, (whole,), ()))
 

@@ -38,6 +38,7 @@ DISCRETE = Tokens(
     hybrid=False,
     graphs=_GRAPHS,
     end=_end,
+    edited=("h",),
     own=frozenset(),
     describe=lambda llm: {},
     sizes=lambda llm, channels: {},

@@ -63,6 +63,8 @@ class Tokens:
     end: Callable[[ModelSpec, SamplingSettings, int, Sequence[ScaleStep]], tuple[list[Step], Run, Run]]
     """Of a model, settings, a number of pictures and their scales: steps after the last scale, the run that
     makes the latent, and the one that makes it of what there is before these steps."""
+    edited: tuple[str, ...]
+    """What the latent's graph takes that is made anew where given pictures are kept."""
     own: frozenset[str]
     describe: Callable[[Any], dict[str, Any]]
     sizes: Callable[[Any, int], dict[str, int]]
@@ -81,9 +83,10 @@ class Family:
     """In the order in which a picture needs them."""
     dims: Callable[[ModelSpec, SamplingSettings, int], list[Dims]]
     """Of a model, settings and a number of pictures: the free dimensions at each scale."""
-    steps: Callable[[ModelSpec, SamplingSettings, int], tuple[Step, ...]]
-    """Of a model, settings and a number of pictures: what a drawing does, and feeds by name. The first
-    step finds what the caller gave, the last leaves the latent that ``decode`` takes."""
+    steps: Callable[[ModelSpec, SamplingSettings, int, bool], tuple[Step, ...]]
+    """Of a model, settings, a number of pictures and whether parts of given ones are kept: what a drawing
+    does, and feeds by name. The first step finds what the caller gave, the last leaves the latent that
+    ``decode`` takes."""
     sizes: Callable[[ModelSpec, Mapping[str, Any]], dict[str, int]]
     """Of a model and its configurations: what formulas of operations and bytes are made of besides."""
     describe: Callable[[Any, Any, tuple[int, ...]], ModelSpec]

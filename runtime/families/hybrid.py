@@ -107,6 +107,7 @@ HYBRID = Tokens(
     hybrid=True,
     graphs=_GRAPHS,
     end=_end,
+    edited=("f_hat", "h", "residual"),
     own=frozenset({"diff_width"}),
     describe=lambda llm: {"diff_width": llm.diff_width},
     sizes=residual_sizes,

@@ -9,7 +9,12 @@ FAST = "fast_transformer"
 SAMPLE, SMOOTH, NEXT_SCALE = "sample", "smooth", "next_scale"
 RESIDUAL_CONDITION, RESIDUAL_STEP = "residual_condition", "residual_step"
 LATENT, DECODER = "latent", "decoder"
+ENCODER = "encoder"
+"""Of pictures that are given."""
 
+IMAGE, F_HAT, INDEX, CODES = "image", "f_hat", "index", "codes"
+CODED = "coded"
+"""The latent that codes make without their rest."""
 TOKEN_IDS = "input_ids"
 """What the text encoder takes: rows of its embedding."""
 
@@ -26,4 +31,5 @@ STAGES = {
     RESIDUAL_STEP: stages.RESIDUAL_STEP,
     LATENT: stages.DECODER,
     DECODER: stages.DECODER,
+    ENCODER: stages.ENCODER,
 }

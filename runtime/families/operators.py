@@ -9,6 +9,7 @@ from __future__ import annotations
 from hart_runtime.runtime.families.names import (
     CONTEXT,
     DECODER,
+    ENCODER,
     FAST,
     LATENT,
     NEXT_SCALE,
@@ -84,6 +85,9 @@ COMMON = {
     SMOOTH: _named("GatherElements Log MatMul Softmax"),
     DECODER: _named(
         "Clip Conv InstanceNormalization MatMul Pow Reciprocal ReduceMean ReduceSum Resize Sigmoid Softmax"
+    ),
+    ENCODER: _named(
+        "ArgMin Conv InstanceNormalization MatMul Pad Pow Reciprocal ReduceMean ReduceSum Sigmoid Softmax"
     ),
 }
 

@@ -29,7 +29,20 @@ from hart_runtime.runtime.contract import (
     names_of,
 )
 from hart_runtime.runtime.families.family import Conditioning
-from hart_runtime.runtime.families.names import DECODER, FAST, NEXT_SCALE, SAMPLE, SMOOTH, TRANSFORMER
+from hart_runtime.runtime.families.names import (
+    CODED,
+    CODES,
+    DECODER,
+    ENCODER,
+    FAST,
+    IMAGE,
+    INDEX,
+    LATENT,
+    NEXT_SCALE,
+    SAMPLE,
+    SMOOTH,
+    TRANSFORMER,
+)
 from hart_runtime.runtime.families.rows import BOTH, GUIDED, LATENTS, NORM, cache, contract, run
 from hart_runtime.runtime.program import Arrays, Run
 from hart_runtime.runtime.shapes import Dims
@@ -99,6 +112,7 @@ def fast_graph(conditioning: Conditioning) -> Contract:
         scores="rows * heads * chosen * (past + chosen) * unchanged",
         scales=Scales.ALL,
         on_demand=True,
+        engine=False,
         attention=True,
         int8=True,
         bfloat16=True,
@@ -185,6 +199,25 @@ DECODING = contract(
     scratch="4 * batch * decoder_width * pixels**2 * unchanged",
 )
 DECODE = run(DECODER, 0)
+ENCODING = contract(
+    ENCODER,
+    (Row(IMAGE, ("batch", 3, "pixels", "pixels"), recorded="given.image"),),
+    (
+        Row(LATENT, LATENTS, recorded="given.latent"),
+        Row(INDEX, ("batch", "pyramid"), INT, "given.idx"),
+        Row(CODES, ("batch", "pyramid", "channels"), recorded="given.codes"),
+        Row(CODED, LATENTS, recorded="given.coded"),
+    ),
+    on_demand=True,
+    optional=True,
+    one_by_one=True,  # as the decoder
+    operations="batch * encoder_operations",
+    bytes="encoder_weights * unchanged + 12 * batch * pixels**2",
+    scratch="4 * batch * decoder_width * pixels**2 * unchanged",
+)
+"""Pixels in [-1, 1] to their latent, to indices and codes of all scales, one behind the other, and to the
+latent that these codes make."""
+ENCODE_PICTURES = run(ENCODER, 0)
 
 
 def scale_dims(

@@ -10,7 +10,7 @@ from hart_runtime.common.config import (
     TransformerConfig,
 )
 
-DECODER_BLOCKS = 3
+ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3
 """Residual blocks per resolution (:mod:`hart_runtime.hart.autoencoder` has them too, but needs torch)."""
 
 
@@ -46,55 +46,87 @@ def text_encoder_sizes(text: TextEncoderConfig) -> dict[str, int]:
 
 
 def tokenizer_sizes(image: TokenizerConfig, side: int) -> dict[str, int]:
-    """Of decoding one latent of ``side`` x ``side`` cells, of the convolution after each scale, and channels
-    of the decoder where its maps are largest.
+    """Of decoding one latent of ``side`` x ``side`` cells, of encoding one, of the convolution after each
+    scale, and channels of the decoder where its maps are largest.
     """
     operations, weights = decoder_counts(image, side)
+    encoding, filters = encoder_counts(image, side)
     phi = 9 * image.z_channels if image.num_phi else 0
     return {
         "decoder_operations": operations,
         "decoder_weights": weights,
         "decoder_width": image.ch * image.ch_mult[0],
+        "encoder_operations": encoding,
+        "encoder_weights": filters,
         "phi": phi,
     }
 
 
+class _Layers:
+    """Operations and weights of layers, added up while the sides of maps change."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.operations = self.weights = 0
+
+    def convolution(self, inputs: int, outputs: int, kernel: int) -> None:
+        elements = inputs * outputs * kernel * kernel
+        self.operations += 2 * elements * self.side**2
+        self.weights += elements
+
+    def residual_block(self, inputs: int, outputs: int) -> None:
+        self.convolution(inputs, outputs, 3)
+        self.convolution(outputs, outputs, 3)
+        if inputs != outputs:
+            self.convolution(inputs, outputs, 1)
+
+    def attention(self, channels: int) -> None:
+        self.convolution(channels, 4 * channels, 1)  # q, k, v and the projection out
+        self.operations += 4 * self.side**4 * channels
+
+    def middle(self, channels: int) -> None:
+        self.residual_block(channels, channels)
+        self.attention(channels)
+        self.residual_block(channels, channels)
+
+
 def decoder_counts(image: TokenizerConfig, side: int) -> tuple[int, int]:
     """Operations of decoding one latent of ``side`` x ``side`` cells, and weights for it."""
-    operations = weights = 0
-
-    def convolution(inputs: int, outputs: int, kernel: int) -> None:
-        nonlocal operations, weights
-        elements = inputs * outputs * kernel * kernel
-        operations += 2 * elements * side * side
-        weights += elements
-
-    def residual_block(inputs: int, outputs: int) -> None:
-        convolution(inputs, outputs, 3)
-        convolution(outputs, outputs, 3)
-        if inputs != outputs:
-            convolution(inputs, outputs, 1)
-
-    def attention(channels: int) -> None:
-        nonlocal operations
-        convolution(channels, 4 * channels, 1)  # q, k, v and the projection out
-        operations += 4 * side**4 * channels
-
+    layers = _Layers(side)
     widths = [image.ch * factor for factor in image.ch_mult]
     width = widths[-1]
-    convolution(image.z_channels, image.z_channels, image.quant_conv_ks)
-    convolution(image.z_channels, width, 3)
-    residual_block(width, width)
-    attention(width)
-    residual_block(width, width)
+    layers.convolution(image.z_channels, image.z_channels, image.quant_conv_ks)
+    layers.convolution(image.z_channels, width, 3)
+    layers.middle(width)
     for level in reversed(range(len(widths))):
         for _ in range(DECODER_BLOCKS):
-            residual_block(width, widths[level])
+            layers.residual_block(width, widths[level])
             width = widths[level]
             if level == len(widths) - 1:
-                attention(width)
+                layers.attention(width)
         if level:
-            side *= 2
-            convolution(width, width, 3)
-    convolution(width, 3, 3)
-    return operations, weights
+            layers.side *= 2
+            layers.convolution(width, width, 3)
+    layers.convolution(width, 3, 3)
+    return layers.operations, layers.weights
+
+
+def encoder_counts(image: TokenizerConfig, side: int) -> tuple[int, int]:
+    """The same of encoding one; what looks for the nearest codes is not among them."""
+    layers = _Layers(side * image.downsample)
+    widths = [image.ch * factor for factor in image.ch_mult]
+    width = image.ch
+    layers.convolution(3, width, 3)
+    for level, wider in enumerate(widths):
+        for _ in range(ENCODER_BLOCKS):
+            layers.residual_block(width, wider)
+            width = wider
+            if level == len(widths) - 1:
+                layers.attention(width)
+        if level < len(widths) - 1:
+            layers.side //= 2
+            layers.convolution(width, width, 3)
+    layers.middle(width)
+    layers.convolution(width, image.z_channels, 3)
+    layers.convolution(image.z_channels, image.z_channels, image.quant_conv_ks)
+    return layers.operations, layers.weights

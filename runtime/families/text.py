@@ -36,6 +36,7 @@ _BEFORE = (
         one_by_one=True,  # equal prompts are encoded once
         int8=True,
         exact_tokens=True,
+        optional=True,
     ),
     contract(
         CONTEXT,

@@ -161,6 +161,7 @@ class PlannedBackend(Backend):
         for run in program.runs():
             yield run.graph
             yield run.halved
+            yield run.edited
             yield from (array.shape for array in run.constants.values())
             for name in self.manifest.contract(run.graph).deciding():
                 yield run.constants[name].tobytes()

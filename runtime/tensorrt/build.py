@@ -66,7 +66,7 @@ def plan_engines(
     target = bundle.folder / folder_name(package, _capabilities(options, gpu), manifest.precision)
     existing = _existing(target)
     jobs = []
-    for name in manifest.required:
+    for name in manifest.engined:
         profiles = make_profiles(manifest, name, options.batches, options.per_scale, options.top_k)
         job = Job(name, tuple(profiles), "it is forced" if force else None)
         reasons = _reasons(bundle, package, options, gpu, target, existing, job)
@@ -101,7 +101,7 @@ def build_engines(
     missing = [job for job in jobs if job.reason is not None]
     if existing is not None and existing.options == options and not missing:
         return target, existing, []
-    capabilities, graphs = _capabilities(options, gpu), manifest.required
+    capabilities, graphs = _capabilities(options, gpu), manifest.engined
     cache = TimingCache(package, gpu, bundle.folder)
     inspected = gpu is not None and (not capabilities or gpu.capability in capabilities)
     engines: dict[str, EngineSpec] = {}

@@ -79,7 +79,7 @@ class EngineExecutor(CudaMemory):
                 f"{build_command(bundle.folder, package.name)} {parameter('tf32', True)}"
             )
         self.limits = EngineLimits(folder, self.manifest, bundle.manifest)
-        self._package = package
+        self._bundle, self._folder, self._package = bundle, folder, package
         self.name = package.name
         self._log = make_logger(package.api)
         self._alive = _Alive(self._cuda, [package.api.Runtime(self._log)])
@@ -88,11 +88,7 @@ class EngineExecutor(CudaMemory):
             self._alive.engines[name] = self._load(bundle, folder, name)
         for warning in dict.fromkeys(self._log.warnings):
             log.warning("%s: %s", folder, warning)
-        self._scratch_size = max(
-            engine.get_device_memory_size_for_profile_v2(i)
-            for engine in self._alive.engines.values()
-            for i in range(engine.num_optimization_profiles)
-        )
+        self._scratch_size = max(map(_scratch_of, self._alive.engines.values()))
         self._scratch = self.allocate(self._scratch_size)
         self._cache: RuntimeCache | None = None
         if package.ahead_of_time:
@@ -103,6 +99,8 @@ class EngineExecutor(CudaMemory):
         self, graph: str, bindings: Mapping[str, Binding], host: Mapping[str, NDArray[Any]], call: int | None
     ) -> None:
         self._here()
+        if graph not in self._alive.engines:
+            self._open(graph)
         if call is None:
             self._run(graph, self._beside(graph, bindings, host))
             return
@@ -127,6 +125,13 @@ class EngineExecutor(CudaMemory):
         for call in calls:
             self._alive.drop(call)
         self._forget_staged(calls)
+
+    def _open(self, graph: str) -> None:
+        """Load the engine of a graph that most drawings do without."""
+        engine = self._load(self._bundle, self._folder, graph)
+        self._alive.engines[graph] = engine
+        if (wanted := _scratch_of(engine)) > self._scratch_size:  # contexts that there are keep theirs
+            self._scratch, self._scratch_size = self.allocate(wanted), wanted
 
     def _load(self, bundle: Bundle, folder: Path, name: str) -> Any:
         """Deserialize an engine from its file, which is mapped and not read as a whole."""
@@ -247,3 +252,9 @@ class EngineExecutor(CudaMemory):
         super()._wait()
         if self._cache is not None:
             self._cache.save()
+
+
+def _scratch_of(engine: Any) -> int:
+    """Bytes that an engine needs while it runs, with any of its profiles."""
+    sizes = map(engine.get_device_memory_size_for_profile_v2, range(engine.num_optimization_profiles))
+    return max(sizes)

@@ -141,7 +141,7 @@ def _check_profiles(manifest: EngineManifest, bundle: Bundle, file: Path) -> Non
     Raises:
         InputError: there are too few or too many, or one lacks an input or has a range of its own kind.
     """
-    for name, graph in bundle.manifest.required.items():
+    for name, graph in bundle.manifest.engined.items():
         place, engine = f"{file}: engines.{name}.profiles", manifest.engines[name]
         rows = len(scale_rows(bundle.manifest, name, 1))
         if len(engine.profiles) not in (1, rows):
@@ -232,7 +232,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: 
         reasons.append(f"built on {manifest.gpu}, this is {gpu}")
     if manifest.system != operating_system():
         reasons.append(f"built on {named(manifest.system)}, this is {operating_system()}")
-    graphs = bundle.manifest.required
+    graphs = bundle.manifest.engined
     if missing := sorted(set(graphs) - set(manifest.engines)):
         reasons.append(f"{', '.join(missing)} not built")
     stale = [
@@ -247,7 +247,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: 
 
 
 def _verify_files(folder: Path, manifest: EngineManifest, bundle: Bundle) -> None:
-    for name in bundle.manifest.required:
+    for name in bundle.manifest.engined:
         engine = manifest.engines[name]
         path = folder / engine_file(name)
         if not path.is_file():

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from hart_runtime.runtime.call import Scale
     from hart_runtime.runtime.loop import Snapshot
     from hart_runtime.runtime.pipeline import Pipeline, Result
+    from hart_runtime.runtime.reconstruction import Reconstruction
 
 __all__ = [
     "InputError",
     "Pipeline",
+    "Reconstruction",
     "Result",
     "RunError",
     "SamplingSettings",
@@ -34,6 +36,7 @@ __all__ = [
 _PLACES = {
     "InputError": "common.errors",
     "Pipeline": "runtime.pipeline",
+    "Reconstruction": "runtime.reconstruction",
     "Result": "runtime.pipeline",
     "RunError": "common.errors",
     "SamplingSettings": "common.settings",

@@ -293,7 +293,7 @@ def builds(ground: Ground, package: str) -> Target:
     def state(folder: Path) -> str:
         bundle = folder / "bundle"
         try:
-            names = set(open_bundle(bundle).manifest.required)
+            names = set(open_bundle(bundle).manifest.engined)
             folders = [p for p in bundle.iterdir() if p.is_dir() and not LEFT.fullmatch(p.name)]
             for engines in folders:
                 found = read_engine_manifest(engines)

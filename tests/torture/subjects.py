@@ -107,7 +107,7 @@ class Bundles:
         self.picture = pixels_of(self.base)
         manifest = self.base.bundle.manifest
         self.unread = {f for g in manifest.graphs.values() for f in g.forms.values()}
-        self.unread |= {"smooth.onnx", "fast_transformer.onnx"}
+        self.unread |= {"smooth.onnx", "fast_transformer.onnx", "encoder.onnx"}
         self.used = np.zeros(manifest.files[WEIGHTS].size, bool)
         for name in {graph.file for graph in manifest.graphs.values()} - self.unread:
             for weight in read_graph((ground.bundle / name).read_bytes()).weights.values():
