@@ -97,7 +97,7 @@ def edited(pipeline: Pipeline, tasks: list[Replacement], sources: list[Source]) 
     for start in range(0, len(jobs), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         for result in pipeline.jobs(jobs[part], settings, sources=sources[part]):
-            found += [np.asarray(image, np.float32) / 255 for image in result.images]
+            found += [np.asarray(image, np.float32) / np.float32(255) for image in result.images]
     return found
 
 

@@ -80,7 +80,7 @@ class Source:
             return kept_first(self.vary, patch_nums)
         side = patch_nums[-1]
         size = len(self.drawn) // side
-        touched = self.drawn.reshape(1, side, size, side, size).any((2, 4))
+        touched = self.drawn.reshape(1, side, size, side, size).max((2, 4))
         return kept_inside(~touched, patch_nums, self.anew)
 
 
