@@ -189,7 +189,7 @@ def main(
     with told_of(str(from_image)) if origin is not None else contextlib.nullcontext():
         texts = words_of(texts, classes)
         settings = checked_settings(manifest, texts, **options)
-        source = given.source(opened, origin)
+    source = given.source(opened, origin)
     paths = places(output, len(texts) * options["num_images"])
     for path in paths:
         check_writable(path)

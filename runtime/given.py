@@ -51,13 +51,13 @@ class PictureOptions:
         again = origin.picture if origin is not None else None
         if self.image is None:
             if again is not None:
-                raise InputError("it was drawn from another picture: give that one, too (`image`)")
+                raise InputError("`from_image`: was drawn from another picture: give that one, too (`image`)")
             return None
         require_encoder(bundle)
         model = bundle.manifest.model
         if origin is not None:
             if again is None:
-                raise InputError(f"{parameter('image', self.image)}: it was drawn from no other picture")
+                raise InputError("`from_image`: was drawn from no other picture, found `image` beside it")
             return source_again(again, model, self.image)
         return source_of(
             model,

@@ -222,7 +222,7 @@ def test_what_is_refused(demo_bundle: Path, files: Path, tmp_path: Path) -> None
         ((*edit[:2], "--reconstruct", PROMPT), "--reconstruct draws nothing, found a prompt"),
         (edit, "no prompt: give one"),
         ((*edit[:2], "--output", files / "in.png", "--vary", 1, PROMPT), "is what is read"),
-        (again, "it was drawn from another picture: give that one, too (--image)"),
+        (again, "--from-image: was drawn from another picture: give that one, too (--image)"),
         ((*again, "--image", files / "other.png"), "--image: is another picture than the one"),
         ((*again, *edit), "brings its own prompt, seed and settings, found --mask beside it"),
     ):
