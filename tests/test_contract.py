@@ -200,7 +200,7 @@ ELSEWHERE = {
     "hart.var_checkpoint": 1,
     "runtime.call": 3,
     "runtime.cli": 1,
-    "runtime.given": 2,
+    "runtime.given": 1,
     "runtime.options": 2,
     "runtime.pictures": 3,
     "runtime.pipeline": 4,
