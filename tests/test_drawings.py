@@ -277,3 +277,19 @@ def test_settings_of_programs_do_not_pile_up(pipeline: Pipeline) -> None:
     for number in range(20):
         pipeline.drawer._program(SamplingSettings(guidance=number), 1)
     assert len(pipeline.drawer._programs) <= 8
+
+
+@pytest.mark.parametrize("most", [0, 50_000])
+def test_runs_of_many_sizes_do_not_pile_up(
+    counted: tuple[Pipeline, Counted], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where every scale is run by itself: what was held for one size is no use to the next."""
+    pipeline, executor = counted
+    monkeypatch.setattr("hart_runtime.runtime.memory.planned.MOST_IDLE", most)
+    before = sum(executor.held.values())
+    for size in (1, 2, 3, 1):
+        features, _ = pipeline.encode(PROMPTS[:size])
+        assert sum(executor.held.values()) > before
+        del features
+        assert sum(executor.held.values()) <= before + most
+    assert not most or sum(executor.held.values()) > before

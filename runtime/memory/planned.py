@@ -30,6 +30,8 @@ from hart_runtime.runtime.spec import TensorSpec
 
 MOST_PLANS = 3
 """Plans that are kept, each with what was captured for its calls."""
+MOST_IDLE = 256 << 20
+"""Bytes outside of plans that wait for a tensor of their size; what is more goes back to the system."""
 
 
 @dataclass(eq=False)
@@ -202,11 +204,19 @@ class PlannedBackend(Backend):
         idle = self._idle.setdefault(nbytes, [])
         address = idle.pop() if idle else self.executor.allocate(nbytes)
         own = _Own(Binding(address, shape, dtype))
-        weakref.finalize(own, idle.append, address)
+        weakref.finalize(own, _give_back, self.executor, self._idle, nbytes, address).atexit = False
         return own
 
     def _at(self, view: View) -> Binding:
         return Binding(self._arena + view.offset, view.shape, view.dtype)
+
+
+def _give_back(executor: Executor, idle: dict[int, list[int]], nbytes: int, address: int) -> None:
+    """Keep memory for a later tensor of its size, or free it where much is kept already."""
+    if nbytes + sum(size * len(kept) for size, kept in idle.items()) > MOST_IDLE:
+        executor.free(address)
+    else:
+        idle[nbytes].append(address)
 
 
 class _Lease:
