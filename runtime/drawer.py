@@ -67,7 +67,7 @@ class Drawer:
         if program is None:
             program = self.manifest.program(settings, batch, edited)
             if self.backend.limits is not None:
-                self.backend.limits.check(program)
+                self.backend.limits.check(program, settings)
         while len(self._programs) >= MOST_PROGRAMS:
             self._programs.pop(next(iter(self._programs)), None)
         self._programs[settings, batch, edited] = program

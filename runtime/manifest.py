@@ -152,11 +152,11 @@ class Manifest:
         """The free dimensions of graphs at each scale, with the bundle's settings or others."""
         return FAMILIES[self.family].dims(self.model, settings or self.sampling, batch)
 
-    def dims_of(self, graph: str, batch: int) -> list[Dims]:
-        """The free dimensions of a graph in each of its runs; a single one if nothing changes from scale to
-        scale.
+    def dims_of(self, graph: str, batch: int, settings: SamplingSettings | None = None) -> list[Dims]:
+        """The free dimensions of a graph in each of its runs, with the bundle's settings or others; a single
+        one if nothing changes from scale to scale.
         """
-        when, scales = self.contract(graph).scales, self.scale_dims(batch)
+        when, scales = self.contract(graph).scales, self.scale_dims(batch, settings)
         if when is Scales.ONCE:
             return [{"batch": batch, "guided": scales[-1]["guided"]}]
         return scales if when is Scales.ALL else scales[:-1]

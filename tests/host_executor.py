@@ -19,6 +19,7 @@ class HostExecutor(CpuExecutor):
     """
 
     name = "planned"
+    writes_all = True
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,18 +14,18 @@ from hypothesis import strategies as st
 from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.schedule import published_top_k
-from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.settings import Overrides, SamplingSettings
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.bundle import Bundle, open_bundle
 from hart_runtime.runtime.families.hart import NAME
-from hart_runtime.runtime.families.names import SAMPLE, SMOOTH, TRANSFORMER
-from hart_runtime.runtime.manifest import FileSpec, Manifest, manifest_of
+from hart_runtime.runtime.families.names import FAST, SAMPLE, SMOOTH, TRANSFORMER
+from hart_runtime.runtime.manifest import NOT_PRUNED, FileSpec, Manifest, manifest_of
 from hart_runtime.runtime.memory.plan import ALIGNMENT, make_plan
 from hart_runtime.runtime.spec import ModelSpec
 from hart_runtime.runtime.tensorrt.build import plan_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.limits import EngineLimits
-from hart_runtime.runtime.tensorrt.manifest import EngineManifest, EngineSpec
+from hart_runtime.runtime.tensorrt.manifest import EngineManifest, EngineSpec, graphs_of
 from hart_runtime.runtime.tensorrt.profiles import LARGEST_TOP_K, Profile, Range, choose, make_profiles
 from tests.paper_tensorrt import H200, paper_package
 
@@ -87,13 +88,15 @@ def limits_of(manifest: Manifest, options: BuildOptions) -> EngineLimits:
         name: EngineSpec(
             file=FileSpec(0, ("",)),
             sources={},
-            profiles=tuple(make_profiles(manifest, name, options.batches, options.per_scale, options.top_k)),
+            profiles=tuple(
+                make_profiles(manifest, name, options.batches, options.per_scale, options.top_k, options.keep)
+            ),
             inputs=graph.inputs,
             outputs=graph.outputs,
             on_host=(),
             seconds=0.0,
         )
-        for name, graph in manifest.engined.items()
+        for name, graph in graphs_of(manifest, options.keep).items()
     }
     made = EngineManifest(
         "tensorrt", "10.13.3.9", ("9.0",), H200, "linux", manifest.precision, options, engines
@@ -153,14 +156,40 @@ def test_prompts_are_drawn_with_what_was_built(built_for: Callable[..., Pipeline
             "others with: hart-build `bundle='engines/demo'` `backend='tensorrt'` `batch='1..2'` "
             "`top_k='200..400'`",
         ),
+        (
+            {},
+            {"prune": True, "keep": "0.5,0.25"},
+            "`prune` and `unguided_scales`: the engines in tensorrt-10.13.3.9 compute all tokens of both "
+            "guidance halves; use `backend='onnxruntime'`, or build others with: hart-build "
+            "`bundle='engines/demo'` `backend='tensorrt'` `keep='0.5,0.25'`",
+        ),
+        (
+            {},
+            {"unguided_scales": 1},
+            "`prune` and `unguided_scales`: the engines in tensorrt-10.13.3.9 compute all tokens of both "
+            "guidance halves; use `backend='onnxruntime'`",
+        ),
+        (
+            {"keep": "0.5,0.25", "batches": (1, 2)},
+            {"prune": True, "keep": "1,0.5"},
+            "`prune` and `keep`: the engines in tensorrt-10.13.3.9 draw with `prune=True` and "
+            "`keep='0.5,0.25'`, or leave nothing out; use `backend='onnxruntime'`, or build others with: "
+            "hart-build `bundle='engines/demo'` `backend='tensorrt'` `batch='1..2'` `keep='1,0.5'`",
+        ),
+        (
+            {"keep": "0.5,0.25"},
+            {"unguided_scales": 1},
+            "`prune` and `keep`: the engines in tensorrt-10.13.3.9 draw with `prune=True` and "
+            "`keep='0.5,0.25'`, or leave nothing out; use `backend='onnxruntime'`",
+        ),
     ],
 )
 def test_what_engines_do_not_hold_is_refused(
-    built_for: Callable[..., Pipeline], built: dict[str, object], asked: dict[str, int], said: str
+    built_for: Callable[..., Pipeline], built: dict[str, object], asked: dict[str, Any], said: str
 ) -> None:
     pipeline = built_for(**built)
     with pytest.raises(InputError) as caught:
-        next(pipeline.batches(PROMPTS[0], **asked))  # type: ignore[arg-type]
+        next(pipeline.batches(PROMPTS[0], **asked))
     assert str(caught.value) == said
 
 
@@ -173,17 +202,69 @@ def test_a_range_that_was_asked_for_is_drawn(built_for: Callable[..., Pipeline],
         pipeline(PROMPTS[0], top_k=61)
 
 
+def test_tokens_that_were_built_to_be_left_out_are(
+    built_for: Callable[..., Pipeline], demo: Pipeline
+) -> None:
+    pipeline = built_for(keep="0.5,0.25")
+    choices: list[Overrides] = [
+        {"prune": True, "keep": "0.50,.25"},  # the same tokens in other words
+        {"prune": True, "keep": "0.5,0.25", "unguided_scales": 2},
+        {},
+    ]
+    for choice in choices:
+        assert pipeline(PROMPTS[0], **choice)[0].tobytes() == demo(PROMPTS[0], **choice)[0].tobytes()
+
+
+def test_profiles_of_what_leaves_tokens_out() -> None:
+    """Tokens that take part are fixed; guidance may be left out or not, in all graphs that see its half."""
+    manifest = manifest_of(NAME, PUBLISHED)
+    keep = "0.5,0.25"
+    fast = make_profiles(manifest, FAST, (1, 2), True, keep=keep)
+    x, chosen = (fast[13].shapes[name] for name in ("x", "taking_part"))
+    assert (x.min, x.opt, x.max) == ((1, 4096, 1536), (2, 4096, 1536), (4, 4096, 1536))
+    assert chosen.min == chosen.max == (1024,)
+    assert {fast[13].shapes["past_key_0"].min, fast[13].shapes["past_key_0"].opt} == {(4502, 2, 1536)}
+    assert fast[12].shapes["memory_attn_0"].min == (2, 1296, 1536)
+    assert make_profiles(manifest, TRANSFORMER, (1, 2), True, keep=keep) == make_profiles(
+        manifest, TRANSFORMER, (1, 2), True
+    )
+    hidden = make_profiles(manifest, SAMPLE, (1, 2), True, keep=keep)[13].shapes["hidden"]
+    assert (hidden.min[0], hidden.opt[0], hidden.max[0]) == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "keep", "said"),
+    [
+        (PUBLISHED, "0.5", "`keep`: expected the shares of tokens kept at the last two scales"),
+        (
+            PUBLISHED,
+            "0.5,1",
+            "`keep='0.5,1'`: 4096 tokens of scale 13 take part, and tensorrt chooses at most",
+        ),
+        (replace(PUBLISHED, patch_nums=(1, 2)), "1,1", "of 3 scales or more, this model has 2"),
+        (replace(PUBLISHED, modulated=True), "0.5,0.25", f"`keep='0.5,0.25'`: {NOT_PRUNED}"),
+    ],
+)
+def test_shares_that_are_not_built(model: ModelSpec, keep: str, said: str) -> None:
+    package, _ = paper_package()
+    with pytest.raises(InputError) as caught:
+        plan_engines(Bundle(Path(), manifest_of(NAME, model), ""), package, BuildOptions(keep=keep))
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("top_k", [LARGEST_TOP_K + 1, 4096])
 def test_more_codes_than_engines_can_keep(top_k: int) -> None:
     manifest = manifest_of(NAME, PUBLISHED)
     widest = limits_of(manifest, BuildOptions(top_k=(1, LARGEST_TOP_K)))
-    widest.check(manifest.program(SamplingSettings(top_k=LARGEST_TOP_K), 1))
+    most = SamplingSettings(top_k=LARGEST_TOP_K)
+    widest.check(manifest.program(most, 1), most)
+    more = SamplingSettings(top_k=top_k)
     with pytest.raises(
         InputError,
         match=f"`top_k={top_k}`: .* hold 1..3840 codes a token at scale 0, and "
         "tensorrt keeps at most 3840; ask for fewer, or use `backend='onnxruntime'`",
     ):
-        widest.check(manifest.program(SamplingSettings(top_k=top_k), 1))
+        widest.check(manifest.program(more, 1), more)
     package, _ = paper_package()
     with pytest.raises(
         InputError, match=rf"`top_k`: expected 1\.\.3840 \(tensorrt keeps no more\), found {top_k}"

@@ -15,6 +15,7 @@ import pytest
 
 from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError, RunError
+from hart_runtime.common.settings import Overrides
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 from hart_runtime.runtime.backends.registry import open_backend
@@ -123,6 +124,26 @@ def test_half_precision_draws_the_same_picture(
             for a, b in zip(found, expected, strict=True)
         ]
         assert np.median(means) < 2, means
+
+
+@pytest.mark.parametrize("per_scale", [True, False])
+def test_tokens_left_out(machine: StrictTensorRT, demo_fp32: Path, tmp_path: Path, per_scale: bool) -> None:
+    """As ONNX Runtime leaves them out, whatever was drawn before; three times, so that it is captured."""
+    bundle = open_bundle(demo_fp32)
+    built = with_engines(bundle, tmp_path / "bundle", machine, keep="0.5,0.25", per_scale=per_scale)
+    drawn = Pipeline(built, open_backend(built, backend=package_of(machine)))
+    expected = Pipeline(bundle, on_the_cpu(bundle))
+    pruned: Overrides = {"prune": True, "keep": "0.5,0.25"}
+    choices: list[Overrides] = [pruned, {}, {**pruned, "unguided_scales": 2}, {**pruned, "smooth": True}]
+    for choice in choices:
+        for _ in range(3):
+            found = drawn(PROMPTS, seed=3, batch=2, **choice)
+            for one, other in zip(found, expected(PROMPTS, seed=3, **choice), strict=True):
+                assert difference(one, other) <= 2, choice
+    with pytest.raises(
+        InputError, match=r"draw with `prune=True` and `keep='0.5,0.25'`, or leave nothing out"
+    ):
+        drawn(PROMPTS[0], prune=True, keep="1,0.5")
 
 
 def test_a_third_picture_is_launches_only(

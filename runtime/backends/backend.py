@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.contract import NEW
 from hart_runtime.runtime.program import Program, Run, cache_of
 
@@ -31,7 +32,7 @@ class Limits(Protocol):
     def batches(self) -> range:
         """Numbers of pictures that it draws at once."""
 
-    def check(self, program: Program) -> None:
+    def check(self, program: Program, settings: SamplingSettings) -> None:
         """Refuse a drawing that was not built for.
 
         Raises:

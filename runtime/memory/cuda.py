@@ -50,6 +50,7 @@ class CudaMemory:
     """
 
     limits: Limits | None = None
+    writes_all = False
     stays = True
 
     def __init__(self, index: int = 0) -> None:

@@ -29,6 +29,8 @@ class Executor(Protocol):
     device: str
     limits: Limits | None
     """See :class:`hart_runtime.runtime.backends.backend.Backend`."""
+    writes_all: bool
+    """Whether it writes every output of a graph, so that each needs an address."""
     stays: bool
     """Whether it works in the process alone that opened it, and not in one that was forked from that: it
     has threads, or a GPU."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hart_runtime.runtime.families import FAMILIES
-from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.families.names import FAST, TEXT_ENCODER
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.memory.plan import make_plan
 from hart_runtime.runtime.shapes import evaluate
+from hart_runtime.runtime.tensorrt.profiles import settings_run
 
 DRIVER = 500_000_000
 """Bytes that CUDA and the libraries take for themselves, about: kernels, tables, the context."""
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 20, 1 << 30
 """Bytes of the blocks that an arena of ONNX Runtime takes: each twice the one before it."""
+BLOCKS = "depth * (token_weights + modulation) * weight"
+"""Formula of the bytes of the transformer's products, which engines that leave tokens out hold once more."""
 PROCESS = 300_000_000
 """Bytes that a process takes on the host, about: Python and the libraries."""
 
@@ -60,6 +63,7 @@ def needed(
     weights: int | None = None,
     scratch: int | None = None,
     engines: bool = False,
+    keep: str | None = None,
 ) -> Needed:
     """What drawing a batch needs.
 
@@ -67,24 +71,26 @@ def needed(
         weights: bytes of all weights together, where the manifest does not list the file yet.
         scratch: the most that a library asks for beside a graph, where it is known.
         engines: whether scratch is one block, and not an arena of ONNX Runtime.
+        keep: shares of tokens of the engines that leave tokens out, where there are any.
     """
     stored = manifest.files[WEIGHTS].size if weights is None else weights
     sizes = manifest.sizes
     text = sizes.get("text_weights", 0) * sizes["weight"] + sizes.get("text_table", 0) * sizes["kept"]
     text = min(text, stored) if TEXT_ENCODER in manifest.graphs else 0
-    plan = make_plan(manifest.program(manifest.sampling, batch))
+    drawn = [manifest.sampling] if keep is None else [manifest.sampling, *settings_run(manifest, FAST, keep)]
+    plans = [make_plan(manifest.program(settings, batch), engines) for settings in drawn]
     inside = scratch
     if inside is None:
         largest = max(scratch_of(manifest, batch).values())
         inside = largest if engines else doubled(largest)
     return Needed(
-        weights=stored - text,
+        weights=stored - text + (0 if keep is None else evaluate(BLOCKS, sizes)),
         text=text,
-        arena=plan.nbytes,
-        cache=plan.cache_nbytes,
-        constants=plan.constant_nbytes,
+        arena=max(plan.nbytes for plan in plans),
+        cache=max(plan.cache_nbytes for plan in plans),
+        constants=max(plan.constant_nbytes for plan in plans),
         scratch=inside,
-        staged=plan.staged_nbytes,
+        staged=max(plan.staged_nbytes for plan in plans),
         measured=scratch is not None,
     )
 

@@ -19,6 +19,7 @@ class HostMemory:
 
     device = "cpu"
     limits: Limits | None = None
+    writes_all = False
     stays = True
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hart_runtime.common.noise import Array, Places, pool_size
 from hart_runtime.runtime.backends.backend import Backend, Lease, Outputs, Values
-from hart_runtime.runtime.contract import BRANCH, PAST
+from hart_runtime.runtime.contract import BRANCH, NEW, PAST
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.program import Program, Run, cache_of
 from hart_runtime.runtime.shapes import Shape, shape_of, solve
@@ -121,9 +121,14 @@ class Plan:
         return sum(slot.nbytes for slot in self.slots if slot.label.startswith(PAST))
 
 
-def make_plan(program: Program) -> Plan:
-    """Follow a program without computing."""
-    planner = _Planner(program.graphs)
+def make_plan(program: Program, every_output: bool = False) -> Plan:
+    """Follow a program without computing.
+
+    Args:
+        every_output: give each output a place, whether somebody reads it or not: what runs the graphs writes
+            all of them.
+    """
+    planner = _Planner(program.graphs, every_output)
     given = _given(program.graphs[next(program.runs()).graph], program.batch)
     drawn(draw(planner, program, given, _Silence(program.batch)))
     moving = [slot for slot in planner.slots if not slot.constant]
@@ -188,8 +193,9 @@ class _Planner(Backend):
 
     name = device = "plan"
 
-    def __init__(self, graphs: Mapping[str, GraphSpec]) -> None:
+    def __init__(self, graphs: Mapping[str, GraphSpec], every_output: bool) -> None:
         self.graphs = graphs
+        self.every_output = every_output
         self.calls: list[PlannedCall] = []
         self.slots: list[Slot] = []
 
@@ -216,7 +222,7 @@ class _Planner(Backend):
             call.inputs[tensor.name] = value if isinstance(value, View) else None
         call.uploads, call.constants = tuple(uploads), tuple(constants)
         dims = solve(self.graphs[run.graph].inputs, shapes)
-        unread: View | None = None
+        unread: dict[Shape, View] = {}  # written because the graph returns them, one over the other
         asked = wanted.union(run.also.values())
         for tensor in self.graphs[run.graph].outputs:
             shape, name, cache = shape_of(tensor, dims), tensor.name, cache_of(tensor.name)
@@ -224,12 +230,11 @@ class _Planner(Backend):
                 past = call.inputs[cache]
                 assert past is not None
                 call.outputs[name], call.results[cache] = self._grown(cache, past, shape, tensor.dtype)
-            elif cache is not None and name not in wanted:
-                # The last scale's: written because the graph returns them, one over the other.
-                unread = unread or self._new("unread", shape, tensor.dtype)
-                call.outputs[name] = unread
-            elif name.startswith(BRANCH) and name not in asked:
+            elif name.startswith(BRANCH) and name not in asked and not self.every_output:
                 continue  # computed on the way, and not written
+            elif name.startswith((NEW, BRANCH)) and name not in asked:
+                unread[shape] = unread.get(shape) or self._new("unread", shape, tensor.dtype)
+                call.outputs[name] = unread[shape]
             else:
                 label = name if name.startswith(PAST) else f"{run.graph}.{name}"  # what a cache begins with
                 view = self._new(label, shape, tensor.dtype)

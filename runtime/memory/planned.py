@@ -154,7 +154,7 @@ class PlannedBackend(Backend):
             self.executor.discard(self._arena, self._size)
         laid = self._plans.pop(key, None)
         if laid is None:
-            laid = self._lay(make_plan(program))
+            laid = self._lay(make_plan(program, self.executor.writes_all))
         self._plans[key] = laid  # the last one used is the last to go
         return laid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 from hart_runtime.common.errors import InputError, parameter, shown
 from hart_runtime.common.files import whole_folder
 from hart_runtime.common.hashing import sha256_of_pieces
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backends.names import ONNXRUNTIME
 from hart_runtime.runtime.bundle import Bundle, describe_files
 from hart_runtime.runtime.families import FAMILIES
+from hart_runtime.runtime.families.names import FAST
 from hart_runtime.runtime.manifest import FileSpec, Manifest
 from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.memory.plan import ALIGNMENT, make_plan
@@ -27,13 +30,14 @@ from hart_runtime.runtime.tensorrt.manifest import (
     EngineSpec,
     engine_file,
     folder_name,
+    graphs_of,
     read_engine_manifest,
     sources,
     spelled,
     write_engine_manifest,
 )
 from hart_runtime.runtime.tensorrt.package import Package, graph_read, operating_system
-from hart_runtime.runtime.tensorrt.profiles import LARGEST_TOP_K, Profile, make_profiles
+from hart_runtime.runtime.tensorrt.profiles import LARGEST_TOP_K, Profile, make_profiles, settings_run
 from hart_runtime.runtime.tensorrt.timing_cache import TimingCache
 
 Watch = Callable[[str, int, int], Phase]
@@ -66,8 +70,10 @@ def plan_engines(
     target = bundle.folder / folder_name(package, _capabilities(options, gpu), manifest.precision)
     existing = _existing(target)
     jobs = []
-    for name in manifest.engined:
-        profiles = make_profiles(manifest, name, options.batches, options.per_scale, options.top_k)
+    for name in graphs_of(manifest, options.keep):
+        profiles = make_profiles(
+            manifest, name, options.batches, options.per_scale, options.top_k, options.keep
+        )
         job = Job(name, tuple(profiles), "it is forced" if force else None)
         reasons = _reasons(bundle, package, options, gpu, target, existing, job)
         jobs.append(job if force else replace(job, reason=next(reasons, None)))
@@ -101,7 +107,7 @@ def build_engines(
     missing = [job for job in jobs if job.reason is not None]
     if existing is not None and existing.options == options and not missing:
         return target, existing, []
-    capabilities, graphs = _capabilities(options, gpu), manifest.engined
+    capabilities, graphs = _capabilities(options, gpu), graphs_of(manifest, options.keep)
     cache = TimingCache(package, gpu, bundle.folder)
     inspected = gpu is not None and (not capabilities or gpu.capability in capabilities)
     engines: dict[str, EngineSpec] = {}
@@ -169,8 +175,11 @@ def _check_options(manifest: Manifest, package: Package, options: BuildOptions) 
         if not 1 <= fewest <= most <= largest:
             limit = f"{package.name} keeps no more" if largest == LARGEST_TOP_K else "all that there are"
             raise InputError(f"`top_k`: expected 1..{largest} ({limit}), found {spelled(options.top_k)}")
-    for batch in range(low, high + 1):
-        if found := _misaligned(manifest, batch):
+    drawn = [manifest.sampling]
+    if options.keep is not None:
+        drawn += _checked_keep(manifest, package, options.keep)
+    for batch, settings in itertools.product(range(low, high + 1), drawn):
+        if found := _misaligned(manifest, settings, batch):
             raise InputError(
                 f"`backend`: {found} would lie at an address that is no multiple of {ALIGNMENT}, which "
                 f"{package.name} does not take; draw with {parameter('backend', ONNXRUNTIME)}, or export a "
@@ -178,7 +187,25 @@ def _check_options(manifest: Manifest, package: Package, options: BuildOptions) 
             )
 
 
-def _misaligned(manifest: Manifest, batch: int) -> str | None:
+def _checked_keep(manifest: Manifest, package: Package, keep: str) -> list[SamplingSettings]:
+    """Settings of the drawings that leave tokens out.
+
+    Raises:
+        InputError: the model has no tokens to leave out, or the package cannot choose as many.
+    """
+    if why := manifest.lacks.get("keep"):
+        raise InputError(f"{parameter('keep', keep)}: {why}")
+    drawn = settings_run(manifest, FAST, keep)
+    for scale, dims in enumerate(manifest.scale_dims(1, drawn[0])):
+        if dims["chosen"] > LARGEST_TOP_K:
+            raise InputError(
+                f"{parameter('keep', keep)}: {dims['chosen']} tokens of scale {scale} take part, and "
+                f"{package.name} chooses at most {LARGEST_TOP_K}; leave more of them out"
+            )
+    return drawn
+
+
+def _misaligned(manifest: Manifest, settings: SamplingSettings, batch: int) -> str | None:
     """A tensor of a drawing that begins between the addresses that engines take.
 
     Memory of its own is always aligned. New tokens stand right behind old ones, and pictures of a batch
@@ -186,7 +213,7 @@ def _misaligned(manifest: Manifest, batch: int) -> str | None:
     """
     if FAMILIES[manifest.family].decode.graph not in manifest.graphs:
         return None  # graphs that draw nothing
-    plan = make_plan(manifest.program(manifest.sampling, batch))
+    plan = make_plan(manifest.program(settings, batch), every_output=True)
     for call in plan.calls:
         for name, view in (*call.inputs.items(), *call.outputs.items()):
             if view is not None and view.nbytes and view.offset % ALIGNMENT:

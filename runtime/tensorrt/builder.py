@@ -38,6 +38,8 @@ class BuildOptions:
     """Fewest and most codes kept per token, beside those that the bundle's settings ask for."""
     tf32: bool = False
     """Whether float32 products may round what they multiply to 10 bits."""
+    keep: str | None = None
+    """Shares of tokens that take part where tokens are left out; None for engines that leave none out."""
 
 
 @dataclass(frozen=True)

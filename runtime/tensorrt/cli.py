@@ -53,6 +53,10 @@ log = logging.getLogger(__name__)
     "--top-k", help="Codes kept per token that may be asked for: 100, or 1..1000. [default: the bundle's]"
 )
 @click.option(
+    "--keep",
+    help="Also build what leaves tokens out: shares of those that take part, such as 0.5,0.25.",
+)
+@click.option(
     "--tf32", is_flag=True, help="Let float32 products round what they multiply: faster, not as exact."
 )
 @click.option("--force", is_flag=True, help="Build what is current, too.")
@@ -65,6 +69,7 @@ def main(
     compute_capability: str | None,
     workspace: float | None,
     top_k: str | None,
+    keep: str | None,
     tf32: bool,
     force: bool,
     dry_run: bool,
@@ -86,6 +91,7 @@ def main(
         workspace=workspace,
         top_k=None if top_k is None else parse_range("`top_k`", top_k),
         tf32=tf32,
+        keep=keep,
     )
     opened = open_bundle(bundle)
     manifest = opened.manifest
@@ -220,7 +226,7 @@ def _tell_memory(bundle: Bundle, options: BuildOptions, engines: EngineManifest 
     asked = [spec.scratch for spec in engines.engines.values()] if engines else []
     scratch = max((max(sizes) for sizes in asked if sizes), default=None) if all(asked) else None
     for batch in sorted(set(options.batches)):
-        memory = needed(bundle.manifest, batch, scratch=scratch, engines=True)
+        memory = needed(bundle.manifest, batch, scratch=scratch, engines=True, keep=options.keep)
         click.echo(sentence(batch, memory, shared))
 
 

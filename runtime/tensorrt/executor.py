@@ -18,7 +18,7 @@ from hart_runtime.runtime.memory.executor import Binding
 from hart_runtime.runtime.memory.gpu import check
 from hart_runtime.runtime.tensorrt.limits import EngineLimits
 from hart_runtime.runtime.tensorrt.log import last_error, make_logger
-from hart_runtime.runtime.tensorrt.manifest import build_command, engine_file, find_engines
+from hart_runtime.runtime.tensorrt.manifest import build_command, engine_file, find_engines, graphs_of
 from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import choose
 from hart_runtime.runtime.tensorrt.runtime_cache import RuntimeCache
@@ -69,6 +69,7 @@ class EngineExecutor(CudaMemory):
     """
 
     device = "cuda"
+    writes_all = True
 
     def __init__(self, bundle: Bundle, package: Package, index: int = 0, tf32: bool = False) -> None:
         super().__init__(index)
@@ -84,7 +85,7 @@ class EngineExecutor(CudaMemory):
         self._log = make_logger(package.api)
         self._alive = _Alive(self._cuda, [package.api.Runtime(self._log)])
         self.closing.append(self._alive.close)
-        for name in bundle.manifest.required:
+        for name in graphs_of(bundle.manifest, self.manifest.options.keep):
             self._alive.engines[name] = self._load(bundle, folder, name)
         for warning in dict.fromkeys(self._log.warnings):
             log.warning("%s: %s", folder, warning)

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from hart_runtime.common.errors import InputError, listed, named, parameter, shown
+from hart_runtime.common.errors import InputError, listed, named, parameter, shown, told_of
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.records import read_record
-from hart_runtime.common.settings import MOST_MAX_BATCH
+from hart_runtime.common.settings import MOST_MAX_BATCH, parse_keep
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.families.names import FAST
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_file_spec
 from hart_runtime.runtime.memory.gpu import Gpu
@@ -68,6 +69,12 @@ class EngineManifest:
     engines: dict[str, EngineSpec]
     """By the name of the loop's graph."""
     schema: int = ENGINE_SCHEMA
+
+
+def graphs_of(manifest: Manifest, keep: str | None) -> dict[str, GraphSpec]:
+    """Graphs of a bundle that engines are built of, with that of drawings that leave tokens out where asked."""
+    own = manifest.engined.keys() | ({FAST} if keep is not None else set())
+    return {name: spec for name, spec in manifest.graphs.items() if name in own}
 
 
 def engine_file(name: str) -> str:
@@ -131,6 +138,9 @@ def _check_options(options: BuildOptions, place: str) -> None:
         pair = getattr(options, name)
         if pair is not None and not 1 <= pair[0] <= pair[1] <= most:
             raise InputError(f"{place}.{name}: expected two numbers from 1 to {most}, found {list(pair)}")
+    if options.keep is not None:
+        with told_of(f"{place}.keep"):
+            parse_keep(options.keep)
     if options.workspace is not None and options.workspace <= 0:
         raise InputError(f"{place}.workspace: expected more than 0, found {options.workspace}")
 
@@ -141,7 +151,7 @@ def _check_profiles(manifest: EngineManifest, bundle: Bundle, file: Path) -> Non
     Raises:
         InputError: there are too few or too many, or one lacks an input or has a range of its own kind.
     """
-    for name, graph in bundle.manifest.engined.items():
+    for name, graph in graphs_of(bundle.manifest, manifest.options.keep).items():
         place, engine = f"{file}: engines.{name}.profiles", manifest.engines[name]
         rows = len(scale_rows(bundle.manifest, name, 1))
         if len(engine.profiles) not in (1, rows):
@@ -232,7 +242,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: 
         reasons.append(f"built on {manifest.gpu}, this is {gpu}")
     if manifest.system != operating_system():
         reasons.append(f"built on {named(manifest.system)}, this is {operating_system()}")
-    graphs = bundle.manifest.engined
+    graphs = graphs_of(bundle.manifest, manifest.options.keep)
     if missing := sorted(set(graphs) - set(manifest.engines)):
         reasons.append(f"{', '.join(missing)} not built")
     stale = [
@@ -247,7 +257,7 @@ def mismatches(manifest: EngineManifest, bundle: Bundle, package: Package, gpu: 
 
 
 def _verify_files(folder: Path, manifest: EngineManifest, bundle: Bundle) -> None:
-    for name in bundle.manifest.engined:
+    for name in graphs_of(bundle.manifest, manifest.options.keep):
         engine = manifest.engines[name]
         path = folder / engine_file(name)
         if not path.is_file():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.contract import Scales
+from hart_runtime.runtime.families.names import FAST, TRANSFORMER
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.shapes import Dims, Shape, evaluate, shape_of
 
@@ -46,11 +48,28 @@ class Profile:
     """Of the inputs that shapes depend on."""
 
 
-def scale_rows(manifest: Manifest, name: str, batch: int) -> list[tuple[str, Dims]]:
+def scale_rows(
+    manifest: Manifest, name: str, batch: int, settings: SamplingSettings | None = None
+) -> list[tuple[str, Dims]]:
     """When a graph runs, with the dimensions it has then; one nameless row if it is always alike."""
     once = manifest.contract(name).scales is Scales.ONCE
-    rows = manifest.dims_of(name, batch)
+    rows = manifest.dims_of(name, batch, settings)
     return [("any" if once else f"scale{k}", dims) for k, dims in enumerate(rows)]
+
+
+def settings_run(manifest: Manifest, name: str, keep: str | None) -> list[SamplingSettings]:
+    """Settings that a graph is run with, as far as its dimensions depend on them, the usual ones first.
+
+    Args:
+        keep: shares of tokens that take part where tokens are left out; None where none are. Then guidance
+            may be left out of any number of scales, too.
+    """
+    exact = replace(manifest.sampling, prune=False, unguided_scales=0)
+    if keep is None or name == TRANSFORMER:
+        return [exact]
+    pruned = replace(exact, prune=True, keep=keep)
+    unguided = replace(pruned, unguided_scales=len(manifest.model.patch_nums))
+    return [pruned, unguided] if name == FAST else [exact, unguided]
 
 
 def make_profiles(
@@ -59,6 +78,7 @@ def make_profiles(
     batches: tuple[int, int],
     per_scale: bool,
     top_k: tuple[int, int] | None = None,
+    keep: str | None = None,
 ) -> list[Profile]:
     """Profiles of a graph that cover every scale and every batch from ``batches[0]`` to ``batches[1]``.
 
@@ -71,21 +91,27 @@ def make_profiles(
         per_scale: one profile per scale with its exact shapes, tuned for the smallest batch;
             otherwise a single one, tuned for the last scale.
         top_k: smallest and largest number of codes kept, beside those that the bundle's settings ask for.
+        keep: as :func:`settings_run` takes it.
     """
     if manifest.contract(name).one_by_one:
         batches = (1, batches[1])
-    smallest, largest = (scale_rows(manifest, name, batch) for batch in batches)
-    rows = [(label, [low, high]) for (label, low), (_, high) in zip(smallest, largest, strict=True)]
+    every = [
+        scale_rows(manifest, name, batch, settings)
+        for settings in settings_run(manifest, name, keep)
+        for batch in batches
+    ]
+    rows = [(found[0][0], [dims for _, dims in found]) for found in zip(*every, strict=True)]
     values = _values(manifest, name, len(rows), top_k)
     if not per_scale:
-        shapes = _shapes(manifest, name, [dims for _, pair in rows for dims in pair], smallest[-1][1])
+        shapes = _shapes(manifest, name, [dims for _, alike in rows for dims in alike], rows[-1][1][0])
         return [Profile("all", shapes, {key: _spanned(ranges) for key, ranges in values.items()})]
-    last = largest[-1][1]
+    last = rows[-1][1][1]
     profiles = []
-    for number, (label, (low, high)) in enumerate(rows):
-        room = {key: 2 if n == 1 < last.get(key, 1) else n for key, n in high.items()}
+    for number, (label, alike) in enumerate(rows):
+        smallest, largest, *_ = alike
+        room = {key: 2 if n == 1 < last.get(key, 1) else n for key, n in largest.items()}
         fixed = {key: ranges[number] for key, ranges in values.items()}
-        profiles.append(Profile(label, _shapes(manifest, name, [low, high, room], low), fixed))
+        profiles.append(Profile(label, _shapes(manifest, name, [*alike, room], smallest), fixed))
     return profiles
 
 
