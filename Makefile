@@ -58,12 +58,14 @@ bench: bundles/demo-fp32/manifest.json bundles/mid-256px/manifest.json
 	"$(BIN)/hart-bench" --engine bundles/mid-256px --batch 1,4 --iterations 5 --warmup 1 --against torch-eager \
 	--checkpoint checkpoints/mid-256px
 
-# The published models' sizes with random weights: about two hours, 24 GB of memory, 40 GB of disk each.
+# The published models' sizes with random weights: about two hours, 24 GB of memory, 40 GB of disk each. And recordings
+# of pruned drawings through the graphs, those below HART_GOLDEN_DIR: a pyramid of 1024 pixels takes minutes.
 rehearsal: .venv/dev.done .venv-gpu/dev.done
 	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder bundles/rehearsal
 	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder bundles/rehearsal-var-d16 --shape var-d16-256px
 	"$(BIN)/python" -m hart_runtime.compare.rehearsal --folder bundles/rehearsal-var-d36 --shape var-d36-512px
 	HART_STANDIN_BUNDLES="$(CURDIR)/bundles/rehearsal/fp16" "$(BIN)/python" -m pytest -v -m gpu_standin -k rehearsal
+	"$(BIN)/python" -m pytest -v -m slow tests/test_golden_pruned.py
 
 bundles/demo-fp32/manifest.json: .venv/bench.done
 	"$(BIN)/hart-export" --backend onnxruntime --precision fp32 --output bundles/demo-fp32 --force

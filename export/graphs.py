@@ -24,15 +24,17 @@ from hart_runtime.export.class_modules import (
 )
 from hart_runtime.export.encoding import EncoderGraph
 from hart_runtime.export.modules import (
-    ContextGraph,
     DecoderGraph,
     LatentGraph,
-    NextScaleGraph,
-    PrunedTransformerGraph,
     ResidualConditionGraph,
     ResidualStepGraph,
     SampleGraph,
     SmoothGraph,
+)
+from hart_runtime.export.text_modules import (
+    ContextGraph,
+    NextScaleGraph,
+    PrunedTransformerGraph,
     TextEncoderGraph,
     TransformerGraph,
     UnconditionalGraph,

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ from hart_runtime.common.config import TransformerConfig, config_from_dict
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.compare.recorded import recording
+from hart_runtime.runtime.backends.backend import Backend
+from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.runtime.manifest import Manifest
 
 HERE = Path(__file__).parent / "golden"
 HART, VAR = "llm/config.json", "var.pth"
@@ -73,6 +78,14 @@ class Run:
     def tensors(self) -> dict[str, NDArray[np.generic]]:
         return load_file(self.file)
 
+    def given(self) -> dict[str, NDArray[Any]]:
+        """What the graphs begin with: text features and their mask."""
+        tensors = self.tensors()
+        return {
+            "features": tensors["ctx.features"].astype(np.float32),
+            "mask": tensors["ctx.mask"].astype(np.bool_),
+        }
+
     def noise(self) -> RecordedNoise:
         return RecordedNoise(self.tensors())  # type: ignore[arg-type]
 
@@ -110,6 +123,9 @@ class Run:
 @dataclass(frozen=True)
 class ClassRun(Run):
     """One recorded run of VAR."""
+
+    def given(self) -> dict[str, NDArray[Any]]:
+        return {"label": self.tensors()["label"]}
 
     def settings(self) -> SamplingSettings:
         given = self.parameters
@@ -232,6 +248,16 @@ def edit_runs() -> list[EditRun]:
 
 def class_runs() -> list[ClassRun]:
     return [ClassRun(f) for v in class_variants() for f in sorted((v / "golden").glob("run_*.safetensors"))]
+
+
+def drawn_by_graphs(run: Run, backend: Backend, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """What the graphs return where they draw a recorded run, and its pictures; every scale's indices."""
+    recorder, found = recording(backend, manifest)
+    given = run.given()
+    program = manifest.program(run.settings(), len(next(iter(given.values()))))
+    found["image"] = drawn(draw(recorder, program, given, run.noise())).images
+    assert {f"scale{k}.idx" for k in range(len(run.patch_nums))} <= set(found)
+    return found
 
 
 def compare(run: Run, found: Arrays, factor: float = 1.0, partial: bool = False) -> None:

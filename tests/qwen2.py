@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from hart_runtime.export.graphs import Graph, graph_of
-from hart_runtime.export.modules import TextEncoderGraph
+from hart_runtime.export.text_modules import TextEncoderGraph
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families.hart import GRAPHS

@@ -13,12 +13,10 @@ import pytest
 from hart_runtime import Pipeline
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.settings import Overrides
-from hart_runtime.compare.recorded import recording
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.memory.gpu import present_gpu
 from hart_runtime.runtime.memory.plan import ALIGNMENT
 from hart_runtime.runtime.memory.planned import PlannedBackend
@@ -27,7 +25,7 @@ from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import import_package
 from hart_runtime.runtime.tensorrt.profiles import LARGEST_TOP_K
 from tests.conftest import ExportOnce
-from tests.golden_runs import HERE, ClassRun, Run, class_runs, compare, runs
+from tests.golden_runs import HERE, ClassRun, Run, class_runs, compare, drawn_by_graphs, runs
 from tests.host_executor import HostExecutor
 from tests.test_bundle import poisoned
 
@@ -120,15 +118,7 @@ def opened_for(run: Run, bundle: Bundle, backend: Callable[[Bundle], Backend]) -
 def test_golden_run(run: Run, backend: Callable[[Bundle], Backend], export_once: ExportOnce) -> None:
     patch_nums = None if run.patch_nums == run.config.patch_nums else run.patch_nums
     bundle = open_bundle(export_once(run.variant, "fp32", patch_nums, run.ema))
-    tensors = run.tensors()
-    recorder, found = recording(opened_for(run, bundle, backend), bundle.manifest)
-    given = {
-        "features": tensors["ctx.features"].astype(np.float32),
-        "mask": tensors["ctx.mask"].astype(np.bool_),
-    }
-    program = bundle.manifest.program(run.settings(), len(given["mask"]))
-    found["image"] = drawn(draw(recorder, program, given, run.noise())).images
-    assert {f"scale{k}.idx" for k in range(len(run.patch_nums))} <= set(found)
+    found = drawn_by_graphs(run, opened_for(run, bundle, backend), bundle.manifest)
     compare(run, found, FACTOR, partial=True)
 
 
@@ -137,13 +127,8 @@ def test_golden_class_run(
     run: ClassRun, backend: Callable[[Bundle], Backend], export_once: ExportOnce
 ) -> None:
     bundle = open_bundle(export_once(run.variant, "fp32"))
-    recorder, found = recording(opened_for(run, bundle, backend), bundle.manifest)
-    given = {"label": run.tensors()["label"]}
-    program = bundle.manifest.program(run.settings(), len(given["label"]))
-    found["image"] = drawn(draw(recorder, program, given, run.noise())).images
-    last = len(run.patch_nums) - 1
-    found[f"scale{last}.f_hat"] = found["final.f_hat"]
-    assert {f"scale{k}.idx" for k in range(last + 1)} <= set(found)
+    found = drawn_by_graphs(run, opened_for(run, bundle, backend), bundle.manifest)
+    found[f"scale{len(run.patch_nums) - 1}.f_hat"] = found["final.f_hat"]
     compare(run, found, FACTOR, partial=True)
 
 

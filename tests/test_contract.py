@@ -215,7 +215,7 @@ ELSEWHERE = {
 }
 """Strings that are equal to a graph's or a tensor's name, by module: options, folders, recorded tensors and
 words of every day among them. May only shrink."""
-TOLD = ("runtime.families.", "export.modules")
+TOLD = ("runtime.families.", "export.modules", "export.text_modules")
 """Where names belong: the families, and the modules that compute their graphs."""
 
 
