@@ -2,7 +2,8 @@
 
 Every choice of what is left out beside the exact picture: how far its pictures are, on the demo, whose
 pictures rules can judge; how long it takes, in turns; and what it has to compute. Pictures of a choice have
-the prompts and seeds of the exact ones, so that differences are those of pairs.
+the prompts and seeds of the exact ones, so that differences are those of pairs. No row comes without the
+number of its pictures or turns, their seeds and a standard error.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.bench.host import BYTES, OPERATIONS
-from hart_runtime.bench.report import Section, print_sections
+from hart_runtime.bench.report import Section, markdown, print_sections
 from hart_runtime.bench.workload import begin
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.install import require
-from hart_runtime.common.settings import SPEEDS, SamplingSettings
+from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings
+from hart_runtime.compare.metrics import IDENTICAL_PSNR
 from hart_runtime.runtime.options import backend_option, device_option, threads_option
 from hart_runtime.runtime.pipeline import Pipeline, to_images
 from hart_runtime.runtime.work import Work, count
@@ -31,16 +34,14 @@ from hart_runtime.runtime.work import Work, count
 Pictures = NDArray[np.float32]
 """(N, H, W, 3) in [0, 1]."""
 
-MODES: dict[str, dict[str, int | bool]] = {
-    "exact": {},
-    "guidance left out of the last scale": {"unguided_scales": 1},
-    "of the last two": {"unguided_scales": 2},
-    "tokens left out": {"prune": True},
-    "both, of the last": {"prune": True, "unguided_scales": 1},
-    "both, of the last two": {"prune": True, "unguided_scales": 2},
-}
 EXACT = "exact"
-BATCH = 8
+MODES: dict[str, Overrides] = {
+    **SPEEDS,
+    "unguided 2": {"unguided_scales": 2},
+    "prune": {"prune": True},
+    "prune, unguided 1": {"prune": True, "unguided_scales": 1},
+}
+"""By the name of a speed, or of what is left out."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Quality:
 
     n: int
     first_seed: int
+    left_out: str
     right: float
     """Of 100, of colour, shape and background that were asked for."""
     difference: float
@@ -67,6 +69,7 @@ class Speed:
     """Times of a choice, in turns with the others."""
 
     n: int
+    left_out: str
     seconds: float
     """Median, of a picture."""
     ratio: float
@@ -84,15 +87,25 @@ class Speed:
 @click.option("--engine", "bundles", type=PATH, multiple=True, help="Bundle that is timed; several times.")
 @click.option("--pictures", default=1000, show_default=True, type=click.IntRange(2, 10_000))
 @click.option("--turns", default=5, show_default=True, type=click.IntRange(2, 1000))
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice([*MODES]),
+    multiple=True,
+    help="Beside exact; several. [default: all]",
+)
 @device_option
 @backend_option
 @threads_option
-@click.option("--output", type=PATH, help="Also write the numbers as JSON.")
+@click.option(
+    "--output", type=PATH, help="Also write the numbers as JSON, and one table beside it as Markdown."
+)
 def main(
     demo: Path | None,
     bundles: tuple[Path, ...],
     pictures: int,
     turns: int,
+    modes: tuple[str, ...],
     device: str,
     backend: str,
     threads: int | None,
@@ -103,38 +116,44 @@ def main(
         raise InputError("nothing to compare: give `demo`, or `bundles`")
     from rich.console import Console
 
-    console = Console()
+    console, tables = Console(), []
     found: dict[str, dict[str, object]] = {}
     if demo is not None:
         require("hart_runtime.bench.modes", "export", "torch")
         require("hart_runtime.bench.modes", "compare", "skimage")
         pipeline = Pipeline.load(demo, device, threads, backend)
-        qualities = judged(pipeline, pictures)
-        for name, quality in qualities.items():
-            found.setdefault(name, {})["pictures"] = asdict(quality)
-        print_sections([_quality(demo, qualities)], console)
+        qualities = judged(pipeline, modes_of(pipeline, modes), pictures)
+        found = {name: {"pictures": asdict(quality)} for name, quality in qualities.items()}
+        tables.append(table(demo.name, QUALITY, qualities, JUDGED))
+        print_sections(tables[-1:], console)
     for bundle in bundles:
-        speeds = timed(Pipeline.load(bundle, device, threads, backend), turns)
+        pipeline = Pipeline.load(bundle, device, threads, backend)
+        speeds = timed(pipeline, modes_of(pipeline, modes), turns)
         for name, speed in speeds.items():
             found.setdefault(name, {})[bundle.name] = asdict(speed)
-        print_sections([_speed(bundle, speeds)], console)
+        tables.append(table(bundle.name, SPEED, speeds, TIMED))
+        print_sections(tables[-1:], console)
     if output:
         output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text("\n".join(markdown(joined(tables))) + "\n", encoding="utf-8")
 
 
-def modes_of(pipeline: Pipeline) -> dict[str, SamplingSettings]:
-    """The choices that a model has."""
+def modes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> dict[str, SamplingSettings]:
+    """The choices that a model has, exact first; those of these names, or all."""
     manifest = pipeline.bundle.manifest
-    exact = replace(manifest.sampling, **SPEEDS[EXACT])  # type: ignore[arg-type]
+    exact = replace(manifest.sampling, **SPEEDS[EXACT])
+    wanted = {EXACT, *(names or MODES)}
     return {
-        name: replace(exact, **choice)  # type: ignore[arg-type]
+        name: replace(exact, **choice)
         for name, choice in MODES.items()
-        if not choice.keys() & manifest.lacks.keys()
+        if name in wanted and not any(left_out and key in manifest.lacks for key, left_out in choice.items())
     }
 
 
-def judged(pipeline: Pipeline, pictures: int, first_seed: int = 0) -> dict[str, Quality]:
-    """Held-out prompts of the demo, drawn with every choice."""
+def judged(
+    pipeline: Pipeline, modes: Mapping[str, SamplingSettings], pictures: int, first_seed: int = 0
+) -> dict[str, Quality]:
+    """Held-out prompts of the demo, drawn with every choice, exact first."""
     from hart_runtime.compare.metrics import psnr, ssim
     from hart_runtime.hart.demo.checker import look
     from hart_runtime.hart.demo.draw import draw_scene
@@ -149,7 +168,7 @@ def judged(pipeline: Pipeline, pictures: int, first_seed: int = 0) -> dict[str, 
     exact: Pictures | None = None
     right: NDArray[np.float64] | None = None
     found = {}
-    for name, settings in modes_of(pipeline).items():
+    for name, settings in modes.items():
         drawn = drawn_with(pipeline, jobs, settings)
         exact = drawn if exact is None else exact
         fine = np.array([float(look(p).matches(s)) for p, s in zip(drawn, scenes, strict=True)])
@@ -158,6 +177,7 @@ def judged(pipeline: Pipeline, pictures: int, first_seed: int = 0) -> dict[str, 
         found[name] = Quality(
             n=pictures,
             first_seed=first_seed,
+            left_out=told(settings),
             right=100 * fine.mean(),
             difference=100 * (fine - right).mean(),
             error=100 * _standard_error(fine - right),
@@ -194,6 +214,7 @@ def timed(pipeline: Pipeline, turns: int) -> dict[str, Speed]:
         ratios = exact / np.array(seconds[name])
         found[name] = Speed(
             n=turns,
+            left_out=told(settings),
             seconds=float(np.median(seconds[name])),
             ratio=float(ratios.mean()),
             error=_standard_error(ratios),
@@ -215,43 +236,57 @@ def _standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _quality(bundle: Path, found: Mapping[str, Quality]) -> Section:
-    rows = tuple(
-        (
-            name,
-            f"{q.n}, seeds from {q.first_seed}",
-            f"{q.right:.1f}",
-            f"{q.difference:+.2f} ± {q.error:.2f}",
-            f"{q.psnr:.1f}",
-            f"{q.ssim:.3f}",
-            f"{q.frechet:.2f}",
-        )
-        for name, q in found.items()
-    )
-    columns = ("left out", "pictures", "right %", "points from exact", "PSNR dB", "SSIM", "Frechet")
-    note = "Right: colour, shape and background by the demo's rules; PSNR (median) and SSIM (mean) to exact."
-    return Section(f"Pictures of {bundle.name}", columns, rows, note)
+def told(settings: SamplingSettings) -> str:
+    """What settings leave out, in words."""
+    parts = [f"tokens but {settings.keep}"] if settings.prune else []
+    parts += [f"guidance of the last {settings.unguided_scales}"] if settings.unguided_scales else []
+    return "; ".join(parts) or "nothing"
 
 
-def _speed(bundle: Path, found: Mapping[str, Speed]) -> Section:
-    rows = tuple(
-        (
-            name,
-            f"{s.n}, seed 0",
-            f"{s.seconds:.3f}",
-            f"{s.ratio:.2f} ± {s.error:.2f}",
-            f"{s.operations / 1e9:.1f}",
-            f"{s.bytes / 1e9:.2f}",
-            f"{s.floor * 1e3:.2f}",
-        )
-        for name, s in found.items()
-    )
-    columns = ("left out", "turns", "seconds", "times exact", "GFLOP", "GB", "floor ms")
-    note = (
-        f"Batch 1, from text features, in turns. Floor: computed, of a GPU of {OPERATIONS / 1e12:.0f} "
-        f"TFLOP/s and {BYTES / 1e12:.1f} TB/s."
-    )
-    return Section(f"Speed of {bundle.name}", columns, rows, note)
+Columns = Mapping[str, Callable[[Any], str]]
+"""Headings, and what stands below them."""
+QUALITY: Columns = {
+    "left out": lambda q: q.left_out,
+    "pictures": lambda q: f"{q.n}, seeds from {q.first_seed}",
+    "right %": lambda q: f"{q.right:.1f}",
+    "points from exact": lambda q: f"{q.difference:+.2f} ± {q.error:.2f}",
+    "PSNR dB": lambda q: "equal" if q.psnr >= IDENTICAL_PSNR else f"{q.psnr:.1f}",
+    "SSIM": lambda q: f"{q.ssim:.3f}",
+    "Frechet": lambda q: f"{q.frechet:.2f}",
+}
+JUDGED = "Right: colour, shape and background by the demo's rules; PSNR (median) and SSIM (mean) to exact."
+SPEED: Columns = {
+    "left out": lambda s: s.left_out,
+    "turns": lambda s: f"{s.n}, seed 0",
+    "seconds": lambda s: f"{s.seconds:.3f}",
+    "times exact": lambda s: f"{s.ratio:.2f} ± {s.error:.2f}",
+    "GFLOP": lambda s: f"{s.operations / 1e9:.1f}",
+    "GB": lambda s: f"{s.bytes / 1e9:.2f}",
+    "floor ms (computed)": lambda s: f"{s.floor * 1e3:.2f}",
+}
+TIMED = (
+    f"Batch 1, from text features, in turns. Floor: computed, of a GPU of {OPERATIONS / 1e12:.0f} TFLOP/s "
+    f"and {BYTES / 1e12:.1f} TB/s."
+)
+
+
+def table(title: str, columns: Columns, found: Mapping[str, object], note: str) -> Section:
+    """A row for each choice."""
+    rows = tuple((name, *(tell(row) for tell in columns.values())) for name, row in found.items())
+    return Section(title, ("mode", *columns), rows, note)
+
+
+def joined(tables: Sequence[Section]) -> Section:
+    """Several tables of the same choices as one, each column under the name of its bundle."""
+    names = list(dict.fromkeys(row[0] for found in tables for row in found.rows))
+    rows = {name: [name] for name in names}
+    for found in tables:
+        cells = {row[0]: row[1:] for row in found.rows}
+        for name in names:
+            rows[name] += cells.get(name) or [""] * len(found.columns[1:])
+    columns = (f"{found.title}: {column}" for found in tables for column in found.columns[1:])
+    note = " ".join(dict.fromkeys(found.note for found in tables))
+    return Section("Drawing less", ("mode", *columns), tuple(map(tuple, rows.values())), note)
 
 
 if __name__ == "__main__":

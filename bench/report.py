@@ -112,12 +112,19 @@ def write_markdown(result: Result, file: Path, plots: tuple[str, ...]) -> None:
     """Write the tables and links to plots beside the file."""
     lines = [headline(result), ""]
     for section in sections(result):
-        lines += [f"**{section.title}**", "", _line(section.columns)]
-        lines.append(_line(("---", *("---:" for _ in section.columns[1:]))))
-        lines += [_line(row) for row in section.rows]
-        lines += ["", section.note, ""] if section.note else [""]
+        lines += markdown(section)
     lines += [f"![{Path(plot).stem}]({plot})" for plot in plots]
     file.write_text("\n".join(lines).strip() + "\n", encoding="utf-8")
+
+
+def markdown(section: Section) -> list[str]:
+    """A table with its title and what is to be said about it, line by line."""
+    return [
+        *(f"**{section.title}**", "", _line(section.columns)),
+        _line(("---", *("---:" for _ in section.columns[1:]))),
+        *(_line(row) for row in section.rows),
+        *(["", section.note, ""] if section.note else [""]),
+    ]
 
 
 def _latency(result: Result) -> Section:

@@ -14,6 +14,7 @@ from hart_runtime.common.console import PATH, WORD, FiniteRange, command
 from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
 from hart_runtime.common.precisions import FP16
+from hart_runtime.common.settings import SPEEDS
 from hart_runtime.compare import TORCH_FP16
 from hart_runtime.runtime.backends.names import AUTO, MODULES
 from hart_runtime.runtime.backends.registry import BACKENDS
@@ -21,6 +22,7 @@ from hart_runtime.runtime.options import bundle_option, device_option
 
 if TYPE_CHECKING:
     from hart_runtime.common.checkpoint import Checkpoint
+    from hart_runtime.common.settings import SamplingSettings
     from hart_runtime.compare.record import Source
     from hart_runtime.compare.reference import Reference
     from hart_runtime.compare.replay import Watch
@@ -64,6 +66,11 @@ PROMPTS = (
     help="Text file with one prompt (or class) a line. [default: four shapes, or four classes]",
 )
 @click.option("--num-prompts", type=click.IntRange(1), help="Compare the first N prompts only.")
+@click.option(
+    "--speed",
+    type=click.Choice([*SPEEDS]),
+    help="Compare drawings that leave something out, too, and the graph that does. [default: the bundle's]",
+)
 @click.option("--reference", type=PATH, help="Compare with a saved reference; needs no torch.")
 @click.option("--save-reference", type=PATH, help="Keep what the reference did in this folder.")
 @click.option(
@@ -91,6 +98,7 @@ def main(
     backends: tuple[str, ...],
     prompts_file: Path | None,
     num_prompts: int | None,
+    speed: str | None,
     reference: Path | None,
     save_reference: Path | None,
     factor: float,
@@ -111,6 +119,7 @@ def main(
     from hart_runtime.compare.place import PAGE, REPORT, check_place
     from hart_runtime.compare.report import Limits, as_json, graph_table, layer_lines, loop_lines, save_json
     from hart_runtime.runtime.bundle import open_bundle
+    from hart_runtime.runtime.call import checked_settings
 
     opened = open_bundle(bundle)
     if layers is not None:
@@ -119,8 +128,11 @@ def main(
     with _progress() as watch:
         needed = reference is None or layers is not None
         source = _source(checkpoint, text_encoder, tokenizer, opened, needed)
-        prompts = _prompts(opened, prompts_file, num_prompts, reference)
-        ruler = _reference(reference, save_reference, source, opened, prompts, device, backends, watch)
+        prompts = _prompts(opened, prompts_file, num_prompts, speed, reference)
+        settings = checked_settings(opened.manifest, prompts, speed=speed)
+        ruler = _reference(
+            reference, save_reference, source, opened, prompts, settings, device, backends, watch
+        )
         limits = Limits(factor=factor)
         runs = [judge(name, opened, ruler, source, device, layers, limits, watch) for name in backends]
     output.mkdir(parents=True, exist_ok=True)
@@ -162,6 +174,7 @@ def _reference(
     source: Source | None,
     bundle: Bundle,
     prompts: list[str],
+    settings: SamplingSettings,
     device: str,
     backends: tuple[str, ...],
     watch: Watch,
@@ -183,7 +196,7 @@ def _reference(
         # Recorded batches are run as they are, so they may not be larger than what engines hold.
         engines = {AUTO, *MODULES} & set(backends)
         at_once = largest_batch(bundle) if engines else bundle.manifest.max_batch
-        ruler = capture_prompts(source, bundle, prompts, torch_device(device), at_once)
+        ruler = capture_prompts(source, bundle, prompts, torch_device(device), at_once, settings)
     reduced = bundle.manifest.precision == FP16 or TORCH_FP16 in backends or save_to is not None
     if reduced and ruler.half_errors is None:
         if source is None:
@@ -204,11 +217,15 @@ def _reference(
     return ruler
 
 
-def _prompts(bundle: Bundle, file: Path | None, count: int | None, reference: Path | None) -> list[str]:
+def _prompts(
+    bundle: Bundle, file: Path | None, count: int | None, speed: str | None, reference: Path | None
+) -> list[str]:
     if reference is not None and (file is not None or count is not None):
         raise InputError(
             "`reference` brings its own prompts, found `prompts_file` or `num_prompts` beside it"
         )
+    if reference is not None and speed is not None:
+        raise InputError("`reference` brings its own settings, found `speed` beside it")
     from hart_runtime.runtime.call import words_of
     from hart_runtime.runtime.class_names import ClassNames
     from hart_runtime.runtime.prompts import read_prompts

@@ -66,7 +66,7 @@ def judge(
         rows,
         teacher_forced=[teacher_forced(*subject, tensors) for tensors in reference.batches],
         free_running=[free_running(*subject, tensors) for tensors in reference.batches],
-        not_run=sorted(set(manifest.engined) - {row.graph for row in rows}),
+        not_run=sorted(set(manifest.graphs) - {row.graph for row in rows}),
     )
     graph = layers or (run.first_failure.graph if run.first_failure else None)
     if graph is None or source is None or kind == TORCH_FP16 or not installed(ONNXRUNTIME):

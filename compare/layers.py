@@ -34,6 +34,7 @@ from hart_runtime.runtime.spec import TensorSpec
 WINDOWS = {
     graphs.CONTEXT: ("ctx.mask|label", "scale0.x_in"),
     graphs.TRANSFORMER: ("scale{n}.x_in", "scale{n}.hidden"),
+    graphs.FAST: ("scale{n}.x_in", "scale{n}.hidden"),
     graphs.SAMPLE: ("scale{n}.hidden", "scale{n}.idx"),
     graphs.NEXT_SCALE: ("scale{n}.h", "scale{m}.x_in"),
     graphs.RESIDUAL_CONDITION: ("final.h", "final.diff.init_noise"),

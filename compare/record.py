@@ -59,11 +59,21 @@ def torch_device(wanted: str) -> str:
 
 
 def capture_prompts(
-    source: Source, bundle: Bundle, prompts: Sequence[str], device: str, at_once: int
+    source: Source,
+    bundle: Bundle,
+    prompts: Sequence[str],
+    device: str,
+    at_once: int,
+    settings: SamplingSettings | None = None,
 ) -> Reference:
-    """Draw prompts with the reference in float32 (seeds 0, 1, ...), ``at_once``, and record everything."""
+    """Draw prompts with the reference in float32 (seeds 0, 1, ...), ``at_once``, and record everything.
+
+    Args:
+        settings: how; the bundle's own if left out.
+    """
     model, text = source.load(torch.float32, device)
     manifest = bundle.manifest
+    settings = settings or manifest.sampling
     if text is None and not manifest.model.num_classes:
         raise InputError(
             f"{bundle.folder}: this bundle has no text encoder, so there are no prompts to compare; "
@@ -81,9 +91,9 @@ def capture_prompts(
             with torch.inference_mode():
                 inputs = [text(ids, mask), mask]
         noise = SeededNoise(range(start, min(start + at_once, len(prompts))))
-        tensors = capture(model, inputs, noise, manifest.sampling, manifest)
+        tensors = capture(model, inputs, noise, settings, manifest)
         batches.append({**encoded, **tensors})
-    return describe(source.checkpoint, manifest, manifest.sampling, batches, device, prompts)
+    return describe(source.checkpoint, manifest, settings, batches, device, prompts)
 
 
 def _rows(bundle: Bundle, prompts: Sequence[str]) -> Sequence[Array]:

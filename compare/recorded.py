@@ -31,7 +31,7 @@ from hart_runtime.runtime.backends.backend import (
     first_half,
     joined,
 )
-from hart_runtime.runtime.contract import NEW, OUT, PAST, tensors_of
+from hart_runtime.runtime.contract import BRANCH, NEW, OUT, PAST, tensors_of
 from hart_runtime.runtime.families.names import SMOOTH
 from hart_runtime.runtime.families.scales import ENCODE_PICTURES
 from hart_runtime.runtime.loop import draw, drawn
@@ -91,10 +91,13 @@ def recorded(tensors: Tensors, spec: TensorSpec, place: str, dims: Dims, image: 
         raise InputError(f"the recording lacks {place}")
     array, shape = tensors[place], shape_of(spec, dims)
     found = array
-    if spec.name.startswith((PAST, NEW)):  # recorded whole, rows first
-        start = dims.get("past", 0) if spec.name.startswith(NEW) else 0
+    if spec.name.startswith((PAST, NEW)):  # recorded rows first, whole or a scale's tokens
         if array.ndim == len(shape):
-            found = array.swapaxes(0, 1)[start : start + shape[0], : shape[1]]
+            tokens = array.swapaxes(0, 1)
+            start = dims.get("past", 0) if spec.name.startswith(NEW) and len(tokens) > shape[0] else 0
+            found = _in_rows(tokens[start : start + shape[0]], 1, shape[1])
+    elif spec.name.startswith(BRANCH):
+        found = _in_rows(array, 0, shape[0])
     elif array.size % max(1, math.prod(shape[1:])) == 0:
         rows = array.reshape(-1, *shape[1:])
         found = rows[image : image + shape[0]] if shape else rows[:1].reshape(rows.shape[1:])
@@ -104,6 +107,21 @@ def recorded(tensors: Tensors, spec: TensorSpec, place: str, dims: Dims, image: 
             f"{list(array.shape)}"
         )
     return found
+
+
+def _in_rows(array: Array, axis: int, rows: int) -> Array:
+    """The first rows, or where only the conditional half was computed that half in both places."""
+    if 2 * array.shape[axis] == rows:
+        return np.concatenate([array, array], axis)
+    return array.take(range(min(rows, array.shape[axis])), axis)
+
+
+def in_order(name: str, array: Array) -> Array:
+    """Keys and values without the order of their tokens, which says nothing: each number in its rank.
+
+    Nothing is farther apart for it.
+    """
+    return np.sort(array, axis=0) if name.startswith((PAST, NEW)) else array
 
 
 def recorded_names(manifest: Manifest, settings: SamplingSettings) -> set[str]:
@@ -211,7 +229,7 @@ def recording(backend: Backend, manifest: Manifest) -> tuple[Backend, dict[str, 
     def around(run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
         outputs = proceed(inputs)
         for name, (_, place) in places(manifest, run).items():
-            if not name.startswith((PAST, NEW)) and name in outputs:
+            if not name.startswith((PAST, NEW, BRANCH)) and name in outputs:
                 found[place] = backend.to_host(outputs[name]).copy()  # planned memory is used again
         return outputs
 
@@ -242,11 +260,12 @@ class Recording:
         outputs = {
             name: recorded(self.tensors, spec, place, dims, image)
             for name, (spec, place) in places(self.manifest, run).items()
+            if not name.startswith(BRANCH) or name in run.also.values() or place in self.tensors
         }
         self.calls.append(Call(run, self._label(run), dict(inputs), outputs, self._slack(run, inputs)))
         if run is self.program.decode:
             self._decoded.append(run)
-        return self._kept(run, outputs, dims, wanted)
+        return self._kept(run, inputs, outputs, dims, wanted)
 
     @property
     def done(self) -> bool:
@@ -271,16 +290,18 @@ class Recording:
     def wait(self, mark: object) -> None:
         pass
 
-    def _kept(self, run: Run, outputs: dict[str, Array], dims: Dims, wanted: frozenset[str]) -> Outputs:
-        """What later graphs take, caches as views of the one at the end."""
+    def _kept(
+        self, run: Run, inputs: Values, outputs: dict[str, Array], dims: Dims, wanted: frozenset[str]
+    ) -> Outputs:
+        """What later graphs take, caches as views of the one at the end where that was recorded."""
         kept: Outputs = {}
         for name, value in outputs.items():
             cache = cache_of(name)
-            if cache in wanted:
-                spec, place = places(self.manifest, run, outputs=False)[cache]
-                kept[cache] = recorded(
-                    self.tensors, spec, place, {**dims, "past": dims["past"] + dims["length"]}
-                )
+            if cache in wanted and (whole := places(self.manifest, run, outputs=False).get(cache)):
+                then = {**dims, "past": dims["past"] + dims["length"]}
+                kept[cache] = recorded(self.tensors, *whole, then)
+            elif cache in wanted:
+                kept[cache] = joined(inputs[cache], value)
             elif cache is None or name in wanted:
                 kept[name] = value
         return kept

@@ -31,7 +31,7 @@ from hart_runtime.runtime.manifest import FileSpec, Manifest, settings_in
 from hart_runtime.runtime.origin import check_same_weights
 from hart_runtime.runtime.seal import Seal
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DESCRIPTION = "reference.json"
 TRAJECTORY = "trajectory.json"
 CALLS, INPUTS, OUTPUTS = "calls", ".inputs.json", ".outputs.json"

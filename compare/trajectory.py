@@ -21,11 +21,12 @@ import numpy as np
 from hart_runtime.common.errors import RunError
 from hart_runtime.common.noise import RecordedNoise
 from hart_runtime.common.precisions import FP16, FP32, INT8
+from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
 from hart_runtime.compare.recorded import Tensors, batch_of, given_of, places, recorded, recording
 from hart_runtime.compare.reference import Reference
 from hart_runtime.runtime.backends.backend import Backend, Outputs, Unplanned, Value, Values, Watched
-from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
+from hart_runtime.runtime.families.names import FAST, SAMPLE, TRANSFORMER
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
@@ -72,7 +73,7 @@ def teacher_forced(
     backend: Backend, manifest: Manifest, precision: str, reference: Reference, tensors: Tensors
 ) -> Trajectory:
     """See the module's docstring. Passes on index agreement and PSNR."""
-    forced = _forced(backend, manifest, tensors)
+    forced = _forced(backend, manifest, reference.settings, tensors)
     run = _run(forced, manifest, reference, tensors, given_of(tensors, manifest))
     enough = run.total_agreement >= INDEX_AGREEMENT[precision]
     close = run.pictures is not None and run.pictures.psnr >= PSNR[precision]
@@ -91,19 +92,19 @@ def free_running(
     return replace(run, passed=run.pictures is not None and same)
 
 
-def _forced(backend: Backend, manifest: Manifest, tensors: Tensors) -> Backend:
+def _forced(backend: Backend, manifest: Manifest, settings: SamplingSettings, tensors: Tensors) -> Backend:
     """A backend that swaps in the reference's tokens, scale after scale.
 
     Without a plan, which would have the engine read its own tokens where these are swapped in.
     """
-    dims = manifest.scale_dims(batch_of(tensors))
+    dims = manifest.scale_dims(batch_of(tensors), settings)
 
     def theirs(run: Run, names: tuple[str, ...], outputs: bool) -> Values:
         found = places(manifest, run, outputs)
         return {name: recorded(tensors, *found[name], dims[run.index]) for name in names if name in found}
 
     def around(run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
-        if run.graph == TRANSFORMER:
+        if run.graph in (TRANSFORMER, FAST):
             return proceed({**inputs, **theirs(run, ("x", "angles"), outputs=False)})
         outputs = proceed(inputs)
         return {**outputs, **theirs(run, ("codes",), outputs=True)} if run.graph == SAMPLE else outputs

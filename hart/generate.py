@@ -170,12 +170,16 @@ def _draw(
             memory = memory and memory.first(batch)
         for value, what in zip(inputs, (".x_in", ".angles"), strict=False):
             record(f"{name}{what}", value)
+        past = cache[0][0].shape[1] if cache else 0
         if step.kept is None and not step.remembered:
             hidden, cache = transformer(*inputs, blocks, cache)
         else:
             assert isinstance(transformer, ScaleTransformer)
             hidden, cache, memory = _pruned(transformer, inputs, step, cache, memory, record)
         record(f"{name}.hidden", hidden)
+        for i, pair in enumerate(cache):
+            for kind, tokens in zip(("key", "value"), pair, strict=True):
+                record(f"{name}.block{i}.new_{kind}", tokens[:, past:])
         # Of a text the last position, padded or not, predicts scale 0.
         raw = transformer.logits(hidden, head)[:, -step.num_tokens :]
         record(f"{name}.logits_raw", raw)

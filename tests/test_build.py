@@ -12,7 +12,13 @@ from click.testing import CliRunner, Result
 
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.runtime.bundle import Bundle, open_bundle
-from hart_runtime.runtime.families.names import SAMPLE, TRANSFORMER
+from hart_runtime.runtime.families.names import (
+    FAST,
+    RESIDUAL_CONDITION,
+    RESIDUAL_STEP,
+    SAMPLE,
+    TRANSFORMER,
+)
 from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.tensorrt import timing_cache
 from hart_runtime.runtime.tensorrt.build import build_engines, plan_engines
@@ -25,7 +31,12 @@ from hart_runtime.runtime.tensorrt.inspection import (
     UNKNOWN,
     attention_of,
 )
-from hart_runtime.runtime.tensorrt.manifest import engine_file, find_engines, mismatches
+from hart_runtime.runtime.tensorrt.manifest import (
+    engine_file,
+    find_engines,
+    mismatches,
+    read_engine_manifest,
+)
 from hart_runtime.runtime.tensorrt.package import Package, graph_read
 from hart_runtime.runtime.tensorrt.timing_cache import timing_file
 from tests import paper_tensorrt as paper
@@ -71,6 +82,26 @@ def test_another_range_of_codes_builds_what_it_concerns(folder: Path) -> None:
     wider = BuildOptions(top_k=(50, 60))
     _, manifest, again = build_engines(bundle, package, replace(wider, batches=(1, 1)), H200)
     assert (again, manifest.options) == ([SAMPLE], wider)
+
+
+def test_what_leaves_tokens_out_is_built_where_it_is_asked_for(folder: Path) -> None:
+    """Beside it what draws codes and the residual of the conditional half alone; the rest is current."""
+    package, _ = paper_package()
+    bundle = open_bundle(folder)
+    build_engines(bundle, package, BuildOptions(), H200)
+    target, manifest, again = build_engines(bundle, package, BuildOptions(keep="0.5,0.25"), H200)
+    assert set(again) == {FAST, SAMPLE, RESIDUAL_CONDITION, RESIDUAL_STEP}
+    assert manifest.engines.keys() == bundle.manifest.graphs.keys()
+    assert read_engine_manifest(target) == manifest
+    assert build_engines(bundle, package, BuildOptions(keep="0.5,0.25"), H200)[2] == []
+    assert build_engines(bundle, package, BuildOptions(keep="0.5,0.5"), H200)[2] == [FAST]
+    described = json.loads((target / "engines.json").read_text())
+    described["options"]["keep"] = "half"
+    (target / "engines.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"engines.json: options.keep: keep: expected the shares"):
+        read_engine_manifest(target)
+    _, manifest, again = build_engines(bundle, package, BuildOptions(), H200)
+    assert FAST not in manifest.engines
 
 
 def test_a_profile_that_is_refused_ends_the_build(folder: Path) -> None:

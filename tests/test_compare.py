@@ -21,6 +21,7 @@ from hart_runtime.common.noise import SeededNoise
 from hart_runtime.compare.cli import main
 from hart_runtime.compare.metrics import IDENTICAL_PSNR, compare_tensors, lpips, psnr, ssim
 from hart_runtime.compare.record import Source, capture, describe
+from hart_runtime.compare.recorded import in_order
 from hart_runtime.compare.reference import Reference, load_reference, save_reference
 from hart_runtime.compare.report import arithmetic
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
@@ -124,8 +125,36 @@ def test_float32_gates_of_the_demo(
     done = compare("--engine", bundle, "--reference", saved[1], "--output", tmp_path)
     assert done.exit_code == 0, done.output
     run = report(tmp_path)["runs"][0]
-    assert not run["not_run"]
+    assert run["not_run"] == [FAST]
     within_float32_gates(run)
+
+
+@pytest.mark.parametrize("speed", ["balanced", "fast"])
+def test_what_leaves_something_out_is_compared(export_once: ExportOnce, tmp_path: Path, speed: str) -> None:
+    bundle, kept = export_once(DEMO_CHECKPOINT, "fp32"), tmp_path / "reference"
+    asked = ("--engine", bundle, "--speed", speed, "--num-prompts", 2, "--save-reference", kept)
+    done = compare(*asked, "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    found = report(tmp_path / "out")
+    run = found["runs"][0]
+    assert run["not_run"] == [TRANSFORMER]
+    outputs = {row["output"].rstrip("0123456789") for row in run["graphs"] if row["graph"] == FAST}
+    remembered = {"branch_attn_", "branch_ffn_"} if speed == "fast" else set()
+    assert outputs == {"hidden", "new_key_", "new_value_"} | remembered
+    within_float32_gates(run)
+    assert found["reference"]["settings"]["unguided_scales"] > 0
+    again = compare("--engine", bundle, "--reference", kept, "--output", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert report(tmp_path / "again")["runs"][0]["graphs"] == run["graphs"]
+
+
+def test_keys_are_compared_without_their_order() -> None:
+    keys = np.random.default_rng(0).standard_normal((9, 2, 5)).astype(np.float32)
+    moved = keys[::-1].copy()
+    assert np.array_equal(in_order("new_key_0", keys), in_order("new_key_0", moved))
+    assert not np.array_equal(in_order("hidden", keys), in_order("hidden", moved))
+    moved[3, 1, 2] += 0.1
+    assert 0 < np.abs(in_order("new_key_0", keys) - in_order("new_key_0", moved)).max() <= 0.1001
 
 
 def test_the_report(saved: tuple[Path, Path, Result]) -> None:
@@ -213,6 +242,7 @@ def test_bad_input(
     assert "exported from" in refused("--engine", golden, "--reference", saved[1])
     assert "no such file" in refused(*engine, "--reference", tmp_path)
     assert "brings its own prompts" in refused(*engine, "--reference", saved[1], "--num-prompts", 1)
+    assert "brings its own settings" in refused(*engine, "--reference", saved[1], "--speed", "fast")
     assert "only 4 prompts" in refused(*engine, "--num-prompts", 9)
     assert "no text encoder" in refused("--engine", golden, "--checkpoint", HERE / "t2i_main")
     damaged = Path(shutil.copytree(saved[1], tmp_path / "damaged"))

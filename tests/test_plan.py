@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import NEW
-from hart_runtime.runtime.families.names import SMOOTH, TRANSFORMER, UNCONDITIONAL
+from hart_runtime.runtime.families.names import FAST, SMOOTH, TRANSFORMER, UNCONDITIONAL
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.memory.plan import ALIGNMENT, Plan, make_plan
 from hart_runtime.runtime.program import cache_of
@@ -163,6 +164,27 @@ def test_profiles_cover_every_call(
             assert chosen.name in {f"scale{scale}", "any"}
     names = [len(found) for found in profiles.values()]
     assert (max(names) == len(manifest.model.patch_nums)) if per_scale else set(names) == {1}
+
+
+@settings(max_examples=20, deadline=None)
+@given(manifests(), BATCHES, SAMPLING, st.booleans(), st.sampled_from(["0.5,0.25", "1,0.3"]), st.booleans())
+def test_profiles_cover_what_leaves_tokens_out(
+    manifest: Manifest, batch: int, sampling: SamplingSettings, per_scale: bool, keep: str, guided: bool
+) -> None:
+    """Guidance left out of any number of scales, or none; and everything that is left in, as before."""
+    scales = len(manifest.model.patch_nums)
+    assume(manifest.model.prunable and scales > 2)
+    built = {
+        name: make_profiles(manifest, name, (1, batch), per_scale, keep=keep) for name in manifest.graphs
+    }
+    unguided = 0 if guided else scales - 1
+    pruned = replace(sampling, prune=True, keep=keep, unguided_scales=unguided)
+    for settings_drawn in (sampling, pruned):
+        plan = make_plan(manifest.program(settings_drawn, batch), every_output=True)
+        for call in plan.calls:
+            choose(built[call.graph], {k: view.shape for k, view in call.inputs.items() if view is not None})
+            assert call.outputs.keys() == {tensor.name for tensor in manifest.graphs[call.graph].outputs}
+    assert {call.graph for call in plan.calls} >= {FAST}
 
 
 @settings(max_examples=20, deadline=None)

@@ -17,6 +17,9 @@ GUIDED = "guided"
 LATENTS = ("batch", "channels", "last", "last")
 CODES = ("batch", "last", "last", "channels")
 
+SCALE_KEYS = "scale{index}.block{block}.new_{kind}"
+"""Where keys and values of a scale's tokens are recorded, both guidance halves or the first."""
+
 NORM = 23
 """Opset of graphs with RMSNormalization, or with forms without attention and running sums in one piece."""
 
@@ -26,9 +29,9 @@ def contract(name: str, inputs: tuple[Row, ...], outputs: tuple[Row, ...], **mor
     return Contract(name, STAGES[name], inputs, outputs, **more)
 
 
-def cache(prefix: str, *shape: Dimension) -> Row:
+def cache(prefix: str, *shape: Dimension, recorded: str = "kv.block{block}.{part}") -> Row:
     """Keys and values of every block."""
-    return Row(prefix, shape, CACHE, "kv.block{block}.{part}", blocks=CACHED)
+    return Row(prefix, shape, CACHE, recorded, blocks=CACHED)
 
 
 def run(

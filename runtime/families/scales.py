@@ -43,7 +43,7 @@ from hart_runtime.runtime.families.names import (
     SMOOTH,
     TRANSFORMER,
 )
-from hart_runtime.runtime.families.rows import BOTH, GUIDED, LATENTS, NORM, cache, contract, run
+from hart_runtime.runtime.families.rows import BOTH, GUIDED, LATENTS, NORM, SCALE_KEYS, cache, contract, run
 from hart_runtime.runtime.program import Arrays, Run
 from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import ModelSpec
@@ -100,8 +100,8 @@ def fast_graph(conditioning: Conditioning) -> Contract:
                 prunable=True,
                 blocks=BRANCHES,
             ),
-            Row(NEW, ("chosen", "cached", "dim"), CACHE, prunable=True, blocks=CACHED),
-            Row(NEW, ("length", "cached", "dim"), CACHE, prunable=False, blocks=CACHED),
+            Row(NEW, ("chosen", "cached", "dim"), CACHE, SCALE_KEYS, prunable=True, blocks=CACHED),
+            Row(NEW, ("length", "cached", "dim"), CACHE, SCALE_KEYS, prunable=False, blocks=CACHED),
         ),
         opset=NORM,
         operations="depth * rows * (2 * chosen * token_weights + 2 * modulation"

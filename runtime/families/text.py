@@ -16,7 +16,7 @@ from hart_runtime.runtime.contract import BOOL, INT, NEW, OUT, PAST, Row
 from hart_runtime.runtime.families.family import Conditioning
 from hart_runtime.runtime.families.names import CONTEXT, TEXT_ENCODER, TOKEN_IDS, UNCONDITIONAL
 from hart_runtime.runtime.families.operators import TEXT as OPERATORS
-from hart_runtime.runtime.families.rows import BOTH, NORM, cache, contract, run
+from hart_runtime.runtime.families.rows import BOTH, NORM, SCALE_KEYS, cache, contract, run
 from hart_runtime.runtime.families.sizes import block_sizes, text_encoder_sizes
 from hart_runtime.runtime.program import Arrays, Run
 from hart_runtime.runtime.spec import ModelSpec
@@ -65,12 +65,12 @@ _AFTER = (
         (
             Row("hidden", (*_TEXT, "dim"), recorded="scale{index}.hidden"),
             Row("block_condition", ("batch", "dim"), recorded="block_condition", modulated=True),
-            cache(NEW, "tokens", "batch", "dim"),
+            cache(NEW, "tokens", "batch", "dim", recorded=SCALE_KEYS),
         ),
         (
             Row(f"hidden{OUT}", (BOTH, "tokens", "dim"), recorded="scale{index}.hidden"),
             Row(f"block_condition{OUT}", (BOTH, "dim"), recorded="block_condition", modulated=True),
-            cache(PAST, "tokens", BOTH, "dim"),
+            cache(PAST, "tokens", BOTH, "dim", recorded=SCALE_KEYS),
         ),
     ),
 )

@@ -1,0 +1,56 @@
+"""The table of what drawing with less costs and gains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hart_runtime.bench.modes import EXACT, MODES, main, modes_of
+from hart_runtime.common.errors import InputError
+from hart_runtime.common.settings import SPEEDS
+from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.pipeline import Pipeline
+from tests.conftest import ExportOnce
+
+
+def test_one_command_makes_the_table(export_once: ExportOnce, tmp_path: Path) -> None:
+    """No row without the number of its pictures or turns, their seeds and a standard error."""
+    bundle, output = export_once(DEMO_CHECKPOINT, "fp32"), tmp_path / "modes.json"
+    asked = ["--demo", bundle, "--engine", bundle, "--pictures", 3, "--turns", 2, "--mode", "fast"]
+    done = CliRunner().invoke(main, [str(a) for a in [*asked, "--threads", 1, "--output", output]])
+    assert done.exit_code == 0, done.output
+    found = json.loads(output.read_text())
+    assert [*found] == [EXACT, "fast"]
+    for row in found.values():
+        drawn, timed = row["pictures"], row[bundle.name]
+        assert (drawn["n"], drawn["first_seed"], timed["n"]) == (3, 0, 2)
+        assert {"difference", "error", "psnr", "ssim", "frechet"} <= drawn.keys()
+        assert {"ratio", "error", "operations", "bytes", "floor"} <= timed.keys()
+    exact, fast = (found[name][bundle.name] for name in (EXACT, "fast"))
+    assert fast["operations"] < exact["operations"]
+    assert fast["floor"] < exact["floor"]
+    assert (found[EXACT]["pictures"]["difference"], found[EXACT]["pictures"]["error"]) == (0, 0)
+    lines = output.with_suffix(".md").read_text().splitlines()
+    head, *rows = [line.split(" | ") for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows[1:]} == {len(head)}
+    assert [row[0] for row in rows[1:]] == ["| exact", "| fast"]
+    for name, cell in zip(head, rows[-1], strict=True):
+        assert cell.strip(" |"), name
+        assert "seed" in cell or not name.endswith(("pictures", "turns")), name
+        assert "±" in cell or not name.endswith("exact"), name
+
+
+def test_every_speed_is_a_row_and_classes_have_those_they_can(demo: Pipeline, class_bundle: Path) -> None:
+    assert MODES.keys() >= SPEEDS.keys()
+    assert [*modes_of(demo)] == [*MODES]
+    classes = modes_of(Pipeline.load(class_bundle, "cpu"))
+    assert [*classes] == [EXACT, "balanced", "unguided 2"]
+    assert [s.unguided_scales for s in classes.values()] == [0, 1, 2]
+
+
+def test_nothing_to_compare() -> None:
+    with pytest.raises(InputError, match="nothing to compare: give `demo`, or `bundles`"):
+        CliRunner().invoke(main, [], standalone_mode=False, catch_exceptions=False)
