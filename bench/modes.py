@@ -25,7 +25,7 @@ from hart_runtime.bench.workload import begin
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.install import require
-from hart_runtime.common.settings import SPEEDS, Overrides, SamplingSettings
+from hart_runtime.common.settings import EXACT, SPEEDS, Overrides, SamplingSettings
 from hart_runtime.compare.metrics import IDENTICAL_PSNR
 from hart_runtime.runtime.options import backend_option, device_option, threads_option
 from hart_runtime.runtime.pipeline import Pipeline, to_images
@@ -34,14 +34,15 @@ from hart_runtime.runtime.work import Work, count
 Pictures = NDArray[np.float32]
 """(N, H, W, 3) in [0, 1]."""
 
-EXACT = "exact"
-MODES: dict[str, Overrides] = {
-    **SPEEDS,
+MODES: dict[str, Overrides | None] = {
+    **dict.fromkeys(SPEEDS),
+    "unguided 1": {"unguided_scales": 1},
     "unguided 2": {"unguided_scales": 2},
     "prune": {"prune": True},
     "prune, unguided 1": {"prune": True, "unguided_scales": 1},
+    "prune, unguided 2": {"prune": True, "unguided_scales": 2},
 }
-"""By the name of a speed, or of what is left out."""
+"""By the name of a speed, which is the bundle's own, or of what is left out."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,14 @@ def main(
 def modes_of(pipeline: Pipeline, names: Sequence[str] = ()) -> dict[str, SamplingSettings]:
     """The choices that a model has, exact first; those of these names, or all."""
     manifest = pipeline.bundle.manifest
-    exact = replace(manifest.sampling, **SPEEDS[EXACT])
-    wanted = {EXACT, *(names or MODES)}
-    return {
-        name: replace(exact, **choice)
-        for name, choice in MODES.items()
-        if name in wanted and not any(left_out and key in manifest.lacks for key, left_out in choice.items())
-    }
+    found: dict[str, SamplingSettings] = {}
+    for name in [name for name in MODES if name in {EXACT, *(names or MODES)}]:
+        choice = MODES[name] or manifest.at_speed(name)
+        if not any(choice.get(key) for key in manifest.lacks):
+            settings = replace(manifest.sampling, **{**SPEEDS[EXACT], **choice})
+            if settings not in found.values():  # as a speed is named otherwise, too
+                found[name] = settings
+    return found
 
 
 def judged(

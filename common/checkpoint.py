@@ -32,7 +32,7 @@ from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.json_files import read_json
 from hart_runtime.common.qwen2_config import text_config_from_dict
-from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of
+from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of, speeds_of
 from hart_runtime.common.weight_files import WeightFiles, any_weights, find_weights
 
 LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
@@ -40,6 +40,8 @@ LLM, TOKENIZER, TEXT_ENCODER = "llm", "tokenizer", "text_encoder"
 AVERAGED = "ema_model.bin"
 SAMPLING_FILE, CLASS_NAMES = "sampling.json", "classes.txt"
 """Files of ours that may lie beside the networks: default settings, and names of classes, one a line."""
+SPEEDS_OWN = "speeds"
+"""In the first of them, beside the settings: what the checkpoint means by names of speeds."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,26 @@ class Checkpoint(ABC):
     def own_sampling(self, published: Mapping[str, Any]) -> SamplingSettings:
         """Published settings, overridden by the checkpoint's own; raises InputError."""
         file = self.root / SAMPLING_FILE
-        own = read_json(file) if os.path.lexists(file) else {}
+        own = {name: value for name, value in self._sampling_file.items() if name != SPEEDS_OWN}
         settings = settings_of({**published, **own}, str(file))
         with told_of(str(file)):
             check_ranges(settings, self.tokenizer_config)
             if settings.residual:
                 diffusion_schedule(settings.steps)
         return settings
+
+    @functools.cached_property
+    def speeds(self) -> dict[str, SamplingSettings]:
+        """What its own ``sampling.json`` means by names of speeds, under "speeds"; raises InputError."""
+        source = f"{self.root / SAMPLING_FILE}: {SPEEDS_OWN}"
+        return speeds_of(
+            self._sampling_file.get(SPEEDS_OWN, {}), self.sampling, self.tokenizer_config, source
+        )
+
+    @property
+    def _sampling_file(self) -> dict[str, Any]:
+        file = self.root / SAMPLING_FILE
+        return read_json(file) if os.path.lexists(file) else {}
 
     def describe(self) -> dict[str, Any]:
         """Name and configurations, as a manifest keeps them."""

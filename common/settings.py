@@ -101,7 +101,9 @@ SPEEDS: dict[str, Overrides] = {
     "balanced": {"prune": False, "unguided_scales": 1},
     "fast": {"prune": True, "unguided_scales": 2},
 }
-"""Names for how much is left out, and so for how far pictures are from those of the published sampler."""
+"""Names for how much is left out, and so for how far pictures are from those of the published sampler. A
+checkpoint may mean its own by all but the first, see :func:`speeds_of`."""
+EXACT = "exact"
 LATER = frozenset({"prune", "keep", "unguided_scales"})
 """Settings that pictures of earlier versions do not tell of: they were drawn with the defaults."""
 
@@ -142,6 +144,34 @@ def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:
     known_names(source, values, LIMITS)
     with told_of(source):
         return SamplingSettings(**values)
+
+
+def speeds_of(
+    values: object, usual: SamplingSettings, sizes: object, source: str
+) -> dict[str, SamplingSettings]:
+    """What a checkpoint means by the names of :data:`SPEEDS`, such as ``{"fast": {"keep": "1,0.75"}}``.
+
+    Args:
+        usual: its settings.
+        sizes: as for :func:`check_ranges`.
+        source: begins messages.
+
+    Raises:
+        InputError: another name, a setting that leaves nothing out, or a value out of range.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected an object, found {shown(values)}")
+    known_names(source, values, SPEEDS.keys() - {EXACT})
+    found = {}
+    for name, choice in values.items():
+        place = f"{source}.{name}"
+        if not isinstance(choice, dict):
+            raise InputError(f"{place}: expected an object, found {shown(choice)}")
+        known_names(place, choice, LATER)
+        with told_of(place):
+            found[name] = replace(usual, **{**SPEEDS[name], **choice})
+            check_ranges(found[name], sizes)
+    return found
 
 
 def check_ranges(settings: SamplingSettings, sizes: object) -> None:

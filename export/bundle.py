@@ -90,6 +90,7 @@ def export_bundle(
             max_batch=request.max_batch,
             model=request.model,
             sampling=checkpoint.sampling,
+            speeds=checkpoint.speeds,
             graphs=graphs,
             files=describe_files(partial, names),
             checkpoint=_identity(checkpoint, checkpoints.stored_sets(checkpoint), described),

@@ -79,7 +79,12 @@ class Request:
             raise InputError(f"{given}: this checkpoint draws texts and has no classes")
         if self.system_prompt is not None:
             sha256_of_system_prompt(self.system_prompt, wanted=False)  # reads it
-        _ = self.checkpoint.text_config, self.checkpoint.sampling, self.model  # read, and held together
+        _ = (
+            self.checkpoint.text_config,
+            self.checkpoint.sampling,
+            self.checkpoint.speeds,
+            self.model,
+        )  # read, and held together
         _ = self.vocabulary, self.names
         if weights:
             _ = [network.files for network in self.checkpoint.networks.values()]
@@ -203,7 +208,7 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
     for network in (LLM, TOKENIZER, TEXT_ENCODER):
         if _plain(described.get(network)) != _plain(own[network]):
             found.append(f"another {network} configuration")
-    if manifest.sampling != checkpoint.sampling:
+    if (manifest.sampling, manifest.speeds) != (checkpoint.sampling, checkpoint.speeds):
         found.append("other sampling defaults")
     for what, name, wanted in (
         ("another text tokenizer", TEXT_TOKENIZER, _sha256_of_vocabulary(request.vocabulary)),

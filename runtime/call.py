@@ -81,7 +81,8 @@ def checked_settings(
     Args:
         prompts: None where pictures are drawn from text features.
         preset: settings that have a name, which those that are given here replace.
-        speed: one of :data:`hart_runtime.common.settings.SPEEDS`, or the preset's own.
+        speed: one of :data:`hart_runtime.common.settings.SPEEDS`, in the bundle's own meaning if it has one;
+            what the preset leaves out if not given.
 
     Raises:
         InputError: names the parameter, what was expected and what was found.
@@ -89,7 +90,10 @@ def checked_settings(
     known_names(
         "options of a call", overrides, ("seed", *(Options.__annotations__ | Overrides.__annotations__))
     )
-    given = _at_speed(manifest, speed) | {k: v for k, v in overrides.items() if v is not None}
+    if speed is not None:
+        one_of("speed", speed, SPEEDS)
+    left_out = {} if speed is None else manifest.at_speed(speed)
+    given = left_out | {k: v for k, v in overrides.items() if v is not None}
     settings = replace(manifest.preset(preset), **given)
     for name, why in manifest.lacks.items():
         if getattr(settings, name) != getattr(manifest.sampling, name):
@@ -108,14 +112,6 @@ def checked_settings(
     if "steps" not in manifest.lacks:
         diffusion_schedule(settings.steps)
     return settings
-
-
-def _at_speed(manifest: Manifest, speed: str | None) -> dict[str, Any]:
-    """The settings behind a name, as far as the model has them."""
-    if speed is None:
-        return {}
-    one_of("speed", speed, SPEEDS)
-    return {name: value for name, value in SPEEDS[speed].items() if name not in manifest.lacks}
 
 
 def check_batch(manifest: Manifest, batch: int) -> None:

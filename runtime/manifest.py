@@ -8,13 +8,22 @@ import json
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hart_runtime.common.checkpoint import LLM, TOKENIZER
 from hart_runtime.common.checkpoint import TEXT_ENCODER as TEXT_NETWORK
-from hart_runtime.common.errors import InputError, either, listed, one_of, parameter, shown, told_of
+from hart_runtime.common.errors import (
+    InputError,
+    either,
+    known_names,
+    listed,
+    one_of,
+    parameter,
+    shown,
+    told_of,
+)
 from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
@@ -22,7 +31,10 @@ from hart_runtime.common.precisions import FP32, PRECISIONS, Precision
 from hart_runtime.common.records import read_record, read_value
 from hart_runtime.common.settings import (
     DEFAULT_MAX_BATCH,
+    EXACT,
+    LATER,
     MOST_MAX_BATCH,
+    SPEEDS,
     SamplingSettings,
     check_ranges,
     settings_of,
@@ -76,6 +88,8 @@ class Manifest:
     """Where the weights came from: source, configuration, sha256 of each weight file."""
     tools: dict[str, str]
     """Versions of what wrote the bundle."""
+    speeds: dict[str, SamplingSettings] = field(default_factory=dict)
+    """What the checkpoint means by names of speeds, where it is not what they mean for most."""
     noise: int = NOISE_VERSION
     """Version of the random numbers that seeds stand for."""
     schema: int = SCHEMA_VERSION
@@ -114,6 +128,12 @@ class Manifest:
     def presets(self) -> tuple[str, ...]:
         """Names of settings that this model's family has, see :meth:`preset`."""
         return tuple(FAMILIES[self.family].presets)
+
+    def at_speed(self, name: str) -> dict[str, Any]:
+        """What one of :data:`hart_runtime.common.settings.SPEEDS` stands for, as far as the model has it."""
+        own = self.speeds.get(name)
+        meant = {key: getattr(own, key) for key in LATER} if own else SPEEDS[name]
+        return {key: value for key, value in meant.items() if key not in self.lacks}
 
     def preset(self, name: str | None) -> SamplingSettings:
         """Settings that have a name; without one the bundle's own. Raises InputError."""
@@ -303,7 +323,9 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
         raise InputError(f"{file}: max_batch: expected 1 to {MOST_MAX_BATCH}, found {manifest.max_batch}")
     check_model(manifest.model, FAMILIES[manifest.family].own, f"{file}: model")
     with told_of(f"{file}: sampling"):
-        check_ranges(manifest.sampling, manifest.model)
+        for settings in (manifest.sampling, *manifest.speeds.values()):
+            check_ranges(settings, manifest.model)
+        known_names("speeds", manifest.speeds, SPEEDS.keys() - {EXACT})
     _check_origin(manifest.checkpoint, f"{file}: checkpoint")
     if TEXT_ENCODER in manifest.graphs:
         _check_text_rows(manifest.checkpoint, f"{file}: checkpoint")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hart_runtime.common.checkpoint import find_checkpoint
+from hart_runtime.common.checkpoint import SAMPLING_FILE, find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.pruning import Pruning, pruning_of, sources, tokens_kept
@@ -97,11 +99,36 @@ def test_names_of_speeds(export_once: ExportOnce, class_bundle: Path) -> None:
     manifest = open_bundle(export_once(DEMO_CHECKPOINT, "fp32")).manifest
     of = {name: checked_settings(manifest, ["a prompt"], speed=name) for name in SPEEDS}
     assert of["exact"] == manifest.sampling
+    assert of == {"exact": manifest.sampling, **manifest.speeds}, "the demo has its own"
+    assert checked_settings(manifest, ["a prompt"], speed="fast", prune=False).prune is False
+    usual = replace(manifest, speeds={})
+    of = {name: checked_settings(usual, ["a prompt"], speed=name) for name in SPEEDS}
     assert (of["balanced"].prune, of["balanced"].unguided_scales) == (False, 1)
     assert (of["fast"].prune, of["fast"].unguided_scales) == (True, 2)
-    assert checked_settings(manifest, ["a prompt"], speed="fast", prune=False).prune is False
     classes = open_bundle(class_bundle).manifest  # whose tokens cannot be left out
     assert checked_settings(classes, ["none"], speed="fast") == replace(classes.sampling, unguided_scales=2)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "said"),
+    [
+        ([], "speeds: expected an object, found []"),
+        ({"faster": {}}, "speeds: unknown faster"),
+        ({"exact": {}}, "speeds: unknown exact"),
+        ({"fast": 2}, "speeds.fast: expected an object, found 2"),
+        ({"fast": {"guidance": 1.0}}, "speeds.fast: unknown guidance"),
+        ({"fast": {"keep": "0.5"}}, "speeds.fast: keep: expected the shares of tokens"),
+        ({"fast": {"unguided_scales": 6}}, "speeds.fast: unguided_scales: expected 0 to 5, found 6"),
+        ({"fast": {"prune": 1}}, "speeds.fast: prune: expected True or False, found 1"),
+    ],
+)
+def test_speeds_of_a_checkpoint_that_are_none(tmp_path: Path, speeds: object, said: str) -> None:
+    copy = Path(shutil.copytree(DEMO_CHECKPOINT, tmp_path / "demo"))
+    file = copy / SAMPLING_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "speeds": speeds}))
+    with pytest.raises(InputError) as caught:
+        _ = find_checkpoint(copy).speeds
+    assert str(caught.value).startswith(f"{file}: {said}")
 
 
 def test_a_pyramid_of_two_scales_is_not_pruned() -> None:
