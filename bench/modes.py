@@ -44,6 +44,9 @@ MODES: dict[str, Overrides | None] = {
 }
 """By the name of a speed, which is the bundle's own, or of what is left out."""
 
+FILE_WIDTH = 160
+"""Columns of a table where no terminal says how wide it is."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -83,7 +86,7 @@ class Speed:
     """Seconds on a GPU that did nothing but wait for its slower half: computed, not measured."""
 
 
-@command()
+@command(words={"bundles": "--engine"})
 @click.option("--demo", type=PATH, help="Bundle of the demo, whose pictures are judged.")
 @click.option("--engine", "bundles", type=PATH, multiple=True, help="Bundle that is timed; several times.")
 @click.option("--pictures", default=1000, show_default=True, type=click.IntRange(2, 10_000))
@@ -118,6 +121,7 @@ def main(
     from rich.console import Console
 
     console, tables = Console(), []
+    console = console if console.is_terminal else Console(width=FILE_WIDTH)
     found: dict[str, dict[str, object]] = {}
     if demo is not None:
         require("hart_runtime.bench.modes", "export", "torch")
@@ -196,10 +200,9 @@ def drawn_with(pipeline: Pipeline, jobs: Sequence[tuple[str, int]], settings: Sa
     return np.stack([np.asarray(image, np.float32) / 255 for image in images])
 
 
-def timed(pipeline: Pipeline, turns: int) -> dict[str, Speed]:
+def timed(pipeline: Pipeline, modes: Mapping[str, SamplingSettings], turns: int) -> dict[str, Speed]:
     """One picture of each choice after the other, again and again."""
     manifest = pipeline.bundle.manifest
-    modes = modes_of(pipeline)
     seconds: dict[str, list[float]] = {name: [] for name in modes}
     for turn in range(turns + 1):  # the first is for whatever is done once
         for name, settings in modes.items():

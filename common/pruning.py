@@ -18,7 +18,6 @@ from hart_runtime.common.settings import parse_keep
 
 PUBLISHED_SIDES = (36, 48, 64)
 """Of the scale that is remembered and of those that are pruned, in published pyramids of 1024 pixels."""
-FEWEST_SCALES = 3
 SOURCES = 4
 """Places of a remembered scale that one of a larger scale can touch."""
 
@@ -43,14 +42,9 @@ def pruning_of(patch_nums: Sequence[int], keep: str) -> Pruning:
         keep: see :func:`hart_runtime.common.settings.parse_keep`.
 
     Raises:
-        InputError: ``keep`` is none, or a pyramid of fewer than three scales.
+        InputError: ``keep`` is none, or there is no scale to remember (at the first there is a text, no map).
     """
     first, second = parse_keep(keep)
-    if len(patch_nums) < FEWEST_SCALES:
-        raise InputError(
-            f"{parameter('prune', True)}: leaves tokens out of the last two of {FEWEST_SCALES} scales or "
-            f"more, this model has {len(patch_nums)}"
-        )
     last = len(patch_nums) - 1
     remembered, shares = last - 2, {last - 1: first, last: second}
     if set(PUBLISHED_SIDES) <= set(patch_nums):
@@ -58,6 +52,11 @@ def pruning_of(patch_nums: Sequence[int], keep: str) -> Pruning:
         of_side = dict(zip(sides, (first, second), strict=True))
         remembered = max(k for k, side in enumerate(patch_nums) if side == source)
         shares = {k: of_side[side] for k, side in enumerate(patch_nums) if side in of_side}
+    if remembered < 1:
+        raise InputError(
+            f"{parameter('prune', True)}: leaves tokens out of two scales behind at least two others, this "
+            f"model's are {list(patch_nums)}"
+        )
     return Pruning(remembered, {k: tokens_kept(patch_nums[k] ** 2, share) for k, share in shares.items()})
 
 

@@ -163,13 +163,13 @@ def _draw(
 
     for step in steps:
         name = _recorded(step.index)
+        for value, what in zip(inputs, (".x_in", ".angles"), strict=False):
+            record(f"{name}{what}", value)
         if not step.guided:  # the unconditional half is left out from here on
             inputs = tuple(value[:batch] for value in inputs)
             blocks, head = blocks[:batch], head[:batch]
             cache = _first(cache or [], batch)
             memory = memory and memory.first(batch)
-        for value, what in zip(inputs, (".x_in", ".angles"), strict=False):
-            record(f"{name}{what}", value)
         past = cache[0][0].shape[1] if cache else 0
         if step.kept is None and not step.remembered:
             hidden, cache = transformer(*inputs, blocks, cache)

@@ -14,12 +14,14 @@ __all__ = ["manifest_of", "manifests"]
 
 
 @st.composite
-def manifests(draw: st.DrawFn, families: Sequence[str] = tuple(FAMILIES)) -> Manifest:
-    """Manifests of small models of any family and shape."""
-    patch_nums = sorted(draw(st.sets(st.integers(1, 9), min_size=2, max_size=6)))
+def manifests(
+    draw: st.DrawFn, families: Sequence[str] = tuple(FAMILIES), fewest: int = 2, modulated: bool = True
+) -> Manifest:
+    """Manifests of small models of any family and shape, of so many scales or more, modulated or not."""
+    patch_nums = sorted(draw(st.sets(st.integers(1, 9), min_size=fewest, max_size=6)))
     heads = draw(st.integers(1, 3))
     family = draw(st.sampled_from(families))
-    text = draw(st.booleans()) if "context_token" in FAMILIES[family].own else False
+    text = draw(st.booleans()) if modulated and "context_token" in FAMILIES[family].own else False
     own = {name: draw(st.integers(2, 9)) for name in sorted(FAMILIES[family].own)}
     model = ModelSpec(
         patch_nums=tuple(patch_nums),

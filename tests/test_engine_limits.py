@@ -241,7 +241,7 @@ def test_profiles_of_what_leaves_tokens_out() -> None:
             "0.5,1",
             "`keep='0.5,1'`: 4096 tokens of scale 13 take part, and tensorrt chooses at most",
         ),
-        (replace(PUBLISHED, patch_nums=(1, 2)), "1,1", "of 3 scales or more, this model has 2"),
+        (replace(PUBLISHED, patch_nums=(1, 2)), "1,1", "two others, this model's are [1, 2]"),
         (replace(PUBLISHED, modulated=True), "0.5,0.25", f"`keep='0.5,0.25'`: {NOT_PRUNED}"),
     ],
 )

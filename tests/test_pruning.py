@@ -48,7 +48,7 @@ def test_which_scales() -> None:
     assert pruning_of(PUBLISHED, "0.5,0.25") == Pruning(11, {12: 1152, 13: 1024})
     assert pruning_of((1, 36, 48, 48, 64), "0.5,0.25") == Pruning(1, {2: 1152, 3: 1152, 4: 1024})
     assert pruning_of((1, 2, 4, 6, 8), "0.5,0.25") == Pruning(2, {3: 18, 4: 16})
-    assert pruning_of((36, 48, 50), "1,0.25") == Pruning(0, {1: 2304, 2: 625})
+    assert pruning_of((1, 36, 48, 50), "1,0.25") == Pruning(1, {2: 2304, 3: 625})
     assert [tokens_kept(9, share) for share in (0.5, 0.25, 1.0, 1e-9)] == [5, 3, 9, 1]
 
 
@@ -131,9 +131,10 @@ def test_speeds_of_a_checkpoint_that_are_none(tmp_path: Path, speeds: object, sa
     assert str(caught.value).startswith(f"{file}: {said}")
 
 
-def test_a_pyramid_of_two_scales_is_not_pruned() -> None:
-    with pytest.raises(InputError, match="of 3 scales or more, this model has 2"):
-        pruning_of((1, 2), "0.5,0.25")
+@pytest.mark.parametrize("patch_nums", [(1, 2), (1, 2, 3), (36, 48, 64)])
+def test_a_pyramid_without_a_scale_to_remember_is_not_pruned(patch_nums: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="behind at least two others, this model's are"):
+        pruning_of(patch_nums, "0.5,0.25")
 
 
 @pytest.fixture(scope="module")
