@@ -30,6 +30,7 @@ def test_replay(run: PrunedRun) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("run", pruned_runs(), ids=lambda run: run.label)
 def test_graphs(run: PrunedRun, export_once: ExportOnce) -> None:
     """The whole pyramid takes minutes."""
