@@ -21,6 +21,7 @@ from hart_runtime.compare.reference import Reference, error_key
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.contract import Contract
 from hart_runtime.runtime.families.names import CODED, CODES, INDEX
+from hart_runtime.runtime.families.scales import leaves_tokens_out
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.spec import GraphSpec
@@ -125,19 +126,13 @@ def replay(
             half = limits.get(error_key(batch, call, output), 0.0)
             allowed = factor * half
             tolerance = None if whole_numbers else max(allowed, HALF_UNIT if allowed > relative else relative)
-        if precision != FP32 and chooses(call):
+        if precision != FP32 and leaves_tokens_out(call.run):
             tolerance = None  # at a near tie another token takes part
         if precision == INT8 and errors.dtype == "float16" and tolerance is not None:
             tolerance = max(tolerance, HALF_UNIT)  # a cache in half
         fine = errors.error is not None and (tolerance is None or errors.error <= tolerance)
         rows.append(Row(batch, call.graph, call.label, output, errors, tolerance, fine))
     return rows
-
-
-def chooses(call: Call) -> bool:
-    """Whether a call leaves tokens out."""
-    chosen = call.run.constants.get("taking_part")
-    return chosen is not None and len(chosen) < call.inputs["x"].shape[1]
 
 
 def errors_of_calls(

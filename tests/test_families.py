@@ -125,10 +125,10 @@ def all_of(options: str, cell: Cell = ALIKE) -> dict[str, Cell]:
 
 BUILD = all_of(
     "--engine --backend --batch --scales --compute-capability --workspace --top-k --tf32 --force --dry-run"
-)
+) | {"--keep": Cell(("--keep", "0.5,0.25"), var=NOT_PRUNED, class_hart=NOT_PRUNED)}
 COMPARE = all_of(
     "--engine --checkpoint --device --backend --prompts-file --num-prompts --reference --save-reference"
-    " --factor --layers --output"
+    " --speed --factor --layers --output"
 ) | {
     "--text-encoder": Cell(("--text-encoder", "TEXT"), var=NO_TEXT_ENCODER, class_hart=NO_TEXT_ENCODER),
     "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
@@ -196,6 +196,7 @@ def places(
 BASES = {
     "run": ("--engine", "BUNDLE", "--device", "cpu", "--output", "OUT", "ASKED"),
     "export": ("CHECKPOINT", "--dry-run", "--output", "FOLDER", "--backend", "onnxruntime"),
+    "build": ("--engine", "BUNDLE", "--dry-run"),
     "compare": ("--engine", "BUNDLE", "--checkpoint", "CHECKPOINT", "--output", "FOLDER"),
 }
 TRIED = [

@@ -294,6 +294,12 @@ def transform(
     )
 
 
+def leaves_tokens_out(run: Run) -> bool:
+    """Whether a part of the tokens takes part in a run."""
+    chosen, whole = (run.constants.get(name) for name in ("taking_part", "sources"))
+    return chosen is not None and whole is not None and len(chosen) < whole.shape[1]
+
+
 def codes(now: ScaleStep, model: ModelSpec, settings: SamplingSettings) -> list[Run]:
     """A code for each token, or in smooth mode a mixture of codes."""
     constants: dict[str, NDArray[Any]] = {

@@ -86,6 +86,6 @@ class EngineLimits(Limits):
 
     def _command(self, options: BuildOptions) -> str:
         more = [parameter("batch", spelled(options.batches))] if options.batches != (1, 1) else []
-        more += [parameter("top_k", spelled(options.top_k))] if options.top_k else []
+        more += [f"`top_k='{spelled(options.top_k)}'`"] if options.top_k else []
         more += [parameter("keep", options.keep)] if options.keep else []
         return " ".join([build_command(self.folder.parent, self.engines.package), *more])
