@@ -72,7 +72,7 @@ class EngineManifest:
 
 
 def graphs_of(manifest: Manifest, keep: str | None) -> dict[str, GraphSpec]:
-    """Graphs of a bundle that engines are built of, with that of drawings that leave tokens out where asked."""
+    """Graphs that engines are built of, with that of drawings that leave tokens out where it is asked for."""
     own = manifest.engined.keys() | ({FAST} if keep is not None else set())
     return {name: spec for name, spec in manifest.graphs.items() if name in own}
 
