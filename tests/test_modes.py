@@ -7,8 +7,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from hart_runtime.bench.modes import EXACT, MODES, main, modes_of
-from hart_runtime.common.settings import SPEEDS
+from hart_runtime.bench.modes import MODES, main, modes_of
+from hart_runtime.common.settings import EXACT, SPEEDS
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.runtime.call import checked_settings
 from hart_runtime.runtime.pipeline import Pipeline
