@@ -21,6 +21,7 @@ from hart_runtime.compare.record import Source, capture_prompts
 from hart_runtime.compare.reference import (
     DESCRIPTION,
     RUNNER,
+    SCHEMA_VERSION,
     TRAJECTORY,
     check_reference_place,
     load_reference,
@@ -90,7 +91,7 @@ DESCRIPTIONS: dict[str, tuple[Change, str]] = {
     "settings that are infinite": (put("settings", "guidance", value=float("inf")), "Infinity is no number"),
     "a machine that is a list": (put("made_with", value=["cpu"]), "made_with: expected an object"),
     "a field of nobody": (put("colour", value=1), "unknown colour"),
-    "a newer schema": (put("schema", value=99), "expected schema 3, found 99"),
+    "a newer schema": (put("schema", value=99), f"expected schema {SCHEMA_VERSION}, found 99"),
     "no seal": (lambda v: v.pop("trajectory"), "trajectory is missing"),
     "the seal of another": (put("trajectory", "sha256", value=["0" * 64]), "is truncated or was changed"),
     "a seal without a hash": (put("trajectory", "sha256", value=[]), "is truncated or was changed"),
