@@ -13,7 +13,7 @@ import click
 from hart_runtime.common.console import PATH, WORD, FiniteRange, command
 from hart_runtime.common.errors import InputError, one_of, parameter
 from hart_runtime.common.install import require
-from hart_runtime.common.precisions import FP16
+from hart_runtime.common.precisions import FP8, FP16
 from hart_runtime.common.settings import SPEEDS
 from hart_runtime.compare import TORCH_FP16
 from hart_runtime.runtime.backends.names import AUTO, MODULES
@@ -197,7 +197,7 @@ def _reference(
         engines = {AUTO, *MODULES} & set(backends)
         at_once = largest_batch(bundle) if engines else bundle.manifest.max_batch
         ruler = capture_prompts(source, bundle, prompts, torch_device(device), at_once, settings)
-    reduced = bundle.manifest.precision == FP16 or TORCH_FP16 in backends or save_to is not None
+    reduced = bundle.manifest.precision in (FP16, FP8) or TORCH_FP16 in backends or save_to is not None
     if reduced and ruler.half_errors is None:
         if source is None:
             raise InputError(

@@ -17,12 +17,12 @@ import torch
 from polygraphy.backend.onnx import modify_outputs
 from torch import Tensor, nn
 
-from hart_runtime.common.precisions import FP16, INT8
+from hart_runtime.common.precisions import FP8, FP16
 from hart_runtime.compare.metrics import Array, compare_tensors
 from hart_runtime.compare.record import Source, record_again
 from hart_runtime.compare.recorded import Call
 from hart_runtime.compare.reference import Reference
-from hart_runtime.compare.replay import int8_relative
+from hart_runtime.compare.replay import rounded_relative
 from hart_runtime.compare.torch_backend import TorchHalfBackend
 from hart_runtime.runtime.backends.names import CUDA, parse_device
 from hart_runtime.runtime.backends.sessions import OnGpu, open_sessions
@@ -108,9 +108,9 @@ def find_layer(
     places = _places(model.graph, call, seen)
     found = _run_marked(bundle, call, model, [place.tensor for place in places], device)
     contract = bundle.manifest.contracts[call.graph]
-    in_int8 = bundle.manifest.precision == INT8 and contract.int8
+    rounded = rounded_relative(contract, bundle.manifest.precision)
     half = {}
-    if bundle.manifest.precision == FP16:
+    if bundle.manifest.precision in (FP16, FP8) and rounded is None:
         backend = TorchHalfBackend(source, reference.patch_nums, "cpu")
         with _hooks({"": backend.modules[call.graph]}, [True]) as observed:
             returned = backend.run(call.run, call.inputs)
@@ -122,7 +122,7 @@ def find_layer(
         if expected is None or found[place.tensor].dtype.kind != "f":  # tokens that are integers already
             continue
         error = compare_tensors(expected, found[place.tensor]).error
-        tolerance = int8_relative(contract) if in_int8 else relative
+        tolerance = relative if rounded is None else rounded
         if (place.path, place.value, place.tensor) in half:
             other = _in_shape_of(half[place.path, place.value, place.tensor], expected.shape)
             own = compare_tensors(expected, other).error if other is not None else None

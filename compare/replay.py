@@ -14,7 +14,7 @@ from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
-from hart_runtime.common.precisions import FP16, FP32, INT8
+from hart_runtime.common.precisions import FP8, FP16, FP32, INT8
 from hart_runtime.compare.metrics import Errors, compare_tensors
 from hart_runtime.compare.recorded import Call, graph_calls, in_order
 from hart_runtime.compare.reference import Reference, error_key
@@ -32,6 +32,8 @@ precision the least that is ever demanded."""
 INT8_RELATIVE = 0.2
 """Allowed error of graphs with 8-bit products or convolutions, over the reference's largest magnitude.
 Most stay within 0.05; the noisiest denoising step multiplies its error (see docs/accuracy.md)."""
+FP8_RELATIVE = 0.2
+"""The same of graphs with products in 8-bit floating point."""
 INT8_WEIGHTS_RELATIVE = 0.03
 """Allowed error of graphs that round weights alone to 8 bits, over the reference's largest magnitude."""
 FACTOR = 2.0
@@ -80,9 +82,11 @@ class GraphRunner(BaseRunner):  # type: ignore[misc]
         return on_host
 
 
-def int8_relative(contract: Contract) -> float:
-    """Allowed error of a graph with 8-bit products, over the reference's largest magnitude."""
-    return INT8_WEIGHTS_RELATIVE if contract.exact_tokens else INT8_RELATIVE
+def rounded_relative(contract: Contract, precision: str) -> float | None:
+    """Allowed error of a graph with 8-bit products, over the reference's largest; of others None."""
+    if precision == INT8 and contract.int8:
+        return INT8_WEIGHTS_RELATIVE if contract.exact_tokens else INT8_RELATIVE
+    return FP8_RELATIVE if precision == FP8 and contract.fp8 else None
 
 
 def run_call(runners: dict[str, GraphRunner], call: Call) -> dict[str, NDArray[Any]]:
@@ -110,9 +114,9 @@ def replay(
     """Every graph call of the reference on an engine, in the order of the loop.
 
     In float32 ("fp32") an engine has to stay within ``relative`` and draw the same indices. In fp16 an
-    output may be ``factor`` times as far off as torch in fp16 is, or by :data:`HALF_UNIT`, in int8 the
-    outputs of graphs with 8-bit weights by :func:`int8_relative`; indices are then judged over the whole
-    loop.
+    output may be ``factor`` times as far off as torch in fp16 is, or by :data:`HALF_UNIT`, and so may
+    those of graphs in half in fp8; outputs of graphs with 8-bit weights by :func:`rounded_relative`; indices
+    are then judged over the whole loop.
     """
     limits = reference.half_errors or {}
     rows = []
@@ -120,9 +124,9 @@ def replay(
         whole_numbers = errors.reference_max is None and errors.error is not None
         tolerance: float | None = 0.0 if whole_numbers else relative
         contract = manifest.contracts[call.graph]
-        if precision == INT8 and contract.int8:
-            tolerance = None if whole_numbers else int8_relative(contract)
-        elif precision == FP16:
+        if (rounded := rounded_relative(contract, precision)) is not None:
+            tolerance = None if whole_numbers else rounded
+        elif precision in (FP16, FP8):
             half = limits.get(error_key(batch, call, output), 0.0)
             allowed = factor * half
             tolerance = None if whole_numbers else max(allowed, HALF_UNIT if allowed > relative else relative)

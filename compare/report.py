@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hart_runtime.common.files import whole_file
-from hart_runtime.common.precisions import FP32, INT8
+from hart_runtime.common.precisions import FP8, FP32, INT8
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import FACTOR, RELATIVE, Row
 from hart_runtime.compare.trajectory import INDEX_AGREEMENT, PIXEL, PSNR, Trajectory
@@ -98,7 +98,10 @@ def arithmetic(precision: str, backend: str, device: str) -> str:
         rest = "bfloat16 where the processor has it" if backend == OPENVINO else "float32"
         return f"8-bit products, the rest in {rest}"
     rounded = backend in (ONNXRUNTIME, OPENVINO) and device == "cpu"
-    return "rounded weights, float32 arithmetic" if rounded else "float16"
+    rest = "rounded weights, float32 arithmetic" if rounded else "float16"
+    if precision == FP8:
+        return f"8-bit floating point{' emulated' if rounded else ''}, the rest in {rest}"
+    return rest
 
 
 def as_json(reference: Reference, runs: list[Run], limits: Limits) -> dict[str, Any]:

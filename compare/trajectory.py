@@ -20,7 +20,7 @@ import numpy as np
 
 from hart_runtime.common.errors import RunError
 from hart_runtime.common.noise import RecordedNoise
-from hart_runtime.common.precisions import FP16, FP32, INT8
+from hart_runtime.common.precisions import FP8, FP16, FP32, INT8
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ssim
 from hart_runtime.compare.recorded import Tensors, batch_of, given_of, places, recorded, recording
@@ -32,9 +32,9 @@ from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
 from hart_runtime.runtime.text import ENCODE
 
-INDEX_AGREEMENT = {FP32: 1.0, FP16: 0.99, INT8: 0.85}
+INDEX_AGREEMENT = {FP32: 1.0, FP16: 0.99, INT8: 0.85, FP8: 0.8}
 """Least share of equal indices under teacher forcing, by precision of the bundle."""
-PSNR = {FP32: 40.0, FP16: 40.0, INT8: 30.0}
+PSNR = {FP32: 40.0, FP16: 40.0, INT8: 30.0, FP8: 30.0}
 """Least PSNR in dB of teacher-forced pictures, by precision of the bundle."""
 PIXEL = 1 / 255
 """Largest difference of a pixel of free-running pictures, for float32 bundles."""

@@ -14,8 +14,9 @@ import torch
 from hart_runtime.common.checkpoint import CLASS_NAMES, Checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import resolved, whole_folder
-from hart_runtime.common.precisions import PRECISIONS
+from hart_runtime.common.precisions import FP8, PRECISIONS
 from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.export import float8
 from hart_runtime.export.calibration import calibrate
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.request import Request, as_file, check_place
@@ -50,6 +51,9 @@ def export_bundle(
     _refuse_existing(request, output, force)
     words = _system_prompt(request)  # may ask the network: before the weights
     checkpoint, dtype = request.checkpoint, torch_dtype(request.precision)
+    rounding = float8.Rounding({}, {})
+    if request.precision == FP8:
+        rounding = float8.calibrate(checkpoints.load(checkpoint), checkpoint.sampling, request.pyramid)
     model = checkpoints.load(checkpoint, dtype)
     vocabulary = request.vocabulary
     tokens: list[int] = []
@@ -74,7 +78,8 @@ def export_bundle(
                 seen = None
                 if name == DECODER and DEQUANTIZED in forms:
                     seen = calibrate(model, checkpoint.sampling, request.pyramid)
-                graphs[name] = write_graph(build(), partial, weights, forms, exact, seen)
+                scales = rounding.scales if contracts[name].fp8 else None
+                graphs[name] = write_graph(build(), partial, weights, forms, exact, seen, scales)
         progress("manifest", len(builders), len(builders) + 1)
         names = [WEIGHTS, *(file for graph in graphs.values() for file in graph.files)]
         if vocabulary is not None:
@@ -95,6 +100,7 @@ def export_bundle(
             files=describe_files(partial, names),
             checkpoint=_identity(checkpoint, checkpoints.stored_sets(checkpoint), described),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
+            in_half=rounding.in_half,
         )
         check_contract(manifest, str(output / MANIFEST), same_tensor)  # what was traced
         manifest = replace(manifest, graphs={name: planned[name] for name in graphs})

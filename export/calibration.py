@@ -1,4 +1,5 @@
-"""What convolutions of the image decoder see while the model draws: what their 8-bit scales are taken from.
+"""A model that draws while somebody looks on, and what convolutions of the image decoder see of it: what
+their 8-bit scales are taken from.
 
 Text features are random ones: whatever they ask for, the model answers with codes of its own, and nothing but
 the range of numbers is taken from the pictures.
@@ -107,13 +108,36 @@ def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ..
 
     What convolutions see hardly depends on which codes there are, but it does on whether there are any.
     """
+    tokens, scales = first_scales(patch_nums)
+    pictures = max(MOST_CELLS // min(patch_nums[-1], LARGEST_SIDE) ** 2, 1)
+    count = min(MOST_TOKENS // tokens, pictures)
+    random, quantizer = torch.Generator().manual_seed(0), model.tokenizer.quantize
+    found = draw_first(model, count, scales, settings, patch_nums, random)
+    drawn = _with_codes(quantizer, found, patch_nums, scales, random)
+    more = found.new_zeros(pictures - count, *found.shape[1:])
+    latents = torch.cat([drawn, _with_codes(quantizer, more, patch_nums, 0, random)])
+    return latents[:, :, :LARGEST_SIDE, :LARGEST_SIDE]
+
+
+def first_scales(patch_nums: tuple[int, ...]) -> tuple[int, int]:
+    """Tokens of the scales that are drawn, and how many scales these are."""
     tokens, scales = 0, 0
     for side in patch_nums:
         if tokens + side**2 > MOST_TOKENS:
             break
         tokens, scales = tokens + side**2, scales + 1
-    pictures = max(MOST_CELLS // min(patch_nums[-1], LARGEST_SIDE) ** 2, 1)
-    count = min(MOST_TOKENS // tokens, pictures)
+    return tokens, scales
+
+
+def draw_first(
+    model: Model,
+    count: int,
+    scales: int,
+    settings: SamplingSettings,
+    patch_nums: tuple[int, ...],
+    random: torch.Generator,
+) -> Tensor:
+    """Draw the first scales of some pictures; latents (B, Cv, n, n), with the residual behind the last."""
     found: list[Tensor] = []
 
     def record(name: str, value: Tensor) -> None:
@@ -122,14 +146,10 @@ def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ..
             if len(found) == scales:
                 raise _Drawn
 
-    random, quantizer = torch.Generator().manual_seed(0), model.tokenizer.quantize
     asked, noise = _asked(model, count, random), SeededNoise(range(count))
     with contextlib.suppress(_Drawn):
         checkpoints.draw(model, asked, noise, settings, patch_nums, record)
-    drawn = _with_codes(quantizer, found[-1], patch_nums, scales, random)
-    more = found[-1].new_zeros(pictures - count, *found[-1].shape[1:])
-    latents = torch.cat([drawn, _with_codes(quantizer, more, patch_nums, 0, random)])
-    return latents[:, :, :LARGEST_SIDE, :LARGEST_SIDE]
+    return found[-1]
 
 
 def _with_codes(

@@ -14,7 +14,7 @@ import click
 from hart_runtime.common.checkpoint import LLM
 from hart_runtime.common.console import PATH, WORD, command, in_options
 from hart_runtime.common.errors import InputError, parameter, shown
-from hart_runtime.common.precisions import DEFAULT_PRECISION, PRECISIONS
+from hart_runtime.common.precisions import DEFAULT_PRECISION, FLOAT8_CAPABILITY, FP8, PRECISIONS
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
 from hart_runtime.hart.demo import DEMOS
 from hart_runtime.runtime.backends.names import AUTO, MODULES
@@ -35,7 +35,8 @@ ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
     type=click.Choice(list(PRECISIONS)),
     default=DEFAULT_PRECISION,
     show_default=True,
-    help="Type of the matrix products; norms, softmax, angles and sampling stay float32. int8: CPU only.",
+    help="Type of the matrix products; norms, softmax, angles and sampling stay float32. int8: CPU only. "
+    f"fp8: engines for GPUs of compute capability {FLOAT8_CAPABILITY} and newer.",
 )
 @click.option(
     "--text-encoder",
@@ -227,11 +228,22 @@ def _export(request: Request, target: Path, force: bool) -> None:
         f"{target}: {len(manifest.graphs)} graphs, {request.precision}, {size / 1e6:.1f} MB, "
         f"{time.monotonic() - start:.1f} s"
     )
+    if manifest.precision == FP8:
+        _tell_rounded(manifest)
     _tell_weights(request, manifest)
     if count := request.model.num_classes:
         click.echo(f"classes: {count}, {'with names' if request.names else 'by their numbers alone'}")
     if request.checkpoint.text_encoder is not None:
         _tell_system_prompt(manifest.checkpoint.get("system_prompt"))
+
+
+def _tell_rounded(manifest: Manifest) -> None:
+    """Which products calibration left in half, the most sensitive first."""
+    ranked = sorted(manifest.in_half.items(), key=lambda item: -item[1])
+    kept = ", ".join(f"{name} ({error:.1%})" for name, error in ranked)
+    click.echo(
+        f"fp8: products of attention and MLP; in half, since rounding would do too much: {kept or 'none'}"
+    )
 
 
 def _tell_weights(request: Request, manifest: Manifest) -> None:
@@ -292,16 +304,20 @@ def _tell_system_prompt(found: dict[str, Any] | None) -> None:
 def _build(target: Path, backend: str) -> None:
     """Build engines with the package asked for, or with what there is."""
     from hart_runtime.runtime.bundle import open_bundle
+    from hart_runtime.runtime.memory.gpu import present_gpu
     from hart_runtime.runtime.tensorrt.builder import BuildOptions
     from hart_runtime.runtime.tensorrt.cli import choose_package, report
+    from hart_runtime.runtime.tensorrt.float8 import lacking
     from hart_runtime.runtime.tensorrt.manifest import options_of
     from hart_runtime.runtime.tensorrt.package import how_to_install
 
     if backend not in (AUTO, *MODULES):
         return
     package = choose_package(backend)
-    if package is not None:
-        bundle = open_bundle(target)
+    bundle = open_bundle(target)
+    if backend == AUTO and (reason := lacking(bundle.manifest, present_gpu())):
+        click.echo(f"note: no engines were built: {in_options(reason)}", err=True)
+    elif package is not None:
         # Those that are there with other options than the default's were built by somebody who wants them.
         for options in options_of(bundle, package) or [BuildOptions()]:
             report(bundle, package, options)

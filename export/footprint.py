@@ -19,8 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hart_runtime.common.precisions import FP8
 from hart_runtime.common.schedule import PUBLISHED_TOP_K
 from hart_runtime.export.calibration import convolutions
+from hart_runtime.export.float8 import products
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.quantize import SMALLEST
 from hart_runtime.export.quantize_blocks import block_of
@@ -58,15 +60,19 @@ def weights_of(
     found: dict[str, Weights] = {}
     everything: Held = {}
     filters = {id(convolution.weight) for _, convolution in convolutions(model.tokenizer.decoder)}
+    rounded = {id(product.weight) for _, product in products(model.transformer)}
     for name, module, inputs in _graphs(model, text, manifest, 1):
         with _Parameters(module) as seen:
             module(*inputs)
         contract = manifest.contracts[name]
         small = DEQUANTIZED in manifest.graphs[name].forms
-        held = {
-            (key, _stored(tensor, contract, key in seen.tables, key in filters) if small else _whole): tensor
-            for key, tensor in seen.touched.items()
-        }
+        eight = rounded if manifest.precision == FP8 and contract.fp8 else set()
+        held: Held = {}
+        for key, tensor in seen.touched.items():
+            how: Callable[[Tensor], int] = _in_float8 if key in eight else _whole
+            if small:
+                how = _stored(tensor, contract, key in seen.tables, key in filters)
+            held[key, how] = tensor
         found[name] = _sum(held)
         everything |= held
     return found, _sum(everything)
@@ -97,6 +103,11 @@ def _in_columns(weight: Tensor) -> int:
 def _in_blocks(weight: Tensor) -> int:
     """One byte a weight and a float32 scale for each block."""
     return weight.numel() + 4 * weight.numel() // block_of(weight.shape[1])
+
+
+def _in_float8(weight: Tensor) -> int:
+    """One byte a weight, of all that have any: which stay in half is measured while weights are there."""
+    return weight.numel()
 
 
 def _in_half(weight: Tensor) -> int:

@@ -20,6 +20,7 @@ import torch
 
 from hart_runtime.export.calibration import Seen
 from hart_runtime.export.convolutions import convolve_integers, quantize_filters
+from hart_runtime.export.float8 import round_products
 from hart_runtime.export.graphs import Graph
 from hart_runtime.export.quantize import quantize_products, quantize_weights
 from hart_runtime.export.quantize_blocks import multiply_blocks, quantize_blocks
@@ -87,6 +88,7 @@ def write_graph(
     forms: Sequence[str],
     exact_tokens: bool = False,
     seen: Mapping[str, Seen] | None = None,
+    scales: Mapping[str, float] | None = None,
 ) -> GraphSpec:
     """Trace one graph and write it; returns its manifest entry.
 
@@ -94,6 +96,7 @@ def write_graph(
         forms: besides its own. With one of 8-bit weights its own has such, too.
         exact_tokens: whether tokens are not to be rounded to 8 bits beside them.
         seen: of convolutions that are to run in 8 bits, where a graph has such in the place of products.
+        scales: of the tokens of products that are to run in 8-bit floating point.
     """
     model = _trace(graph)
     read_directly(model)
@@ -101,6 +104,8 @@ def write_graph(
     _name_nodes_by_module(model.graph)
     model.graph.metadata_props.clear()
     files = {form: graph_file(graph.name, form) for form in forms}
+    if scales:
+        model = round_products(model, scales)
     if seen:
         small = quantize_filters(model, seen)
         model = convolve_integers(small.clone(), seen)  # before what it reads of weights lies in their file

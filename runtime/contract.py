@@ -94,6 +94,8 @@ class Contract:
     """All that its nodes may be, in any form."""
     int8: bool = False
     """Has products, or convolutions, with weights of 8 bits in int8 bundles."""
+    fp8: bool = False
+    """Has products in 8-bit floating point in fp8 bundles."""
     exact_tokens: bool = False
     """These products round weights alone: tokens of language models have outliers."""
     bfloat16: bool = False
@@ -116,8 +118,8 @@ class Contract:
     operations: str = "0"
     bytes: str = "0"
     """Formulas of what a run has to do and to move, over the dimensions, the family's other sizes, and
-    the bytes of a ``weight`` of a product, of what is ``kept`` (cached keys, a text's table), and of what
-    stays as it was traced (``unchanged``)."""
+    the bytes of a ``weight`` of a product, of one in the blocks (``block_weight``), of what is ``kept``
+    (cached keys, a text's table), and of what stays as it was traced (``unchanged``)."""
     scratch: str = "0"
     """Formula of the bytes that a run holds inside at the most, about, with fused attention; "0" for graphs
     that hold little."""

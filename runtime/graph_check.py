@@ -15,7 +15,7 @@ from itertools import zip_longest
 from hart_runtime.common.errors import InputError, shown
 from hart_runtime.runtime.contract import Contract
 from hart_runtime.runtime.find import WEIGHTS
-from hart_runtime.runtime.graph_file import GraphFile, Known, Weight, read_graph
+from hart_runtime.runtime.graph_file import FLOAT8, GraphFile, Known, Weight, read_graph
 from hart_runtime.runtime.shapes import same_tensor
 from hart_runtime.runtime.spec import GraphSpec, ModelSpec, TensorSpec
 
@@ -145,7 +145,12 @@ def _asked(name: str, made: dict[str, float], weights: Mapping[str, Weight]) -> 
     """
     if name not in made:
         weight = weights.get(name)
-        known = weight is not None and weight.place is None and math.prod(weight.shape) <= MOST_NUMBERS
+        known = (
+            weight is not None
+            and weight.place is None
+            and weight.dtype != FLOAT8  # which no size of ours has
+            and math.prod(weight.shape) <= MOST_NUMBERS
+        )
         values = weight.values().tolist() if weight is not None and known else [math.inf]
         made[name] = math.prod(max(abs(float(v)), abs(1 / v) if v else 1.0, 1.0) for v in values)
     return made[name]

@@ -19,7 +19,9 @@ from hart_runtime.common.errors import InputError, shown
 from hart_runtime.runtime.spec import TensorSpec
 
 # Numbers of the types of tensors and of the fields of messages, after onnx.proto.
-DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+FLOAT8 = "float8_e4m3fn"
+"""A type that numpy does not have."""
+DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 17: FLOAT8}
 MODEL_OPSETS, MODEL_GRAPH = 8, 7
 MODEL_REFUSED = {20: "training steps", 25: "functions"}
 GRAPH_NODE, GRAPH_TENSOR, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
@@ -59,10 +61,10 @@ class Weight(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that its shape and type stand for."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * (1 if self.dtype == FLOAT8 else np.dtype(self.dtype).itemsize)
 
     def values(self) -> NDArray[np.generic]:
-        """Of one in the graph's file."""
+        """Of one in the graph's file that is not in 8-bit floating point."""
         return np.frombuffer(self.data or b"", self.dtype)
 
 

@@ -90,6 +90,9 @@ class Manifest:
     """Versions of what wrote the bundle."""
     speeds: dict[str, SamplingSettings] = field(default_factory=dict)
     """What the checkpoint means by names of speeds, where it is not what they mean for most."""
+    in_half: dict[str, float] = field(default_factory=dict)
+    """Products of fp8 bundles that stay in half, and the error that was measured of each in 8 bits, see
+    :mod:`hart_runtime.export.float8`."""
     noise: int = NOISE_VERSION
     """Version of the random numbers that seeds stand for."""
     schema: int = SCHEMA_VERSION
@@ -188,6 +191,7 @@ class Manifest:
             **self.model.sizes,
             **FAMILIES[self.family].sizes(self.model, self.checkpoint),
             "weight": self.kind.weight_bytes,
+            "block_weight": self.kind.block_bytes,
             "kept": self.kind.kept_bytes,
             "unchanged": self.kind.traced_bytes,  # graphs without products in int8
         }

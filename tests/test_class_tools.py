@@ -64,7 +64,7 @@ def test_layers(var_bundle: Path, var_model: Path, tmp_path: Path, graph: str) -
     assert expected[graph] in modules
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_reduced_precision(var_model: Path, tmp_path: Path, precision: str) -> None:
     export_bundle(Request(find(var_model), precision), tmp_path / "bundle")
     out = tmp_path / "out"

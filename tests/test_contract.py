@@ -42,8 +42,10 @@ MODEL = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, 7, 5, 8)
         (HERE / "t2i_adaln", "fp32"),
         (DEMO_CHECKPOINT, "fp16"),
         (DEMO_CHECKPOINT, "int8"),
+        (DEMO_CHECKPOINT, "fp8"),
         (HERE / "var_plain", "fp32"),
         (HERE / "var_plain", "int8"),
+        (HERE / "var_plain", "fp8"),
     ],
 )
 def test_what_is_traced_is_the_contract(export_once: ExportOnce, checkpoint: Path, precision: str) -> None:
@@ -168,7 +170,7 @@ def test_rows_are_well_formed(family: Family) -> None:
         for t in (*g.inputs, *g.outputs)
         for n in t.shape
     )
-    assert set(PRECISIONS) == {"fp32", "fp16", "int8"}
+    assert set(PRECISIONS) == {"fp32", "fp16", "int8", "fp8"}
 
 
 ELSEWHERE = {

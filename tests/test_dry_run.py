@@ -76,7 +76,7 @@ def test_the_full_size_from_configurations_alone(full: Path) -> None:
     tokens, width, layers = 9750 - 64 * 64, 1536, 24  # nobody reads the keys of the last scale
     for batch in (1, 4):
         assert found.memory["fp32", batch].cache == 2 * layers * 2 * batch * tokens * width * 4
-        for reduced in ("fp16", "int8"):
+        for reduced in ("fp16", "int8", "fp8"):
             assert found.memory[reduced, batch].cache == 2 * layers * 2 * batch * tokens * width * 2
     assert found.memory["fp32", 4].inside > found.memory["fp32", 1].inside
     assert 1e9 < found.memory["fp32", 1].inside < 3e9  # the decoder, in strips
@@ -85,7 +85,7 @@ def test_the_full_size_from_configurations_alone(full: Path) -> None:
 def test_what_a_gpu_needs(full: Path) -> None:
     """Addresses by the plan, and about the scratch that the modules have on PyTorch's meta device."""
     found = forecast(Request(find_checkpoint(full), FP32, max_batch=4))
-    assert {kind for kind, _ in found.device} == {"fp32", "fp16"}, "int8 is for CPUs"
+    assert {kind for kind, _ in found.device} == {"fp32", "fp16", "fp8"}, "int8 is for CPUs"
     for (kind, batch), memory in found.device.items():
         there = found.memory[kind, batch]
         assert memory.arena + memory.constants == there.cache + there.between

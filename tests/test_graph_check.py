@@ -390,8 +390,10 @@ EXPORTED = [
     (HERE / "t2i_adaln", "fp32"),
     (DEMO_CHECKPOINT, "fp16"),
     (DEMO_CHECKPOINT, "int8"),
+    (DEMO_CHECKPOINT, "fp8"),
     (HERE / "var_plain", "fp32"),
     (HERE / "var_plain", "int8"),
+    (HERE / "var_plain", "fp8"),
     (CLASS_DEMO, "fp32"),
     (CLASS_DEMO, "int8"),
 ]

@@ -35,6 +35,7 @@ TYPES = {
     onnx.TensorProto.FLOAT16: "FP16",
     onnx.TensorProto.INT64: "INT64",
     onnx.TensorProto.BOOL: "BOOL",
+    onnx.TensorProto.FLOAT8E4M3FN: "FP8",
 }
 PROMPTS = ["a red circle on a white background", "a small blue star on a yellow background"]
 
@@ -81,6 +82,7 @@ def package(version: str) -> Package:
         (HERE / "t2i_adaln", "fp32"),
         (HERE / "var_plain", "fp32"),
         (HERE / "var_plain", "fp16"),
+        (HERE / "var_plain", "fp8"),
     ],
 )
 def test_every_version_knows_all_operators(

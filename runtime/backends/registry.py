@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from hart_runtime.common.errors import InputError, RunError, one_of, parameter, true_or_false, whole_in_range
+from hart_runtime.common.precisions import FLOAT8_CAPABILITY, FP8, FP16, FP32, INT8
 from hart_runtime.runtime.backends.names import (
     AUTO,
     CPU,
@@ -45,6 +46,8 @@ class Entry(NamedTuple):
     """What it opens, in the plural."""
     open: Callable[[Bundle, Wanted], Backend]
     """Raises InputError or RunError, with what mends it."""
+    precisions: tuple[str, ...]
+    """Of bundles that it runs."""
     offered: Callable[[Bundle], bool] = lambda _: True
     """Whether it is worth trying for a bundle where there is a choice, of backends or of devices."""
 
@@ -53,13 +56,20 @@ def _engines(name: str) -> Entry:
     def opened(bundle: Bundle, wanted: Wanted) -> Backend:
         from hart_runtime.runtime.memory.cuda import StreamBackend
         from hart_runtime.runtime.tensorrt.executor import EngineExecutor
+        from hart_runtime.runtime.tensorrt.float8 import require_float8
         from hart_runtime.runtime.tensorrt.package import import_package
 
+        require_float8(bundle.manifest, wanted.gpu)
         package = import_package(name)
         return StreamBackend(bundle, EngineExecutor(bundle, package, wanted.gpu, wanted.tf32))
 
     return Entry(
-        name, CUDA, f"the {name} engines", opened, lambda bundle: any(bundle.folder.glob(f"{name}-[0-9]*"))
+        name,
+        CUDA,
+        f"the {name} engines",
+        opened,
+        (FP32, FP16, FP8),
+        lambda bundle: any(bundle.folder.glob(f"{name}-[0-9]*")),
     )
 
 
@@ -78,6 +88,8 @@ def _has_cuda(bundle: Bundle) -> bool:
 def _onnx_cpu(bundle: Bundle, wanted: Wanted) -> Backend:
     from hart_runtime.runtime.backends.onnx_runtime import on_the_cpu
 
+    if bundle.manifest.precision == FP8:
+        log.warning(EMULATED, bundle.folder)
     return on_the_cpu(bundle, wanted.threads)
 
 
@@ -89,11 +101,21 @@ def _openvino(bundle: Bundle, wanted: Wanted) -> Backend:
 
 REGISTRY = (
     *(_engines(name) for name in MODULES),
-    Entry(ONNXRUNTIME, CUDA, "ONNX Runtime's CUDA sessions", _onnx_cuda, _has_cuda),
-    Entry(ONNXRUNTIME, CPU, "ONNX Runtime's CPU sessions", _onnx_cpu),
-    Entry(OPENVINO, CPU, "OpenVINO's models", _openvino, lambda _: False),
+    Entry(ONNXRUNTIME, CUDA, "ONNX Runtime's CUDA sessions", _onnx_cuda, (FP32, FP16), _has_cuda),
+    Entry(ONNXRUNTIME, CPU, "ONNX Runtime's CPU sessions", _onnx_cpu, (FP32, FP16, INT8, FP8)),
+    Entry(OPENVINO, CPU, "OpenVINO's models", _openvino, (FP32, FP16, INT8), lambda _: False),
 )
 """In the order in which "auto" tries them."""
+WHERE = {
+    INT8: f"runs on the CPU with {ONNXRUNTIME} or {OPENVINO}",
+    FP8: f"runs in engines, on GPUs of compute capability {FLOAT8_CAPABILITY} and newer, and on the CPU with "
+    f"{ONNXRUNTIME} that emulates them",
+}
+"""Of precisions that not everything runs."""
+EMULATED = (
+    f"%s: products in 8-bit floating point are emulated on the CPU, which makes nothing faster; hart-build "
+    f"makes engines for GPUs of compute capability {FLOAT8_CAPABILITY} and newer"
+)
 BACKENDS = (AUTO, *dict.fromkeys(entry.name for entry in REGISTRY))
 
 
@@ -122,7 +144,6 @@ def open_backend(
             that mends it.
         RunError: the GPU that was asked for fails, or has too little memory.
     """
-    from hart_runtime.common.precisions import FP16
     from hart_runtime.common.settings import MOST_THREADS
 
     kind, number = parse_device(device)
@@ -138,15 +159,14 @@ def open_backend(
         raise InputError(
             f"{parameter('backend', backend)} runs on {where}, found {parameter('device', device)}"
         )
-    if not bundle.manifest.kind.engines:
-        fitting = [entry for entry in fitting if entry.device == CPU]
-        if not fitting:
-            asked = parameter("device", device) if kind == CUDA else parameter("backend", backend)
-            raise InputError(
-                f"{asked}: {bundle.folder} is an {bundle.manifest.precision} bundle, which runs on the CPU "
-                f"with {ONNXRUNTIME} or {OPENVINO}; export the checkpoint with "
-                f"{parameter('precision', FP16)} for a GPU"
-            )
+    precision = bundle.manifest.precision
+    fitting = [entry for entry in fitting if precision in entry.precisions]
+    if not fitting:
+        asked = parameter("device", device) if backend == AUTO else parameter("backend", backend)
+        raise InputError(
+            f"{asked}: {bundle.folder} is an {precision} bundle, which {WHERE[precision]}; export the "
+            f"checkpoint with {parameter('precision', FP16)} for anything else"
+        )
     wanted = Wanted(threads, strict, number, tf32)
     passed: tuple[Entry, InputError | RunError] | None = None
     for entry in fitting:

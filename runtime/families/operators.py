@@ -35,7 +35,7 @@ EVERYWHERE = _named(
 )
 """In any graph: arithmetic and what makes shapes."""
 _INT8 = _named("Abs DequantizeLinear Max QuantizeLinear ReduceMax com.microsoft:MatMulIntegerToFloat")
-"""Of products in 8 bits."""
+"""Of products in 8 bits; those in floating point have two of them."""
 _INT8_WEIGHTS = _named("com.microsoft:MatMulNBits")
 """Of products with weights in 8 bits and tokens in float32."""
 _INT8_CONVOLUTIONS = _named("DequantizeLinear QLinearConv QuantizeLinear")

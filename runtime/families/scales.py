@@ -67,13 +67,14 @@ def transformer_graph(conditioning: Conditioning) -> Contract:
         opset=NORM,
         operations="depth * rows * (2 * length * token_weights + 2 * modulation"
         " + 4 * length * (past + length) * dim)",  # q k^T and the weighted sum of v
-        bytes="depth * (token_weights + modulation) * weight"
+        bytes="depth * (token_weights * block_weight + modulation * weight)"
         " + 2 * depth * dim * kept * rows * (past + length) + 8 * rows * length * dim",
         scratch="rows * length * dim * (12 + 10 * unchanged)",
         scores="rows * heads * length * (past + length) * unchanged",
         scales=Scales.ALL,
         attention=True,
         int8=True,
+        fp8=True,
         bfloat16=True,
     )
 
@@ -106,7 +107,7 @@ def fast_graph(conditioning: Conditioning) -> Contract:
         opset=NORM,
         operations="depth * rows * (2 * chosen * token_weights + 2 * modulation"
         " + 4 * chosen * (past + chosen) * dim)",
-        bytes="depth * (token_weights + modulation) * weight"
+        bytes="depth * (token_weights * block_weight + modulation * weight)"
         " + 2 * depth * dim * kept * rows * (past + chosen) + 8 * rows * length * dim",
         scratch="rows * length * dim * (12 + 10 * unchanged)",
         scores="rows * heads * chosen * (past + chosen) * unchanged",
@@ -115,6 +116,7 @@ def fast_graph(conditioning: Conditioning) -> Contract:
         engine=False,
         attention=True,
         int8=True,
+        fp8=True,
         bfloat16=True,
     )
 

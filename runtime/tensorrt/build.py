@@ -24,6 +24,7 @@ from hart_runtime.runtime.memory.gpu import Gpu
 from hart_runtime.runtime.memory.plan import ALIGNMENT, make_plan
 from hart_runtime.runtime.owned import owned_by_engines
 from hart_runtime.runtime.tensorrt.builder import BuildOptions, Phase, build_engine, signals_wait
+from hart_runtime.runtime.tensorrt.float8 import for_float8
 from hart_runtime.runtime.tensorrt.manifest import (
     ENGINE_MANIFEST,
     EngineManifest,
@@ -66,6 +67,7 @@ def plan_engines(
         InputError: options that the bundle, the package or a device cannot follow.
     """
     manifest = bundle.manifest
+    options = for_float8(manifest, package.ahead_of_time, options, gpu)
     _check_options(manifest, package, options)
     target = bundle.folder / folder_name(package, _capabilities(options, gpu), manifest.precision)
     existing = _existing(target)
@@ -102,6 +104,7 @@ def build_engines(
             on the way is in the timing cache.
     """
     manifest = bundle.manifest
+    options = for_float8(manifest, package.ahead_of_time, options, gpu)
     target, jobs = plan_engines(bundle, package, options, gpu, force)
     existing = _existing(target)
     missing = [job for job in jobs if job.reason is not None]

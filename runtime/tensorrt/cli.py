@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 @click.option(
     "--compute-capability",
     type=WORD,
-    help="TensorRT-RTX: GPUs to build for, such as 8.6,8.9,12.0. [default: this GPU, or Ampere and newer]",
+    help="TensorRT-RTX: GPUs to build for, such as 8.6,8.9,12.0. [default: this GPU, or Ampere and newer, in "
+    "fp8 8.9 and 12.0]",
 )
 @click.option("--workspace", type=FiniteRange(0.001, 1e6), help="Most scratch memory, in GB.")
 @click.option(
