@@ -112,7 +112,7 @@ def either(names: Sequence[str]) -> str:
 
 
 def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse names, such as those of settings, that there are not.
+    """Refuse names, such as those of settings, that there are not; those of other tools with ours.
 
     Args:
         what: begins the message: a file, or the call.
@@ -122,7 +122,9 @@ def known_names(what: str, found: Iterable[str], known: Iterable[str]) -> None:
     """
     names = list(known)
     if unknown := [name for name in found if name not in names]:
-        hint = meant(unknown[0], names)
+        from hart_runtime.common.other_names import told_of_another
+
+        hint = told_of_another(unknown[0], names) or meant(unknown[0], names)
         raise InputError(f"{what}: unknown {listed(unknown)}; there are {', '.join(names)}{hint}")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hart_runtime.common.errors import LONGEST, shown
+from hart_runtime.common.other_names import told_of_another
 from hart_runtime.common.settings import SPEEDS
 from hart_runtime.serve.errors import Refusal, bad_field
 
@@ -140,7 +141,7 @@ def checked(body: object) -> dict[str, Any]:
         listed = ", ".join(map(shown, unknown[:10]))
         raise Refusal(
             400,
-            f"unknown {listed}; there are {', '.join(FIELDS)}",
+            f"unknown {listed}; there are {', '.join(FIELDS)}{told_of_another(unknown[0], FIELDS)}",
             unknown[0] if unknown[0].isidentifier() and len(unknown[0]) <= LONGEST else None,
             "unknown_parameter",
         )

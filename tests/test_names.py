@@ -63,7 +63,7 @@ def test_devices_and_backends(demo_bundle: Path, options: dict[str, Any], words:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"guidance_scale": 3}, ("unknown guidance_scale", "guidance, top_k, top_p", "mean guidance?")),
+        ({"guidance_scale": 3}, ("unknown guidance_scale", "guidance, top_k, top_p", "is guidance here")),
         ({"num_inference_steps": 3}, ("unknown num_inference_steps", "steps")),
         ({"topk": 3}, ("unknown topk", "did you mean top_k?")),
         ({"seed": [1, 2]}, ("`seed`: expected 0 to ", "[1, 2]")),

@@ -1,4 +1,7 @@
-"""Runs README: every block in its order, in a copy of the clone, but for those marked with a reason."""
+"""Runs README: every block in its order, in a copy of the clone, but for those marked with a reason.
+
+Then those of docs/coming-from.md, in what README leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ class Block:
         return ["bash", "-euo", "pipefail", "-c", self.text]
 
 
-def blocks() -> list[Block]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks(page: str = "README.md") -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert text.count("\n```") == 2 * len(BLOCK.findall(text)), "a fence that is not read here"
     return [Block(m["language"], m["text"], m["reason"]) for m in BLOCK.finditer(text)]
 
@@ -77,7 +80,7 @@ def test_the_literal_commands_are_there() -> None:
 def test_every_block_runs(clone: Path) -> None:
     environment = {**os.environ, "PATH": f"{clone / '.venv' / 'bin'}:{os.environ['PATH']}", "COLUMNS": "120"}
     environment |= {"PYTHONPATH": str(clone / "src"), "PYTHONUNBUFFERED": "1"}
-    for block in blocks():
+    for block in [*blocks(), *blocks("docs/coming-from.md")]:
         if block.reason is not None:
             continue
         start = time.monotonic()
