@@ -6,7 +6,7 @@ OUTPUT ?= out.png
 TRIALS ?= 1000
 PROMPT ?= a red circle on a white background
 
-.PHONY: demo test torture test-release test-serve test-ray test-gpu test-gpu-standin gpu bench rehearsal clean
+.PHONY: demo test torture test-release test-serve test-ray test-gpu test-gpu-standin gpu bench rehearsal release docs clean
 
 demo: .venv/export.done
 	@"$(BIN)/hart-export"
@@ -77,8 +77,20 @@ checkpoints/mid-256px/sampling.json: .venv/bench.done
 	rm -rf checkpoints/mid-256px
 	"$(BIN)/python" -m hart_runtime.hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
 
+# What would be uploaded, in dist/: built twice with equal bytes, checked, and drawn with on every Python that is
+# here. Of a commit; two minutes, and needs the package index.
+release: .venv/export.done .venv-release/pip.done
+	@"$(BIN)/hart-export"
+	@".venv-release/bin/python" -m tests.release --bundle engines/demo
+
+# The documents and the API as a site, in build/site. A link that leads nowhere is an error.
+docs: .venv-docs/pip.done
+	@".venv-docs/bin/python" -m tests.handbook.site build/documents
+	@NO_MKDOCS_2_WARNING=true ".venv-docs/bin/python" -m mkdocs build --quiet --strict
+	@echo "the site is in $(CURDIR)/build/site/index.html"
+
 clean:
-	rm -rf engines/demo bundles checkpoints .venv .venv-gpu
+	rm -rf engines/demo bundles build checkpoints dist .venv .venv-gpu .venv-docs .venv-release
 
 .venv/pip.done:
 	"$(PYTHON)" -m venv .venv
@@ -96,6 +108,16 @@ clean:
 	"$(BIN)/python" -m pip install --quiet --constraint constraints.txt --editable ".[cpu,dev]"
 	@# Without torchvision, which transformers cannot import beside a torch of another build than its own.
 	"$(BIN)/python" -m pip install --quiet --no-deps "torch-fidelity>=0.4"
+	@touch $@
+
+.venv-release/pip.done: tests/release/requirements.txt
+	"$(PYTHON)" -m venv .venv-release
+	".venv-release/bin/python" -m pip install --quiet --requirement tests/release/requirements.txt
+	@touch $@
+
+.venv-docs/pip.done: tests/handbook/requirements.txt
+	"$(PYTHON)" -m venv .venv-docs
+	".venv-docs/bin/python" -m pip install --quiet --requirement tests/handbook/requirements.txt
 	@touch $@
 
 .venv-gpu/dev.done: pyproject.toml tests/gpu_standin/requirements.txt
