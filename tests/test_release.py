@@ -16,6 +16,7 @@ from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.runtime.manifest import SCHEMA_VERSION
 from hart_runtime.runtime.tensorrt.manifest import ENGINE_SCHEMA
 from tests.handbook import site
+from tests.handbook.roles import on_page_content
 from tests.imports import ROOT
 from tests.release.__main__ import PYTHONS
 from tests.release.build import dated_archive
@@ -75,6 +76,11 @@ def test_the_site_has_every_document_and_every_public_name(tmp_path: Path) -> No
     assert (tmp_path / "docs" / "demo.png").is_file()
     described = re.findall(r"^::: (\S+)$", (tmp_path / "docs" / "api.md").read_text(), re.MULTILINE)
     assert {name.rpartition(".")[2] for name in described} == {*public_names} - {"__version__"}
+
+
+def test_references_of_docstrings_are_names() -> None:
+    html = "see :func:<code>hart_runtime.common.schedule.published_top_k</code>, :meth:<code>batches</code>"
+    assert on_page_content(html) == "see <code>published_top_k</code>, <code>batches</code>"
 
 
 def test_pages_are_fetched_from_nowhere() -> None:
