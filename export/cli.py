@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +105,10 @@ ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be made and what does not fit here.")
+@click.option(
+    "--check", is_flag=True, help="Only tell what CHECKPOINT is and whether it fits, by its headers alone."
+)
+@click.option("--report", type=PATH, help="File for what --check finds, as JSON without paths.")
 def main(
     checkpoint: str | None,
     precision: str,
@@ -123,6 +126,8 @@ def main(
     backend: str,
     force: bool,
     dry_run: bool,
+    check: bool,
+    report: Path | None,
 ) -> None:
     """Turn CHECKPOINT, a folder or a hub id in the published layout, or a file of VAR's, into a bundle.
 
@@ -143,6 +148,8 @@ def main(
             raise InputError(f"{parameter(name, value)}: the demo checkpoint has none; name a CHECKPOINT")
     if demo is not None and checkpoint is not None:
         raise InputError(f"{parameter('demo', demo)}: found a CHECKPOINT beside it; give one of them")
+    if report is not None and not check:
+        raise InputError(f"{parameter('report', report)}: is of `check`, which is not given")
     # What can be refused is refused before a download, and by configurations before weights are downloaded.
     wants_engines = PRECISIONS[precision].engines
     if backend in MODULES:
@@ -151,10 +158,18 @@ def main(
             asked = parameter("precision", precision)
             raise InputError(f"{parameter('backend', backend)}: engines are {able}, found {asked}")
         import_package(backend)
-    if output is not None and not dry_run:
+    if output is not None and not (dry_run or check):
         check_replaceable(output, force)
     if system_prompt is not None:
         read_system_prompt(system_prompt, wanted=False)
+
+    def requested(place: Path, text: Path | None) -> Request:
+        found = find(place, text, ema, tokenizer)
+        return Request(found, precision, max_batch, system_prompt, class_names, encoder=encoder)
+
+    if check:
+        _check(checkpoint or str(DEMOS[demo or TEXT]), revision, file, text_encoder, requested, report)
+        return
 
     def places(patterns: list[str]) -> tuple[Path, Path | None]:
         source = DEMOS[demo or TEXT] if checkpoint is None else resolve(checkpoint, revision, patterns, file)
@@ -163,10 +178,9 @@ def main(
     source, text = places(CONFIGURATIONS)
     if not dry_run and not any(source.rglob("config.json")):
         source, text = places(WANTED)  # VAR's files tell of themselves
-    found = find(source, text, ema, tokenizer)
-    request = Request(found, precision, max_batch, system_prompt, class_names, encoder=encoder)
+    request = requested(source, text)
     ours = DEMO if demo in (None, TEXT) else f"{DEMO}-{demo}"
-    target = output or ENGINES / (ours if checkpoint is None else found.name)
+    target = output or ENGINES / (ours if checkpoint is None else request.checkpoint.name)
     request.check(weights=False)
     if dry_run:
         from hart_runtime.export.dry_run import forecast, show
@@ -175,12 +189,9 @@ def main(
         _tell_of_place(request, target, force)
         return
     check_replaceable(target, force)
-    if (
-        whole := find(*places(WANTED), ema, tokenizer)
-    ) != found:  # a branch of the hub has moved on meanwhile
-        request = replace(request, checkpoint=whole)
+    request = requested(*places(WANTED))  # a branch of the hub may have moved on meanwhile
     request.check()
-    if whole.text_encoder is None and not request.model.num_classes:
+    if request.checkpoint.text_encoder is None and not request.model.num_classes:
         click.echo(
             "note: there is no text encoder, so this bundle will draw from text features only; "
             "give --text-encoder to draw from prompts",
@@ -193,6 +204,33 @@ def main(
         _export(request, target, force)
     if wants_engines:
         _build(target, backend)
+
+
+def _check(
+    source: str,
+    revision: str | None,
+    file: str | None,
+    text_encoder: str | None,
+    requested: Callable[[Path, Path | None], Request],
+    report: Path | None,
+) -> None:
+    """Tell what headers tell; raises InputError where something would keep an export from being made."""
+    from hart_runtime.common.files import check_output
+    from hart_runtime.export.check import check, show, write
+    from hart_runtime.export.headers import headers_of
+
+    if report is not None:
+        check_output(report)
+    encoder = headers_of(text_encoder, None) if text_encoder else nullcontext()
+    with headers_of(source, revision) as own, encoder as text:
+        request = requested(own.folder / (file or ""), text.folder if text else None)
+        found = check(request, {**own.pickled, **(text.pickled if text else {})})
+    show(found)
+    if report is not None:
+        write(found, report)
+        click.echo(f"{report}: the same as JSON, without paths: it can be shown to others")
+    if found.problems:
+        raise InputError(f"{source}: would not be exported as it is, for {len(found.problems)} reasons above")
 
 
 def _tell_of_place(request: Request, target: Path, force: bool) -> None:

@@ -5,6 +5,7 @@ What files hold is asked of :mod:`hart_runtime.hart.weights`.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hart_runtime.common.checkpoint import HartCheckpoint, Network
+from hart_runtime.common.checkpoint import LLM, TOKENIZER, HartCheckpoint, Network
 from hart_runtime.common.config import ClassHartConfig, TransformerConfig, config_to_dict
 from hart_runtime.common.errors import InputError, listed
 from hart_runtime.common.weight_files import WeightFiles
@@ -32,6 +33,21 @@ UNUSED_LLM = re.compile(r"(.*\.)?(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn
 UNUSED_TOKENIZER = re.compile(r"(.*\.)?(disc\..*|quantize\.ema_vocab_hit_SV)")
 UNUSED_SECOND_DECODER = re.compile(r"(.*\.)?(decoder2|post_quant_conv2)\..*")
 UNUSED_TEXT = re.compile(r"(.*\.)?(visual\..*|lm_head\.weight|rotary_emb\.inv_freq)")
+
+
+class MisfitError(InputError):
+    """Tensors that are not those of the network."""
+
+    def __init__(self, weights: WeightFiles, names: Mapping[str, Sequence[str]]) -> None:
+        """A message that names the first of each kind.
+
+        Args:
+            names: all of them, by what is wrong.
+        """
+        self.names = names
+        problems = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in names.items() if keys)
+        files = listed([str(file) for file in weights.files])
+        super().__init__(f"{files}: does not fit the model ({problems})")
 
 
 def load_hart(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) -> Hart:
@@ -53,7 +69,8 @@ def load_hybrid(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) 
             message lists them.
     """
     model = empty_hart(checkpoint)
-    _fill_hart(model, checkpoint, dtype)
+    _fill_tokenizer(model, checkpoint, dtype)
+    _fill_llm(model, checkpoint, dtype)
     for network in model:
         network.eval()
     return model
@@ -78,19 +95,34 @@ def check_hart(checkpoint: HartCheckpoint) -> None:
     Raises:
         InputError: as :func:`load_hart`.
     """
-    _fill_hart(empty_hart(checkpoint), checkpoint, None)
+    for check in hart_checks(checkpoint).values():
+        check()
 
 
-def _fill_hart(model: HybridModel, checkpoint: HartCheckpoint, dtype: torch.dtype | None) -> None:
+def hart_checks(checkpoint: HartCheckpoint) -> dict[str, Callable[[], None]]:
+    """What :func:`check_hart` does, by network; those without weight files are left out."""
+    model = empty_hart(checkpoint)
+    fillers: dict[str, Callable[[HybridModel, HartCheckpoint, None], None]] = {
+        TOKENIZER: _fill_tokenizer,
+        LLM: _fill_llm,
+    }
+    return {
+        name: functools.partial(fill, model, checkpoint, None)
+        for name, fill in fillers.items()
+        if checkpoint.networks[name].has_weights
+    }
+
+
+def _fill_tokenizer(model: HybridModel, checkpoint: HartCheckpoint, dtype: torch.dtype | None) -> None:
     ignored = [UNUSED_TOKENIZER]
     if model.tokenizer.config.double_decoder:  # the published sampler never decodes with the second
         ignored.append(UNUSED_SECOND_DECODER)
-    if dtype is not None or checkpoint.tokenizer.has_weights:
-        tables = _tokenizer_tables(checkpoint)
-        fill(model.tokenizer, checkpoint.tokenizer.weights, dtype, ignored, tables)
-    if dtype is not None or checkpoint.llm.has_weights:
-        llm, tables = checkpoint.llm, _llm_tables(checkpoint)
-        fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], tables, ema=llm.ema)
+    fill(model.tokenizer, checkpoint.tokenizer.weights, dtype, ignored, _tokenizer_tables(checkpoint))
+
+
+def _fill_llm(model: HybridModel, checkpoint: HartCheckpoint, dtype: torch.dtype | None) -> None:
+    llm = checkpoint.llm
+    fill(model.transformer, llm.weights, dtype, [UNUSED_LLM], _llm_tables(checkpoint), ema=llm.ema)
 
 
 def stored_sets(llm: Network, names: Collection[str]) -> tuple[str, ...]:
@@ -201,14 +233,9 @@ def fill(
             if entry.shape != expected[name]
         ]
         missing = sorted(expected.keys() - found.keys())
-        problems = [
-            f"{kind}: {listed(keys)}"
-            for kind, keys in (("missing", missing), ("unexpected", fitted.unexpected), ("shape", wrong))
-            if keys
-        ]
-        if problems:
-            names = listed([str(file) for file in weights.files])
-            raise InputError(f"{names}: does not fit the model ({'; '.join(problems)})")
+        found_wrong = {"missing": missing, "unexpected": fitted.unexpected, "shape": wrong}
+        if any(found_wrong.values()):
+            raise MisfitError(weights, found_wrong)
         for name, entry in fitted.tables.items():
             if table := (tables or {}).get(name.rpartition(".")[2]):
                 table(entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor
 from hart_runtime.common.checkpoint import Checkpoint, HartCheckpoint
 from hart_runtime.common.noise import Noise
 from hart_runtime.common.settings import SamplingSettings
-from hart_runtime.hart.checkpoint import check_hart, empty_hart, load_hybrid
+from hart_runtime.hart.checkpoint import empty_hart, hart_checks, load_hybrid
 from hart_runtime.hart.checkpoint import stored_sets as of_network
 from hart_runtime.hart.find import VarCheckpoint
 from hart_runtime.hart.generate import Record, generate, generate_classes, ignore
 from hart_runtime.hart.model import Hart, Model
-from hart_runtime.hart.var_checkpoint import check_var, empty_var, load_var, stored_name
+from hart_runtime.hart.var_checkpoint import empty_var, load_var, stored_name, var_checks
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Model:
@@ -36,10 +36,15 @@ def empty(checkpoint: Checkpoint) -> Model:
 
 def check(checkpoint: Checkpoint) -> None:
     """Compare what weight files there are with the networks; no values are read. Raises InputError."""
+    for check_network in checks(checkpoint).values():
+        check_network()
+
+
+def checks(checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
+    """The same by network; raises InputError where a configuration cannot be used."""
     if isinstance(checkpoint, VarCheckpoint):
-        check_var(*_files(checkpoint), checkpoint.num_heads)
-    else:
-        check_hart(_hart(checkpoint))
+        return var_checks(*_files(checkpoint), checkpoint.num_heads)
+    return hart_checks(_hart(checkpoint))
 
 
 def stored_sets(checkpoint: Checkpoint) -> tuple[str, ...]:

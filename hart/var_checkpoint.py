@@ -6,14 +6,17 @@ file's name says.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from hart_runtime.common.checkpoint import LLM
+from hart_runtime.common.checkpoint import TOKENIZER as TOKENIZER_PART
 from hart_runtime.common.config import DISCRETE, ClassTransformerConfig, TokenizerConfig
 from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.common.weight_files import WeightFiles
@@ -48,25 +51,35 @@ def load_var(
             shape; in one sentence.
     """
     model = empty_var(transformer, tokenizer, num_heads)
-    _fill_var(model, transformer, tokenizer, dtype)
+    _fill_tokenizer(model, tokenizer, dtype)
+    _fill_transformer(model, transformer, dtype)
     return Var(model.transformer.eval(), model.tokenizer.eval())
 
 
-def check_var(transformer: Path, tokenizer: Path, num_heads: int | None = None) -> None:
-    """Compare names, shapes and types in both files with the networks; no values are read.
+def var_checks(
+    transformer: Path, tokenizer: Path, num_heads: int | None = None
+) -> dict[str, Callable[[], None]]:
+    """By network, what compares names, shapes and types in its file with it; no values are read.
 
     Raises:
         InputError: as :func:`load_var`.
     """
-    _fill_var(empty_var(transformer, tokenizer, num_heads), transformer, tokenizer, None)
+    model = empty_var(transformer, tokenizer, num_heads)
+    return {
+        TOKENIZER_PART: functools.partial(_fill_tokenizer, model, tokenizer, None),
+        LLM: functools.partial(_fill_transformer, model, transformer, None),
+    }
 
 
-def _fill_var(model: Var, transformer: Path, tokenizer: Path, dtype: torch.dtype | None) -> None:
-    tokens = sum(side * side for side in model.transformer.config.patch_nums)
+def _fill_tokenizer(model: Var, file: Path, dtype: torch.dtype | None) -> None:
     hits = {"ema_vocab_hit_SV": _table("codes", None, model.tokenizer.config.vocab_size)}
+    fill(model.tokenizer, WeightFiles((file,)), dtype, [UNUSED_TOKENIZER], hits)
+
+
+def _fill_transformer(model: Var, file: Path, dtype: torch.dtype | None) -> None:
+    tokens = sum(side * side for side in model.transformer.config.patch_nums)
     mask = {"attn_bias_for_masking": _table("tokens", 1, 1, tokens, tokens)}
-    fill(model.tokenizer, WeightFiles((tokenizer,)), dtype, [UNUSED_TOKENIZER], hits)
-    fill(model.transformer, WeightFiles((transformer,)), dtype, [UNUSED_LLM], mask, stored=stored_name)
+    fill(model.transformer, WeightFiles((file,)), dtype, [UNUSED_LLM], mask, stored=stored_name)
 
 
 def empty_var(transformer: Path, tokenizer: Path, num_heads: int | None = None) -> Var:
