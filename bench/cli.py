@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,16 +15,36 @@ from hart_runtime.bench.load_cli import serve_load
 from hart_runtime.bench.scale_check import scale_check
 from hart_runtime.bench.scale_cli import scale
 from hart_runtime.common.console import PATH, WORD, command, group
-from hart_runtime.common.errors import InputError, one_of
+from hart_runtime.common.errors import InputError, one_of, shown
 from hart_runtime.common.files import refuse_existing, whole_folder
 from hart_runtime.common.install import require
 from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, device_option, threads_option
 
 if TYPE_CHECKING:
     from hart_runtime.bench.compare import Change
-    from hart_runtime.bench.measure import Task
-    from hart_runtime.bench.result import Result
 
+Made = TypeVar("Made")
+
+
+class Duration(click.ParamType):
+    """Seconds, as a number with its unit."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds; a default is some already."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", str(value).strip())
+        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+        if not 0 < seconds <= MOST_SECONDS:
+            self.fail(
+                f"expected a time such as 10m, 90s or 1h, of a day at most, found {shown(value)}", param, ctx
+            )
+        return seconds
+
+
+DURATION, MOST_SECONDS = Duration(), 24 * 3600.0
 FILE_WIDTH = 120
 """Columns of the tables where no terminal says how wide it is."""
 RESULTS = Path("benchmarks/results")
@@ -47,6 +68,11 @@ RESULTS = Path("benchmarks/results")
 @threads_option
 @click.option("--against", type=WORD, help=f"References to run in turns: {','.join(REFERENCES)}.")
 @click.option("--checkpoint", type=PATH, help="What the bundle was exported from, for --against.")
+@click.option(
+    "--sustained",
+    type=DURATION,
+    help="Draw for so long without a pause, such as 10m, 90s or 1h, and tell of each minute.",
+)
 @click.option("--output", type=PATH, help=f"Result folder. [default: {RESULTS}/BUNDLE-DEVICE-DATE]")
 @click.pass_context
 def main(
@@ -60,6 +86,7 @@ def main(
     threads: int | None,
     against: str | None,
     checkpoint: Path | None,
+    sustained: float | None,
     output: Path | None,
 ) -> None:
     """Measure the bundle in BUNDLE: latency, throughput, memory, and the time of every stage."""
@@ -72,9 +99,14 @@ def main(
     if output:
         refuse_existing(output)
     require("hart-bench", "bench", "psutil", "pynvml", "matplotlib", "onnx")
+    if sustained is not None:
+        if against:
+            raise InputError("`sustained`: draws with the bundle alone, found `against` beside it")
+        _sustain(bundle, sustained, device, backend, batch, threads, output)
+        return
     from rich.console import Console
 
-    from hart_runtime.bench.measure import Task
+    from hart_runtime.bench.measure import Task, measure
     from hart_runtime.bench.plots import write_plots
     from hart_runtime.bench.report import print_report, write_markdown
     from hart_runtime.bench.result import write_result
@@ -83,10 +115,8 @@ def main(
     for name in names:
         one_of("against", name, REFERENCES)
     plan = Task(bundle, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
-    result = _with_progress(plan)
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    name = re.sub(r"[^\w.-]+", "_", result.bundle["name"]).lstrip(".")  # somebody else's word
-    target = output or RESULTS / f"{name}-{result.device}-{stamp}"
+    result = _with_progress(lambda told: measure(plan, told))
+    target = output or _place(result.bundle["name"], result.device)
     with whole_folder(target) as folder:
         write_result(result, folder)
         plots = write_plots(result, folder)
@@ -150,13 +180,49 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise InputError(f"`batches`: expected numbers such as 1,4,8, found {text!r}") from None
 
 
-def _with_progress(plan: Task) -> Result:
-    from rich.console import Console
+def _place(name: str, device: str) -> Path:
+    """Where a result goes that nobody named a place for; the bundle's name is somebody else's word."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    plain = re.sub(r"[^\w.-]+", "_", name).lstrip(".")
+    return RESULTS / f"{plain}-{device}-{stamp}"
 
-    from hart_runtime.bench.measure import measure
+
+def _with_progress(work: Callable[[Callable[[str], None]], Made]) -> Made:
+    from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        return measure(plan, lambda _: None)
+        return work(lambda _: None)
     with console.status("starting") as status:
-        return measure(plan, status.update)
+        return work(status.update)
+
+
+def _sustain(
+    bundle: Path,
+    seconds: float,
+    device: str,
+    backend: str,
+    batch: str,
+    threads: int | None,
+    output: Path | None,
+) -> None:
+    """Draw for minutes, and print a line for each."""
+    from rich.console import Console
+
+    from hart_runtime.bench.plots import plot_sustained
+    from hart_runtime.bench.report import sustained_table
+    from hart_runtime.bench.sustained import sustain, write_sustained
+
+    sizes = _sizes(batch)
+    if len(sizes) != 1:
+        raise InputError(f"`batches`: expected one number beside `sustained`, found {batch}")
+    found = _with_progress(lambda told: sustain(bundle, seconds, device, backend, sizes[0], threads, told))
+    target = output or _place(found.bundle["name"], found.device)
+    with whole_folder(target) as folder:
+        write_sustained(found, folder)
+        plot_sustained(found, folder)
+    console = Console()
+    (console if console.is_terminal else Console(width=FILE_WIDTH)).print(sustained_table(found))
+    if warning := found.company.warning():
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(target)

@@ -75,6 +75,12 @@ def read_state(index: int = 0) -> dict[str, Any] | None:
         }
 
 
+def millijoules(index: int = 0) -> int | None:
+    """What the GPU has taken since its driver was loaded."""
+    with _open(index) as gpu:
+        return None if gpu is None else gpu.ask("nvmlDeviceGetTotalEnergyConsumption")
+
+
 def memory_used(index: int = 0) -> int | None:
     """Bytes in use on the GPU, by anybody."""
     with _open(index) as gpu:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hart_runtime.bench.result import Result
+from hart_runtime.bench.sustained import Sustained
 from hart_runtime.bench.timing import HOST
 from hart_runtime.runtime.stages import (
     CONTEXT,
@@ -16,7 +17,7 @@ from hart_runtime.runtime.stages import (
     scale_and_part,
 )
 
-SCALES, BATCHES = "scales.png", "batches.png"
+SCALES, BATCHES, SUSTAINED = "scales.png", "batches.png", "sustained.png"
 GRAPHS = "graphs"
 """The part of a bar that has no parts."""
 
@@ -82,3 +83,34 @@ def _plot_batches(result: Result, file: Path) -> None:
     axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(file, dpi=120)
+
+
+def plot_sustained(found: Sustained, folder: Path) -> str:
+    """Write how long batches took over time, beside temperature and clocks; returns its name."""
+    from matplotlib.figure import Figure
+
+    looks = {
+        "degrees Celsius": [(look.at, look.celsius) for look in found.looks if look.celsius is not None],
+        "MHz": [(look.at, look.mhz) for look in found.looks if look.mhz is not None],
+    }
+    looks = {name: points for name, points in looks.items() if points}
+    figure = Figure(figsize=(9, 2.5 + 1.8 * len(looks)), layout="constrained")
+    first, *others = figure.subplots(1 + len(looks), sharex=True, squeeze=False)[:, 0]
+    first.plot(*zip(*found.drawn, strict=True), ".", markersize=3, alpha=0.5)
+    for name in ("p50", "p99"):
+        heights = [getattr(minute, name) for minute in found.minutes]
+        first.step(
+            [minute.begins for minute in found.minutes], heights, where="post", label=f"{name} of each minute"
+        )
+    first.set_ylabel("s a batch")
+    first.set_ylim(bottom=0)
+    first.legend()
+    first.set_title(
+        f"{found.bundle['name']}, {found.bundle['precision']}, {found.device}, batch {found.batch}"
+    )
+    for axes, (name, points) in zip(others, looks.items(), strict=True):
+        axes.plot(*zip(*points, strict=True))
+        axes.set_ylabel(name)
+    (others or [first])[-1].set_xlabel("s")
+    figure.savefig(folder / SUSTAINED, dpi=120)
+    return SUSTAINED

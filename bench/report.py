@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from hart_runtime.bench.result import Result, StageResult
 from hart_runtime.bench.samples import Samples
+from hart_runtime.bench.sustained import Minute, Sustained
 from hart_runtime.bench.timing import HOST
 
 Row = tuple[str, ...]
@@ -218,3 +219,26 @@ def _percent(share: float) -> str:
 
 def _line(cells: Row) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def sustained_table(found: Sustained) -> Table:
+    """A row for each minute; what could not be read has no column."""
+    energy = f"J a picture ({found.energy_of})"
+    columns: dict[str, Callable[[Minute], str]] = {
+        "from": lambda m: f"{m.begins / 60:g} min",
+        "pictures": lambda m: str(m.pictures),
+        "p50": lambda m: f"{m.p50:.3f} s",
+        "p99": lambda m: f"{m.p99:.3f} s",
+        "lowest MHz": lambda m: "" if m.mhz is None else f"{m.mhz:.0f}",
+        "highest °C": lambda m: "" if m.celsius is None else f"{m.celsius:.0f}",
+        "slowed by": lambda m: ", ".join(m.slowed_by),
+        "W": lambda m: "" if m.watts is None else f"{m.watts:.1f}",
+        energy: lambda m: "" if m.joules_per_picture is None else f"{m.joules_per_picture:.2f}",
+    }
+    told = {name: [cell(minute) for minute in found.minutes] for name, cell in columns.items()}
+    told = {name: cells for name, cells in told.items() if any(cells)}
+    title = f"{found.bundle['name']}, {found.bundle['precision']}, {found.backend} on {found.device}"
+    table = Table(*told, title=f"{title}, batch {found.batch}")
+    for row in zip(*told.values(), strict=True):
+        table.add_row(*row)
+    return table

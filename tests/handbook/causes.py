@@ -189,7 +189,8 @@ CAUSES = (
         "cache lacks the revision. A folder that was downloaded elsewhere does as well.",
         ("hf auth login", "hart-export FOLDER --text-encoder FOLDER"),
         (
-            "the hub did",
+            "the hub (?:did|does)",
+            "gives whole files and no ranges",
             "not a hub id",
             "hub ids have revisions",
             "names a revision already",
@@ -242,9 +243,11 @@ CAUSES = (
         "Every tensor has to be there once, with the shape its configuration says, and readable as numbers "
         "alone: pickles are never run. Most often a download is not whole, or an index belongs to other "
         "shards.",
-        ("hart-export CHECKPOINT --dry-run", "hf download OWNER/NAME --local-dir FOLDER"),
+        ("hart-export CHECKPOINT --check --report report.json", "hf download OWNER/NAME --local-dir FOLDER"),
         (
             "does not fit the model",
+            "would not be exported as it is",
+            "a header of",
             "weight file",
             "is not as it was written",
             "dictionary of tensors",
@@ -513,6 +516,7 @@ CAUSES = (
             "bundle's maximum",
             "^--batch: expected numbers",
             "are for --engine",
+            "is of --check",
         ),
     ),
     Cause(
@@ -564,6 +568,10 @@ CAUSES = (
         (
             "(?:measure|predict) again",
             "--url",
+            "another such run",
+            "a time such as",
+            "^--sustained",
+            "beside --sustained",
             "hart-(?:run failed|serve ended)",
             "not the pictures of hart-run",
             "the server does not say",
