@@ -77,8 +77,8 @@ checkpoints/mid-256px/sampling.json: .venv/bench.done
 	rm -rf checkpoints/mid-256px
 	"$(BIN)/python" -m hart_runtime.hart.random_checkpoint --shape mid-256px --output checkpoints/mid-256px
 
-# What would be uploaded, in dist/: built twice with equal bytes, checked, and drawn with on every Python that is
-# here. Of a commit; two minutes, and needs the package index.
+# What would be uploaded, in dist/: built twice with equal bytes, checked, and drawn with on the oldest and the newest
+# Python, as far as they are here. Of a commit; two minutes, and needs the package index.
 release: .venv/export.done .venv-release/pip.done
 	@"$(BIN)/hart-export"
 	@".venv-release/bin/python" -m tests.release --bundle engines/demo

@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 
-class Duration(click.ParamType):
+class Duration(click.types.StringParamType):
     """Seconds, as a number with its unit."""
 
     name = "duration"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Seconds; a default is some already."""
         if isinstance(value, float):
             return value
         found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])", str(value).strip())
-        seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+        seconds = float(found[1]) * 60 ** "smh".index(found[2]) if found else 0.0
         if not 0 < seconds <= MOST_SECONDS:
             self.fail(
                 f"expected a time such as 10m, 90s or 1h, of a day at most, found {shown(value)}", param, ctx

@@ -1,4 +1,4 @@
-"""``hart-bench --sustained``: pictures for minutes without a pause, and what the machine makes of it.
+"""Sustained drawing: pictures for minutes without a pause, and what the machine makes of it.
 
 Short measurements are of a cool machine. Here each minute has percentiles of its own beside temperature,
 clocks, what held them down, and energy.
@@ -197,7 +197,7 @@ def state(device: str, index: int) -> tuple[float | None, float | None, tuple[st
 
 
 def _cpu_celsius() -> float | None:
-    sensors = getattr(psutil, "sensors_temperatures", dict)()
+    sensors: dict[str, list[Any]] = getattr(psutil, "sensors_temperatures", dict)()
     found = [entry.current for name in SENSORS for entry in sensors.get(name, ())]
     return max(found, default=None)
 

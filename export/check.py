@@ -1,4 +1,4 @@
-"""What can be known of a checkpoint before gigabytes are read: ``hart-export --check``."""
+"""What can be known of a checkpoint before gigabytes are read."""
 
 from __future__ import annotations
 

@@ -38,16 +38,14 @@ UNUSED_TEXT = re.compile(r"(.*\.)?(visual\..*|lm_head\.weight|rotary_emb\.inv_fr
 class MisfitError(InputError):
     """Tensors that are not those of the network."""
 
-    def __init__(self, weights: WeightFiles, names: Mapping[str, Sequence[str]]) -> None:
-        """A message that names the first of each kind.
+    def __init__(self, message: str, names: Mapping[str, Sequence[str]]) -> None:
+        """A message that names the first of them.
 
         Args:
             names: all of them, by what is wrong.
         """
+        super().__init__(message)
         self.names = names
-        problems = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in names.items() if keys)
-        files = listed([str(file) for file in weights.files])
-        super().__init__(f"{files}: does not fit the model ({problems})")
 
 
 def load_hart(checkpoint: HartCheckpoint, dtype: torch.dtype = torch.float32) -> Hart:
@@ -233,9 +231,10 @@ def fill(
             if entry.shape != expected[name]
         ]
         missing = sorted(expected.keys() - found.keys())
-        found_wrong = {"missing": missing, "unexpected": fitted.unexpected, "shape": wrong}
-        if any(found_wrong.values()):
-            raise MisfitError(weights, found_wrong)
+        strangers = {"missing": missing, "unexpected": fitted.unexpected, "shape": wrong}
+        if problems := [f"{kind}: {listed(keys)}" for kind, keys in strangers.items() if keys]:
+            names = listed([str(file) for file in weights.files])
+            raise MisfitError(f"{names}: does not fit the model ({'; '.join(problems)})", strangers)
         for name, entry in fitted.tables.items():
             if table := (tables or {}).get(name.rpartition(".")[2]):
                 table(entry)

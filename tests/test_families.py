@@ -116,6 +116,8 @@ EXPORT: dict[str, Cell] = {
     "--backend": ALIKE,
     "--force": Cell(("--force",)),
     "--dry-run": ALIKE,
+    "--check": ALIKE,
+    "--report": ALIKE,
 }
 
 
@@ -134,7 +136,8 @@ COMPARE = all_of(
     "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
 }
 BENCH = all_of(
-    "--engine --device --backend --batch --iterations --warmup --threads --against --checkpoint --output"
+    "--engine --device --backend --batch --iterations --warmup --threads --against --checkpoint --sustained"
+    " --output"
 )
 SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"

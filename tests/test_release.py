@@ -50,7 +50,7 @@ def test_archives_are_of_one_time_and_of_nobody() -> None:
 def test_pythons_are_those_of_the_package() -> None:
     asked = load_file(ROOT / "pyproject.toml")["project"]["requires-python"]
     low, high = re.findall(r"3\.(\d+)", asked)
-    assert tuple(f"3.{minor}" for minor in range(int(low), int(high))) == PYTHONS
+    assert (f"3.{low}", f"3.{int(high) - 1}") == PYTHONS
 
 
 def test_changes_and_policy_are_of_this_version() -> None:
@@ -62,7 +62,7 @@ def test_changes_and_policy_are_of_this_version() -> None:
         f"the schema number, now {SCHEMA_VERSION} |",
         f"their schema number, also {ENGINE_SCHEMA} |",
         f"the random numbers, now {NOISE_VERSION} |",
-        f"from {PYTHONS[0]} to {PYTHONS[-1]}",
+        f"Python {PYTHONS[0]} and {PYTHONS[1]}",
     ):
         assert said in policy
 
