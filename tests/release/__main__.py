@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="of the demo, which every Python draws")
     parser.add_argument("--output", type=Path, default=ROOT / "dist")
     asked = parser.parse_args()
-    if changed := call(["git", "status", "--porcelain"], ROOT):
+    if changed := call(["git", "status", "--porcelain", "--untracked-files=no"], ROOT):
         sys.exit(f"error: a release is of a commit, and these are changed:\n{changed}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
