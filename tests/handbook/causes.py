@@ -79,7 +79,6 @@ CAUSES = (
             "^--backend …: engines are",
             "bundle, which (?:only the CPU )?runs",
             "would lie at an address",
-            "engines in … compute all tokens",
             "keeps at most",
             "which OpenVINO does not follow",
             "cannot be captured",
@@ -340,6 +339,28 @@ CAUSES = (
             "expected a name",
             "a line for each of",
             "^label …: …$",
+        ),
+    ),
+    Cause(
+        "Pictures that are edited",
+        "A given picture is kept but for what its mask, its transparency, `--outpaint` or `--vary` says, and needs a "
+        "bundle with an image encoder. One that was drawn from another is drawn again with that one beside it.",
+        (
+            'hart-run --engine BUNDLE --image FILE.png --mask MASK.png "PROMPT"',
+            "hart-export CHECKPOINT --output engines/NAME --force",
+        ),
+        (
+            "^--(?:image|mask|outpaint|reconstruct|vary)",
+            "--image",
+            "takes no pictures",
+            "pictures are edited here",
+            "of a given picture",
+            "tells of its mask",
+            "from (?:another|no other) picture",
+            "give a single one",
+            "no picture in one of the formats",
+            "… pixels, found",
+            "pixels to the left",
         ),
     ),
     Cause(
