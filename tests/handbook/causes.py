@@ -343,8 +343,9 @@ CAUSES = (
     ),
     Cause(
         "Pictures that are edited",
-        "A given picture is kept but for what its mask, its transparency, `--outpaint` or `--vary` says, and needs a "
-        "bundle with an image encoder. One that was drawn from another is drawn again with that one beside it.",
+        "A given picture is kept but for what its mask, its transparency, `--outpaint` or `--vary` "
+        "says, and needs a bundle with an image encoder. One that was drawn from another is drawn "
+        "again with that one beside it.",
         (
             'hart-run --engine BUNDLE --image FILE.png --mask MASK.png "PROMPT"',
             "hart-export CHECKPOINT --output engines/NAME --force",

@@ -179,7 +179,7 @@ def _raw(node: ast.expr, scope: Scope, steps: int) -> list[str]:
     elif isinstance(node, ast.Call) and _last_name(node.func) == "parameter":
         name, value = (_raw(argument, scope, steps)[0] for argument in node.args)
         option = options().get(name, HOLE)
-        said = [f"{option} {value}" if value != "True" else option]
+        said = [_given(option, value)]
     elif isinstance(node, ast.Call) and steps:
         said = _of_function(_last_name(node.func), scope, steps - 1)
     return said
@@ -197,7 +197,13 @@ def _spelled(text: str) -> str:
 def _option(match: re.Match[str]) -> str:
     name, value = match.groups()
     option = options().get(name, f"--{HOLE}" if name == HOLE else name)
-    return option if value in (None, "True") else f"{option} {value}"
+    return option if value is None else _given(option, value)
+
+
+def _given(option: str, value: str) -> str:
+    """An option with its value, as commands print it."""
+    switches = {"True": option, "False": f"--no-{option.removeprefix('--')}"}
+    return switches.get(value, f"{option} {value}")
 
 
 def _joined(parts: list[ast.expr], scope: Scope, steps: int) -> list[str]:
