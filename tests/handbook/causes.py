@@ -52,6 +52,8 @@ CAUSES = (
             "could not start its CUDA provider",
             "has kernels from compute capability",
             "there is no such GPU",
+            "^--compute-capability: …, found …$",
+            "^--device cuda: …$",
             "the NVIDIA driver is for CUDA",
             "^CUDA: …$",
             "found none$(?<=on the GPU it builds for, and found none)",
@@ -77,7 +79,7 @@ CAUSES = (
         (
             "--backend … runs on …",
             "^--backend …: engines are",
-            "bundle, which (?:only the CPU )?runs",
+            "bundle, which",
             "would lie at an address",
             "keeps at most",
             "which OpenVINO does not follow",
@@ -251,6 +253,7 @@ CAUSES = (
             "is not as it was written",
             "dictionary of tensors",
             "is stored twice",
+            "takes what is not finite",
             "is not named by",
             "says that … is in",
             "weight_map",
@@ -278,6 +281,7 @@ CAUSES = (
         ("hart-export CHECKPOINT --dry-run",),
         (
             "the published code runs no other",
+            "has no product in its blocks with sides",
             "must be a (?:whole )?multiple",
             "must (?:divide|…hold)",
             "at most (?:100|…|10) (?:scales|levels)",
