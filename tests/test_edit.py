@@ -109,7 +109,7 @@ def test_varying_keeps_more_with_more_scales(
         for images in varied
     ]
     assert errors[0] > errors[1] > max(errors[2:])
-    assert errors[0] > 2 * errors[-1]
+    assert errors[0] > 1.2 * errors[-1]
 
 
 def test_nothing_kept_is_a_plain_drawing(demo: Pipeline, picture: Image.Image) -> None:

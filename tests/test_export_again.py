@@ -151,7 +151,7 @@ def test_force_makes_it_anew(bundle: Path) -> None:
     assert again(bundle).exit_code == 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("exporting ")]
     assert len(lines) > 10  # a line a graph where there is no terminal
-    assert lines[0].endswith("(1 of 13)")
+    assert lines[0].endswith("(1 of 14)")
 
 
 def test_which_set_of_a_file_went_in_is_said_and_kept(tmp_path: Path) -> None:

@@ -406,7 +406,7 @@ def test_what_is_exported_passes(export_once: ExportOnce, checkpoint: Path, prec
 
 
 _DECODER = {"Pow", "Reciprocal", "ReduceMean", "ReduceSum"}  # of norms over strips
-_ENCODER = {"Reciprocal", "ReduceMean"}
+_ENCODER = {"Pad", "Reciprocal", "ReduceMean"}  # of borders and norms of strips
 IN_OTHERS: dict[str, dict[str, set[str]]] = {
     "hart": {
         CONTEXT: {"LessOrEqual", "Range"},  # of running sums too long for a stored triangle
