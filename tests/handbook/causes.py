@@ -79,7 +79,7 @@ CAUSES = (
         (
             "--backend … runs on …",
             "^--backend …: engines are",
-            "bundle, which",
+            "is an … bundle, which",
             "would lie at an address",
             "keeps at most",
             "which OpenVINO does not follow",
