@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from filelock import FileLock
 
 from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import find_checkpoint
+from hart_runtime.common.errors import InputError
 from hart_runtime.common.json_files import read_json
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart.demo import CLASS_DEMO, DEMO_CHECKPOINT
 from hart_runtime.hart.find import VarCheckpoint, find, find_var
 from hart_runtime.hart.random_weights import SHAPES
+from hart_runtime.runtime.tensorrt.package import Package, import_package
 from tests.checkpoint_copies import recorded
 from tests.golden_runs import heads_of
 from tests.imports import PACKAGE, ROOMS, ROOT
@@ -175,3 +178,13 @@ def full(tmp_path: Path) -> Path:
 def root(tmp_path: Path) -> Path:
     """A checkpoint to change: :func:`tests.checkpoint_copies.recorded`."""
     return recorded(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Package:
+    try:
+        return import_package("tensorrt-rtx")
+    except InputError as error:
+        if sys.platform == "linux" and os.uname().machine == "x86_64":
+            raise  # the development extra installs it there
+        pytest.skip(str(error))

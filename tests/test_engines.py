@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -42,7 +41,7 @@ from hart_runtime.runtime.tensorrt.manifest import (
     mismatches,
     read_engine_manifest,
 )
-from hart_runtime.runtime.tensorrt.package import Package, available_packages, import_package
+from hart_runtime.runtime.tensorrt.package import Package, available_packages
 from hart_runtime.runtime.tensorrt.profiles import make_profiles
 from tests.golden_runs import HERE
 from tests.test_bundle import reseal
@@ -50,16 +49,6 @@ from tests.test_bundle import reseal
 CAPABILITIES = ("8.6", "8.9", "12.0")
 Values = dict[str, Any]
 ADA = Gpu("NVIDIA GeForce RTX 4060", "8.9", 24, 8_585_216_000)
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Package:
-    try:
-        return import_package("tensorrt-rtx")
-    except InputError as error:
-        if sys.platform == "linux" and os.uname().machine == "x86_64":
-            raise  # the development extra installs it there
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +38,7 @@ from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions, build_engine
 from hart_runtime.runtime.tensorrt.cli import main as hart_build
 from hart_runtime.runtime.tensorrt.float8 import USUAL, for_float8, lacking
-from hart_runtime.runtime.tensorrt.package import Package, import_package
+from hart_runtime.runtime.tensorrt.package import Package
 from hart_runtime.runtime.tensorrt.profiles import make_profiles
 from tests.conftest import ExportOnce
 from tests.test_variants import write_random_checkpoint
@@ -274,16 +272,6 @@ def test_which_gpus_engines_are_for(demo_fp8: Path, demo_bundle: Path) -> None:
     for gpu in (None, ADA, AMPERE):
         assert for_float8(fp16, True, none, gpu) == none
         assert lacking(fp16, gpu) is None
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Package:
-    try:
-        return import_package("tensorrt-rtx")
-    except InputError as error:
-        if sys.platform == "linux" and os.uname().machine == "x86_64":
-            raise  # the development extra installs it there
-        pytest.skip(str(error))
 
 
 def test_engines_are_built_for_gpus_that_have_it(demo_fp8: Path, rtx: Package) -> None:
