@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.errors import InputError
 from hart_runtime.runtime.editing import require_encoder
 from hart_runtime.runtime.picture_record import source_again
-from hart_runtime.runtime.pictures import NO_MARGINS, Source, plain_source, source_of
+from hart_runtime.runtime.pictures import NO_MARGINS, Source, margins_of, plain_source, source_of
 from hart_runtime.runtime.reconstruction import CONTINUOUS, DISCRETE
 
 if TYPE_CHECKING:
@@ -63,25 +63,12 @@ class PictureOptions:
             model,
             self.image,
             self.mask,
-            outpaint=_numbers(self.outpaint),
+            outpaint=NO_MARGINS if self.outpaint is None else margins_of(self.outpaint),
             vary=self.vary,
             anew=self.anew,
             fit=self.fit,
             paste=self.paste,
         )
-
-
-def _numbers(outpaint: str | None) -> tuple[int, ...]:
-    if outpaint is None:
-        return NO_MARGINS
-    try:
-        found = tuple(int(part) for part in outpaint.split(","))
-    except ValueError:
-        found = ()
-    if len(found) != len(NO_MARGINS):
-        given = parameter("outpaint", outpaint)
-        raise InputError(f"{given}: expected pixels to the left, above, to the right and below: 0,0,64,0")
-    return found
 
 
 def show_reconstruction(

@@ -122,7 +122,7 @@ def source_of(
     if vary is not None:
         vary = whole_in_range("vary", vary, 1, model.num_scales - 1, " (scales that are kept)")
         if mask is not None or any(margins) or anew:
-            raise InputError("`vary` draws everywhere, found `mask`, `outpaint` or `anew` beside it")
+            raise InputError("`vary`: draws everywhere, found `mask`, `outpaint` or `anew` beside it")
     drawn = ~opaque if mask is None else _drawn_by(read_picture(mask, "mask"), picture.size)
     asked = vary is not None or mask is not None or any(margins) or bool(drawn.any())
     if not asked:
@@ -135,7 +135,7 @@ def source_of(
         drawn = np.ones_like(drawn)
     elif not drawn.any():
         raise InputError(
-            f"`mask`: is black wherever {parameter('fit', fit)} leaves it, nothing is to be drawn"
+            f"`mask`: is black, or opaque, wherever {parameter('fit', fit)} leaves it, nothing is to be drawn"
         )
     return Source(pixels, drawn, vary, anew, paste and vary is None, fit, margins)
 
@@ -151,17 +151,18 @@ def plain_source(
     return Source(pixels, np.zeros_like(drawn), fit=fit, outpaint=margins)
 
 
-def read_picture(given: Given, name: str) -> Image.Image:
+def read_picture(given: Given, name: str, most: int = MOST_PIXELS) -> Image.Image:
     """A picture, upright; RGBA where it has transparency, L where it has no colours, else RGB.
 
     Args:
         name: of the parameter, for messages.
+        most: pixels; no picture of more is unpacked.
 
     Raises:
         InputError: as :func:`source_of`.
     """
     if isinstance(given, Image.Image):
-        _refuse_large(f"`{name}`", given.size)
+        _refuse_large(f"`{name}`", given.size, most)
         return _converted(given, f"`{name}`")
     if isinstance(given, str | Path):
         said = parameter(name, given)
@@ -176,7 +177,7 @@ def read_picture(given: Given, name: str) -> Image.Image:
         raise InputError(f"`{name}`: expected a file or a picture, found {shown(type(given).__name__)}")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse_large(said, image.size)
+            _refuse_large(said, image.size, most)
             if image.format in ("PNG", "WEBP", "GIF", "TIFF") and getattr(image, "n_frames", 1) > 1:
                 raise InputError(f"{said}: holds several pictures, or moves; give a single one")
             image.load()
@@ -204,10 +205,10 @@ def _converted(image: Image.Image, said: str) -> Image.Image:
         raise InputError(f"{said}: not a readable picture ({first_line(error)})") from None
 
 
-def _refuse_large(said: str, size: tuple[int, int]) -> None:
+def _refuse_large(said: str, size: tuple[int, int], most: int = MOST_PIXELS) -> None:
     width, height = size
-    if not 0 < width * height <= MOST_PIXELS:
-        raise InputError(f"{said}: expected 1 to {MOST_PIXELS} pixels, found {width} x {height}")
+    if not 0 < width * height <= most:
+        raise InputError(f"{said}: expected 1 to {most} pixels, found {width} x {height}")
 
 
 def _fit(fit: str | None, margins: Margins) -> str:
@@ -215,6 +216,22 @@ def _fit(fit: str | None, margins: Margins) -> str:
         return CONTAIN if any(margins) else COVER
     one_of("fit", fit, FITS)
     return fit
+
+
+def margins_of(words: str) -> tuple[int, ...]:
+    """The pixels of ``outpaint`` as a command line or a form has them: LEFT,TOP,RIGHT,BOTTOM.
+
+    Raises:
+        InputError: they are not four whole numbers.
+    """
+    try:
+        found = tuple(int(part) for part in words.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != len(NO_MARGINS):
+        given = parameter("outpaint", words)
+        raise InputError(f"{given}: expected pixels to the left, above, to the right and below: 0,0,64,0")
+    return found
 
 
 def _margins(outpaint: Any) -> Margins:

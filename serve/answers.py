@@ -12,7 +12,6 @@ from hart_runtime.serve.errors import Refusal
 from hart_runtime.serve.order import Complete, News, Order, Partial
 from hart_runtime.serve.requests import Asked
 
-PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 PING, QUIET = b": still drawing\n\n", 10.0
 """What keeps proxies from giving up, and the seconds of silence before it. No ``id`` or ``retry`` is ever
 sent: after one, OpenAI's client takes a comment for an event."""
@@ -86,11 +85,13 @@ def _told(asked: Asked, news: News) -> bytes:
         "seed": asked.seeds[news.index],
     }
     if isinstance(news, Partial):
-        patch_nums = asked.model.manifest.model.patch_nums
+        kind, patch_nums = "partial_image", asked.model.manifest.model.patch_nums
         values |= {"partial_image_index": news.number, "scale": news.scale, "scales": len(patch_nums)}
-        return event(PARTIAL, {"type": PARTIAL, **values})
-    values |= {"usage": usage(asked, news.tokens, 1), **_revised(news), **_identifier(asked)}
-    return event(COMPLETED, {"type": COMPLETED, **values})
+    else:
+        kind = "completed"
+        values |= {"usage": usage(asked, news.tokens, 1), **_revised(news), **_identifier(asked)}
+    kind = f"{'image_generation' if asked.source is None else 'image_edit'}.{kind}"
+    return event(kind, {"type": kind, **values})
 
 
 def _what_it_is(asked: Asked, form: str) -> dict[str, Any]:
@@ -114,10 +115,11 @@ def _identifier(asked: Asked) -> dict[str, str]:
 def usage(asked: Asked, tokens: int, pictures: int) -> dict[str, Any]:
     """Tokens of the prompt as the text encoder read them, and of all scales of the pictures."""
     drawn = asked.model.tokens * pictures
+    given = asked.model.tokens if asked.source is not None else 0
     return {
-        "input_tokens": tokens,
-        "input_tokens_details": {"image_tokens": 0, "text_tokens": tokens},
+        "input_tokens": tokens + given,
+        "input_tokens_details": {"image_tokens": given, "text_tokens": tokens},
         "output_tokens": drawn,
         "output_tokens_details": {"image_tokens": drawn, "text_tokens": 0},
-        "total_tokens": tokens + drawn,
+        "total_tokens": tokens + given + drawn,
     }

@@ -21,12 +21,14 @@ from hart_runtime.common.errors import shown
 from hart_runtime.common.version import __version__
 from hart_runtime.serve.answers import STREAM_HEADERS, answer, event, events
 from hart_runtime.serve.errors import NO_RETRY, Refusal, failed
+from hart_runtime.serve.fields import EDIT_FIELDS, FIELDS, Field, checked
 from hart_runtime.serve.metrics import GONE_STATUS, Metrics
 from hart_runtime.serve.models import Model
 from hart_runtime.serve.order import Order
-from hart_runtime.serve.requests import asked_for, parsed, schema
+from hart_runtime.serve.requests import Asked, asked_for, parsed, schema
 from hart_runtime.serve.scheduler import Scheduler
-from hart_runtime.serve.security import PAGE, Receive, Scope, Send, answered
+from hart_runtime.serve.security import EDITS, PAGE, VARIATIONS, Receive, Scope, Send, answered
+from hart_runtime.serve.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,10 @@ def create_app(scheduler: Scheduler, models: Mapping[str, Model], tell_prompts: 
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(RequestValidationError, _not_routed)
     app.add_exception_handler(Exception, _broken)
-    pictures = Pictures(scheduler, models, tell_prompts)
+    pictures, uploads = Pictures(scheduler, tell_prompts), Uploads(scheduler, models)
+
+    async def words(request: Request) -> Asked:
+        return asked_for(checked(parsed(await _body(request))), models)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -84,15 +89,30 @@ def create_app(scheduler: Scheduler, models: Mapping[str, Model], tell_prompts: 
         names = [classes.words(number) for number in range(classes.count)] if classes else None
         return {**described(models[name]), "class_names": names}
 
-    body = {"required": True, "content": {"application/json": {"schema": schema()}}}
-
-    @app.post("/v1/images/generations", openapi_extra={"requestBody": body})
+    @app.post("/v1/images/generations", openapi_extra=_described_body("application/json", FIELDS, "prompt"))
     async def generations(request: Request) -> Response:
-        return await pictures(request)
+        return await pictures(request, words)
+
+    @app.post(EDITS, openapi_extra=_described_body("multipart/form-data", EDIT_FIELDS, "image", "prompt"))
+    async def edits(request: Request) -> Response:
+        return await pictures(request, uploads)
+
+    @app.post(VARIATIONS, include_in_schema=False)
+    async def variations() -> Response:
+        raise Refusal(
+            404,
+            f"variations are not asked for here, but at {EDITS}, with vary and a prompt",
+            code="not_found",
+        )
 
     for path, (file, kind) in PAGE.items():
         app.add_api_route(path, _static(file, kind), methods=["GET"], include_in_schema=False)
     return app
+
+
+def _described_body(kind: str, fields: Mapping[str, Field], *required: str) -> dict[str, Any]:
+    """Of a request, as the OpenAPI document has it."""
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema(fields, required)}}}}
 
 
 def _static(file: str, kind: str) -> Callable[[], Awaitable[Response]]:
@@ -119,19 +139,21 @@ def described(model: Model) -> dict[str, Any]:
             k: v for k, v in asdict(model.manifest.sampling).items() if k not in model.manifest.lacks
         },
         "classes": model.classes.count if model.classes else None,
+        "edits": model.takes_pictures,
     }
 
 
 class Pictures:
     """Answers requests for pictures, and counts how each of them ends."""
 
-    def __init__(self, scheduler: Scheduler, models: Mapping[str, Model], tell_prompts: bool) -> None:
-        self.scheduler, self.models, self.tell_prompts = scheduler, models, tell_prompts
+    def __init__(self, scheduler: Scheduler, tell_prompts: bool) -> None:
+        self.scheduler, self.tell_prompts = scheduler, tell_prompts
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, request: Request, read: Callable[[Request], Awaitable[Asked]]) -> Response:
+        """``read``: what a request asks for; raises Refusal."""
         record = _Record(self.scheduler.metrics, request.state.name)
         try:
-            asked = asked_for(parsed(await _body(request)), self.models)
+            asked = await read(request)
             record.told |= {"model": asked.model.name, "pictures": asked.n, "seed": asked.seed}
             if self.tell_prompts:
                 record.told["prompt"] = asked.prompt

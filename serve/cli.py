@@ -93,7 +93,7 @@ def main(
     """Serve the bundles in BUNDLE to OpenAI's clients, and a page to draw on."""
     from hart_runtime.common.install import require
 
-    require("hart-serve", "serve", "fastapi", "uvicorn", "prometheus_client")
+    require("hart-serve", "serve", "fastapi", "uvicorn", "prometheus_client", "python_multipart")
     from hart_runtime.runtime.backends.names import parse_device
     from hart_runtime.serve.logs import log_lines
     from hart_runtime.serve.security import LOOPBACK, Rules

@@ -54,8 +54,8 @@ def of_input(error: InputError, spelled: Mapping[str, str]) -> Refusal:
     Args:
         spelled: fields for parameters of the library that are called otherwise there.
     """
-    message = re.sub(r"`(\w+)`", lambda found: spelled.get(found[1], found[1]), str(error))
-    named = re.match(r"(\w+):", message)
+    message = re.sub(r"`(\w+)([^`]*)`", lambda found: spelled.get(found[1], found[1]) + found[2], str(error))
+    named = re.match(r"(\w+)[:=]", message)
     return Refusal(400, message, named[1] if named else "prompt", "invalid_value")
 
 

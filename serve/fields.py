@@ -13,11 +13,12 @@ from typing import Any
 from hart_runtime.common.errors import LONGEST, shown
 from hart_runtime.common.other_names import told_of_another
 from hart_runtime.common.settings import SPEEDS
+from hart_runtime.runtime.pictures import FITS
 from hart_runtime.serve.errors import Refusal, bad_field
 
 MOST_CHARACTERS, MOST_PICTURES, MOST_IDENTIFIER = 32_000, 10, 512
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-SCHEMAS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", bytes: "a file"}
+SCHEMAS = {str: "string", int: "integer", float: "number", bool: "boolean", bytes: "string"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Field:
             raise bad_field(name, f"expected {kinds}, found {_kind(value)}", "invalid_type")
         if isinstance(value, str):
             self._check_text(name, value)
-        elif not isinstance(value, bool):
+        elif not isinstance(value, bool | bytes):
             self._check_number(name, value)
         return float(value) if self.kinds == (float,) else value
 
@@ -74,6 +75,8 @@ class Field:
     def _limits(self, kind: type) -> dict[str, Any]:
         if kind is str:
             return {"enum": list(self.words)} if self.words else {"maxLength": self.high or LONGEST}
+        if kind is bytes:
+            return {"format": "binary"}
         return {} if self.low is None else {"minimum": self.low, "maximum": self.high}
 
 
@@ -127,9 +130,25 @@ FIELDS: dict[str, Field] = {
     "negative": Field(why="guidance is away from the empty prompt, and this model was trained with no other"),
 }
 """OpenAI's, and the project's own extras, which clients send as ``extra_body``."""
+EDIT_FIELDS: dict[str, Field] = {
+    "image": Field((bytes,)),
+    "mask": Field((bytes,)),
+    **FIELDS,
+    "input_fidelity": Field(
+        (str,), words=("low",), refused={"high": "what is kept is kept as it is, and the rest is drawn anew"}
+    ),
+    "markup": Field(why="this model reads nothing that is written over a picture; give a mask"),
+    # Ours.
+    "outpaint": Field((str,), high=MOST_IDENTIFIER, why=_SETTING),
+    "vary": Field((int,), why=_SETTING),
+    "anew": Field((int,), why=_SETTING),
+    "fit": Field((str,), words=FITS, why=_SETTING),
+    "paste": Field((bool,), why=_SETTING),
+}
+"""The same of requests that give a picture."""
 
 
-def checked(body: object) -> dict[str, Any]:
+def checked(body: object, fields: Mapping[str, Field] = FIELDS) -> dict[str, Any]:
     """The fields of a request by name, each of its kind; those that are null are left out.
 
     Raises:
@@ -137,18 +156,18 @@ def checked(body: object) -> dict[str, Any]:
     """
     if not isinstance(body, dict):
         raise Refusal(400, f"the body: expected a JSON object, found {_kind(body)}", code="invalid_type")
-    if unknown := [name for name in body if name not in FIELDS]:
+    if unknown := [name for name in body if name not in fields]:
         listed = ", ".join(map(shown, unknown[:10]))
         raise Refusal(
             400,
-            f"unknown {listed}; there are {', '.join(FIELDS)}{told_of_another(unknown[0], FIELDS)}",
+            f"unknown {listed}; there are {', '.join(fields)}{told_of_another(unknown[0], fields)}",
             unknown[0] if unknown[0].isidentifier() and len(unknown[0]) <= LONGEST else None,
             "unknown_parameter",
         )
-    return {name: FIELDS[name].check(name, value) for name, value in body.items() if value is not None}
+    return {name: fields[name].check(name, value) for name, value in body.items() if value is not None}
 
 
 def _kind(value: object) -> str:
     """What a value is, without its contents where they may be somebody's words."""
-    kinds = {dict: "an object", list: "a list", type(None): "null", str: f"text ({shown(value)})"}
-    return kinds.get(type(value)) or shown(value)
+    kinds = {dict: "an object", list: "a list", type(None): "null", bytes: "a file"}
+    return f"text ({shown(value)})" if isinstance(value, str) else kinds.get(type(value)) or shown(value)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime.pictures import Source
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Job:
     seed: int
     final: Encoding
     partial: Encoding
+    source: Source | None = None
+    """A given picture that it goes on from; all jobs of a batch have one, or none has."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hart_runtime.common.errors import InputError
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.class_names import ClassNames
-from hart_runtime.runtime.families.names import TEXT_ENCODER
+from hart_runtime.runtime.families.names import ENCODER, TEXT_ENCODER
 from hart_runtime.runtime.find import MANIFEST, find_bundles
 from hart_runtime.runtime.manifest import Manifest, check_contract, read_manifest
 
@@ -34,6 +34,11 @@ class Model:
     def size(self) -> str:
         """Of its pictures, as the contract spells it."""
         return f"{self.manifest.model.image_size}x{self.manifest.model.image_size}"
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it goes on from one that is given."""
+        return ENCODER in self.manifest.graphs
 
     @property
     def tokens(self) -> int:

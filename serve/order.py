@@ -52,6 +52,8 @@ class Alike:
     model: str
     settings: SamplingSettings
     scales: frozenset[int]
+    edited: bool
+    """Whether they go on from given pictures, each from its own."""
     alone: int | None = None
     """Of one that is drawn by itself, since the batch that it was in failed."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from hart_runtime.common.errors import InputError, shown
 from hart_runtime.common.settings import LIMITS, SamplingSettings
 from hart_runtime.runtime.call import checked_settings
+from hart_runtime.runtime.pictures import Source
 from hart_runtime.serve.errors import Refusal, bad_field, of_input
-from hart_runtime.serve.fields import FIELDS, checked
+from hart_runtime.serve.fields import Field
 from hart_runtime.serve.messages import Encoding
 from hart_runtime.serve.models import Model, spread
 
@@ -44,6 +45,8 @@ class Asked:
     """The name of the settings that are the model's here."""
     identifier: str | None
     """The client's word for its user, which is handed back and not kept."""
+    source: Source | None = None
+    """The given picture that they go on from."""
 
     @property
     def seeds(self) -> range:
@@ -76,18 +79,19 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
+def asked_for(given: Mapping[str, Any], models: Mapping[str, Model], label: str | None = None) -> Asked:
     """What the fields of a request stand for.
 
     Args:
+        given: as :func:`hart_runtime.serve.fields.checked` returns them.
         models: by name; the first is drawn with where none is named.
+        label: the class that is drawn where none is named; None where one has to be.
 
     Raises:
         Refusal: one of them cannot be honoured; with the field, what was found and what is allowed.
     """
-    given = checked(body)
     model = _model(given.get("model"), models)
-    prompt = _drawn(given, model)
+    prompt = _drawn(given, model, label)
     if given.get("size", "auto") not in ("auto", model.size):
         raise bad_field("size", f"{model.name} draws {model.size} (or auto), found {shown(given['size'])}")
     n, seed = given.get("n", 1), given.get("seed")
@@ -123,7 +127,7 @@ def asked_for(body: object, models: Mapping[str, Model]) -> Asked:
     )
 
 
-def _drawn(given: Mapping[str, Any], model: Model) -> str:
+def _drawn(given: Mapping[str, Any], model: Model, default: str | None) -> str:
     """The prompt, or the full name of a class, which clients that know no label give as one."""
     if model.classes is None:
         if "label" in given:
@@ -134,6 +138,8 @@ def _drawn(given: Mapping[str, Any], model: Model) -> str:
             raise Refusal(400, "prompt: is required", "prompt", "missing_required_parameter")
         return str(given["prompt"])
     named = {name: given[name] for name in ("label", "prompt") if given.get(name, "") != ""}
+    if not named and default is not None:
+        return model.classes.words(default)
     if not named:
         raise Refusal(400, "label: is required", "label", "missing_required_parameter")
     found = {}
@@ -193,13 +199,14 @@ def _encodings(given: Mapping[str, Any]) -> tuple[Encoding, Encoding]:
     return final, final if name else Encoding("jpeg")
 
 
-def schema() -> dict[str, Any]:
+def schema(fields: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:
     """Of a request's body, for the OpenAPI document."""
-    described = {name: field.schema for name, field in FIELDS.items()}
-    described["prompt"] = described["prompt"]["anyOf"][0]
+    described = {name: field.schema for name, field in fields.items()}
+    for name in required:
+        described[name] = described[name]["anyOf"][0]
     return {
         "type": "object",
         "properties": described,
-        "required": ["prompt"],
+        "required": [*required],
         "additionalProperties": False,
     }

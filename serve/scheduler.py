@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 from hart_runtime.serve import errors
@@ -106,9 +107,10 @@ class Scheduler:
             raise errors.busy(f"{len(self.waiting)} pictures", self.wait())
         order = Order(asked, name)
         order.deadline = self.loop.call_later(self.patience, self._expire, order)
-        alike = Alike(asked.model.name, asked.settings, frozenset(asked.scales))
+        edited = asked.source is not None
+        alike = Alike(asked.model.name, asked.settings, frozenset(asked.scales), edited)
         for index, seed in enumerate(asked.seeds):
-            job = Job(asked.prompt, seed, asked.final, asked.partial)
+            job = Job(asked.prompt, seed, asked.final, asked.partial, asked.source)
             self.waiting.append(Picture(order, index, job, alike))
         self.orders.add(order)
         self._dispatch()
@@ -217,9 +219,7 @@ class Scheduler:
         open_pictures = [batch.pictures[row] for row in sorted(batch.open)]
         if len(batch.pictures) > 1:
             for picture in reversed(open_pictures):
-                number = next(self._numbers)
-                alike = picture.alike
-                picture.alike = Alike(alike.model, alike.settings, alike.scales, number)
+                picture.alike = replace(picture.alike, alone=next(self._numbers))
                 self.waiting.appendleft(picture)
             return
         refusal = errors.failed(again=False)  # its seed would bring it to the same place

@@ -38,6 +38,9 @@ OPEN = frozenset(["/health", "/ready", *PAGE])
 """Paths that need no key: how the server is, and the page, which asks for the key."""
 MOST_BODY = 1 << 20
 """Bytes: a prompt of 32 000 characters, each as an escape, and everything else."""
+EDITS, VARIATIONS = "/v1/images/edits", "/v1/images/variations"
+MOST_UPLOAD = 32 << 20
+"""Bytes of a request to one of these, which bring pictures."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'",
@@ -85,8 +88,10 @@ class Guard:
             await send(message)
 
         try:
-            self._check_caller(scope, headers)
-            bounded = _Bounded(receive, headers.get("content-length"))
+            path = scope["path"].removeprefix(scope.get("root_path", ""))  # uvicorn puts it in front
+            self._check_caller(scope["method"], path, headers)
+            most = MOST_UPLOAD if path in (EDITS, VARIATIONS) else MOST_BODY
+            bounded = _Bounded(receive, headers.get("content-length"), most)
         except Refusal as refusal:
             await answered(refusal)(scope, receive, told)
             return
@@ -98,7 +103,7 @@ class Guard:
         except asyncio.TimeoutError:  # uvicorn closes the connection
             log.warning("a client was too slow", extra={"request_id": name})
 
-    def _check_caller(self, scope: Scope, headers: dict[str, str]) -> None:
+    def _check_caller(self, method: str, path: str, headers: dict[str, str]) -> None:
         """Raises Refusal."""
         rules = self.rules
         if rules.hosts is not None and _host(headers.get("host", "")) not in rules.hosts:
@@ -109,12 +114,11 @@ class Guard:
         origin = headers.get("origin")
         foreign = origin is not None and origin.partition("://")[2] != own and origin not in rules.origins
         site = headers.get("sec-fetch-site", "same-origin")
-        if scope["method"] not in ("GET", "HEAD") and (
+        if method not in ("GET", "HEAD") and (
             foreign or (origin is None and site not in ("same-origin", "none"))
         ):
             raise Refusal(403, "Origin: pages elsewhere may not ask this server", None, "origin_not_allowed")
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # uvicorn puts it in front
-        if scope["method"] == "OPTIONS" or rules.key is None or path in OPEN:
+        if method == "OPTIONS" or rules.key is None or path in OPEN:
             return
         kind, _, key = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(
@@ -137,23 +141,23 @@ class Guard:
 
 
 class _Bounded:
-    """A body of no more than :data:`MOST_BODY`, whatever it says of itself."""
+    """A body of no more than ``most`` bytes, whatever it says of itself."""
 
-    def __init__(self, receive: Receive, length: str | None) -> None:
-        self.receive, self.left = receive, MOST_BODY
-        if length is not None and length.isdigit() and (len(length) > 15 or int(length) > MOST_BODY):
-            raise _too_large()
+    def __init__(self, receive: Receive, length: str | None, most: int) -> None:
+        self.receive, self.most, self.left = receive, most, most
+        if length is not None and length.isdigit() and (len(length) > 15 or int(length) > most):
+            raise _too_large(most)
 
     async def __call__(self) -> Message:
         message = await self.receive()
         self.left -= len(message.get("body", b""))
         if self.left < 0:
-            raise _too_large()
+            raise _too_large(self.most)
         return message
 
 
-def _too_large() -> Refusal:
-    return Refusal(413, f"the body: expected at most {MOST_BODY} bytes", code="body_too_large")
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"the body: expected at most {most} bytes", code="body_too_large")
 
 
 def _host(header: str) -> str:

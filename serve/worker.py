@@ -27,6 +27,7 @@ from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.class_names import NONE
 from hart_runtime.runtime.loop import Snapshot
+from hart_runtime.runtime.picture_record import record_of
 from hart_runtime.runtime.pipeline import Pipeline, Result, add_seconds, to_images
 from hart_runtime.runtime.png import Origin, means, png_bytes
 from hart_runtime.runtime.text import TextEncoder
@@ -114,8 +115,9 @@ class _Worker:
         batch, (before, taken) = _Batch(self, order), encoded_by(pipeline)
         seconds: dict[str, float] = {}
         jobs = [(job.prompt, job.seed) for job in order.jobs]
+        sources = [job.source for job in order.jobs if job.source is not None] or None
         try:
-            for result in pipeline.jobs(jobs, order.settings, batch.watch):
+            for result in pipeline.jobs(jobs, order.settings, batch.watch, sources):
                 self.hand_over(pipeline, batch, result)
                 batch.first += len(result.images)
                 add_seconds(seconds, result.seconds)
@@ -136,6 +138,7 @@ class _Worker:
         for number, image in enumerate(result.images):
             row, prompt = batch.first + number, result.prompts[number]
             if row in batch.waiting:
+                source = batch.order.jobs[row].source
                 origin = Origin(
                     prompt,
                     result.seeds[number],
@@ -143,6 +146,7 @@ class _Worker:
                     manifest.name,
                     pipeline.bundle.identity,
                     drawn_with=drawn_with,
+                    picture=record_of(source) if source is not None else None,
                 )
                 future = self.encoder.submit(
                     self.finish, batch.order, row, image, origin, words(pipeline, prompt)

@@ -216,7 +216,7 @@ def test_what_is_refused(demo_bundle: Path, files: Path, tmp_path: Path) -> None
         ((*edit[2:], PROMPT), "--mask: there is no picture; give one with --image"),
         (("--reconstruct",), "--reconstruct: there is no picture"),
         ((*edit[:2], PROMPT), "give --mask, --outpaint or --vary"),
-        ((*edit, "--vary", 1, PROMPT), "--vary draws everywhere"),
+        ((*edit, "--vary", 1, PROMPT), "--vary: draws everywhere"),
         ((*edit[:2], "--vary", 9, PROMPT), "--vary: expected 1 to 4"),
         ((*edit[:2], "--outpaint", "1,2", PROMPT), "expected pixels to the left"),
         ((*edit[:2], "--reconstruct", PROMPT), "--reconstruct draws nothing, found a prompt"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hart_runtime.runtime.png import read_origin
 from hart_runtime.serve.errors import Refusal
-from hart_runtime.serve.fields import FIELDS
+from hart_runtime.serve.fields import EDIT_FIELDS, FIELDS, checked
 from hart_runtime.serve.models import Model, find_models, spread
 from hart_runtime.serve.requests import asked_for, parsed, schema
 from hart_runtime.serve.server import spread_over_gpus
@@ -149,7 +149,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("fields", "param", "said"), REFUSED)
 def test_what_is_refused(models: dict[str, Model], fields: dict[str, Any], param: str, said: str) -> None:
     with pytest.raises(Refusal) as caught:
-        asked_for({"prompt": PROMPT, **fields}, models)
+        asked_for(checked({"prompt": PROMPT, **fields}), models)
     assert (caught.value.status, caught.value.kind) == (400, "invalid_request_error")
     assert caught.value.param == param
     assert said in caught.value.message
@@ -160,10 +160,9 @@ def test_what_is_refused(models: dict[str, Model], fields: dict[str, Any], param
 def test_every_field_is_refused_somewhere_and_may_be_null(models: dict[str, Model]) -> None:
     assert {param for _, param, _ in REFUSED} >= FIELDS.keys()
     nothing = dict.fromkeys(FIELDS.keys() - {"prompt"})
-    asked = asked_for({"prompt": PROMPT, **nothing, "seed": 0}, models)
-    assert asked == asked_for({"prompt": PROMPT, "seed": 0}, models)
+    asked = asked_for(checked({"prompt": PROMPT, **nothing, "seed": 0}), models)
+    assert asked == asked_for(checked({"prompt": PROMPT, "seed": 0}), models)
     assert (asked.n, asked.seed, asked.stream, asked.scales) == (1, 0, False, ())
-    assert set(schema()["properties"]) == FIELDS.keys()
 
 
 def test_words_without_a_meaning_here_are_accepted(server: Running, models: dict[str, Model]) -> None:
@@ -200,7 +199,7 @@ def test_words_without_a_meaning_here_are_accepted(server: Running, models: dict
 )
 def test_bodies_that_are_none(models: dict[str, Model], raw: bytes, said: str) -> None:
     with pytest.raises(Refusal) as caught:
-        asked_for(parsed(raw), models)
+        asked_for(checked(parsed(raw)), models)
     assert caught.value.status == 400
     assert said in caught.value.message
 
@@ -215,8 +214,11 @@ def test_errors_as_the_client_raises_them(client: openai.OpenAI, server: Running
     assert f'"request_id": "{bad.value.request_id}"' in server.log.read_text()
     with pytest.raises(openai.NotFoundError, match="there is no 'dall-e-3'"):
         client.images.generate(prompt=PROMPT, model="dall-e-3")
-    with pytest.raises(openai.NotFoundError, match="no such address"):
-        client.images.edit(prompt=PROMPT, image=b"")
+    with (
+        pytest.warns(DeprecationWarning, match="retired"),
+        pytest.raises(openai.NotFoundError, match="not asked for here, but at /v1/images/edits, with vary"),
+    ):
+        client.images.create_variation(image=b"")
     with pytest.raises(openai.NotFoundError, match="no such address"):
         client.chat.completions.create(model="x", messages=[])
     for status, kind, said in (
@@ -338,9 +340,15 @@ def test_previews_are_spread_over_the_time(
 
 
 def test_the_document_names_every_field(server: Running) -> None:
-    document = server.get("/openapi.json").json()
-    body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
-    assert body["content"]["application/json"]["schema"] == schema()
+    paths = server.get("/openapi.json").json()["paths"]
+    for path, kind, fields, required in (
+        ("generations", "application/json", FIELDS, ["prompt"]),
+        ("edits", "multipart/form-data", EDIT_FIELDS, ["image", "prompt"]),
+    ):
+        told = paths[f"/v1/images/{path}"]["post"]["requestBody"]["content"][kind]["schema"]
+        assert told == schema(fields, required)
+        assert told["properties"].keys() == fields.keys()
+        assert told["required"] == required
 
 
 def test_the_log_holds_no_words_of_a_client(server: Running) -> None:

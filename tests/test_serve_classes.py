@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.serve.errors import Refusal
+from hart_runtime.serve.fields import checked
 from hart_runtime.serve.models import Model, find_models
-from hart_runtime.serve.requests import asked_for
+from hart_runtime.serve.requests import Asked, asked_for
 from tests.serving import PROMPT, Running, serving
 
 
@@ -52,10 +53,14 @@ def test_quality_is_a_preset_of_the_model(models: dict[str, Model], server: Runn
     """Where it has some; its own settings are what both of the contract's neutral words stand for."""
     name = [*models][1]
     asked = {"model": name, "label": 1, "seed": 2}
-    own, *others = (asked_for(asked | {"quality": word}, models) for word in ("auto", "standard", None))
+
+    def of(**more: Any) -> Asked:
+        return asked_for(checked({**asked, **more}), models)
+
+    own, *others = (of(quality=word) for word in ("auto", "standard", None))
     assert others == [own, own]
-    assert asked_for(asked | {"quality": "fid"}, models).settings.guidance == 1.5
-    assert asked_for(asked | {"quality": "fid", "guidance": 3}, models).settings.guidance == 3
+    assert of(quality="fid").settings.guidance == 1.5
+    assert of(quality="fid", guidance=3).settings.guidance == 3
     fid = server.post({**asked, "quality": "fid"}).json()
     assert fid["quality"] == "fid"
     assert fid["data"] != server.post(asked).json()["data"]
@@ -80,6 +85,6 @@ def test_what_is_refused(
     models: dict[str, Model], which: int, fields: dict[str, Any], param: str, said: str
 ) -> None:
     with pytest.raises(Refusal) as caught:
-        asked_for({"model": [*models][which], **fields}, models)
+        asked_for(checked({"model": [*models][which], **fields}), models)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert said in caught.value.message

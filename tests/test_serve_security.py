@@ -188,26 +188,26 @@ def test_fault_D33_a_key_is_in_no_log_and_no_picture(guarded: Running) -> None:
     assert KEY not in answer.text
 
 
-NO_UPLOADS = ["/v1/images/edits", "/v1/images/variations"]
-
-
-@pytest.mark.parametrize("path", NO_UPLOADS)
-def test_fault_D34_a_picture_that_unpacks_to_gigabytes(server: Running, path: str) -> None:
-    """No picture of a client is ever unpacked: there is nothing yet that takes one."""
-    bomb = io.BytesIO()
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_fault_D34_a_picture_that_unpacks_to_gigabytes(server: Running, name: str) -> None:
+    """Its size is looked at, and it is not unpacked."""
+    bomb, small = io.BytesIO(), io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
+    Image.new("RGB", (64, 64)).save(small, "PNG")
     rss = psutil.Process(server.process.pid).memory_info().rss
-    answer = httpx.post(f"{server.url}{path}", files={"image": bomb.getvalue()}, data={"prompt": PROMPT})
-    assert answer.status_code == 404
+    answer = server.edit({"image": small.getvalue(), name: bomb.getvalue()}, anew=1)
+    assert answer.status_code == 400
+    assert f"{name}: expected 1 to 16777216 pixels, found 12000 x 12000" in answer.text
     assert psutil.Process(server.process.pid).memory_info().rss < rss + (32 << 20)
 
 
-@pytest.mark.parametrize("path", [*NO_UPLOADS, "/v1/images/generations"])
+@pytest.mark.parametrize("path", ["edits", "variations", "generations"])
 def test_fault_D35_forms_without_end(server: Running, path: str) -> None:
-    """None is parsed."""
+    """Of one nothing is read beyond what there can be, and where none is looked for, nothing at all."""
     form = {f"field{number}": "x" for number in range(5000)}
-    answer = httpx.post(f"{server.url}{path}", files={"image": b"x"}, data=form)
-    assert answer.status_code in (404, 415)
+    answer = httpx.post(f"{server.url}/v1/images/{path}", files={"image": b"x"}, data=form)
+    assert answer.status_code == {"edits": 400, "variations": 404, "generations": 415}[path]
+    assert path != "edits" or "Too many fields" in answer.text
     ranges = {"Range": "bytes=" + ",".join(f"{i}-" for i in range(1000))}
     assert server.get("/health", headers=ranges).status_code == 200
 
@@ -225,11 +225,26 @@ def test_fault_D36_huge_bodies(server: Running) -> None:
 
 
 def test_fault_D39_no_mask_is_taken_for_another(client: openai.OpenAI) -> None:
-    """Which side of one is drawn is not guessed: edits are not there, and say so."""
-    with pytest.raises(openai.NotFoundError, match="no such address"):
-        client.images.edit(prompt=PROMPT, image=b"x", mask=b"x")
+    """Which side of one is drawn is not guessed: one without transparency is refused."""
+    given, white, other = (_png(mode, side) for mode, side in (("RGB", 64), ("L", 64), ("RGBA", 32)))
+    for mask, said in ((white, "expected a PNG with transparency"), (other, "found 32 x 32")):
+        with pytest.raises(openai.BadRequestError, match=said) as refused:
+            client.images.edit(prompt=PROMPT, image=given, mask=mask)
+        assert refused.value.param == "mask"
 
 
 def test_fault_D40_no_field_of_an_edit_is_dropped(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="no such address"):
-        client.images.edit(prompt=PROMPT, image=[b"x", b"y"], background="transparent")
+    """There are those of other requests; of a picture that is transparent itself, that is what is drawn."""
+    clear = _png("RGBA", 64)
+    with pytest.raises(openai.BadRequestError, match="every pixel"):
+        client.images.edit(prompt=PROMPT, image=clear, background="transparent")
+    with pytest.raises(openai.BadRequestError, match="goes on from one picture, found 2"):
+        client.images.edit(prompt=PROMPT, image=[clear, clear])
+    assert len(client.images.edit(prompt=PROMPT, image=[clear], background="opaque").data or []) == 1
+
+
+def _png(mode: str, side: int) -> bytes:
+    """All of it black, or transparent."""
+    file = io.BytesIO()
+    Image.new(mode, (side, side)).save(file, "PNG")
+    return file.getvalue()
