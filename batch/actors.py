@@ -13,11 +13,14 @@ from hart_runtime.batch.artist import Artist, Means, opened
 from hart_runtime.batch.bundles import Pieces, on_this_node
 from hart_runtime.batch.output import Finished
 from hart_runtime.batch.plan import Picture
+from hart_runtime.batch.sources import Given, Read, read_here
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.bundle import Bundle
+from hart_runtime.runtime.pictures import Source
 from hart_runtime.runtime.pipeline import Pipeline
+from hart_runtime.runtime.spec import ModelSpec
 from hart_runtime.runtime.text import EncodedPrompts, TextEncoder
 
 ASKED = pa.schema(
@@ -28,6 +31,7 @@ ASKED = pa.schema(
         "seed": pa.int64(),
         "settings": pa.int32(),
         "error": pa.string(),
+        "source": pa.int32(),
     }
 )
 ENCODED = "encoded"
@@ -58,16 +62,26 @@ class DrawingActor:
     """Draws."""
 
     def __init__(
-        self, means: Means, settings: Sequence[SamplingSettings], pieces: Pieces | None, encoded: bool
+        self,
+        means: Means,
+        settings: Sequence[SamplingSettings],
+        pieces: Pieces | None,
+        encoded: bool,
+        reader: Any,
     ) -> None:
-        """``encoded``: whether prompts come encoded, and the text encoder is not opened."""
+        """Opens the bundle.
+
+        Args:
+            encoded: whether prompts come encoded, and the text encoder is not opened.
+            reader: Ray's handle of a :class:`ReadingActor`; None where no pictures are given.
+        """
         self.artist: Artist | Failure
         try:
             bundle, open_part = _opened(means, pieces)
             rest = bundle.parts()[1] if encoded else bundle
             known = EncodedPrompts({}) if encoded else None
             pipeline = Pipeline(rest, open_part(rest), means.threads, known)
-            self.artist = Artist(pipeline, settings, means.batch)
+            self.artist = Artist(pipeline, settings, read_by(reader), means.batch)
         except (InputError, RunError) as error:  # told of with the first picture: Ray would only try again
             self.artist = error
 
@@ -109,6 +123,34 @@ class EncodingActor:
             rows = dict.fromkeys(prompts, error)
         encoded = pa.array([pickle.dumps(rows[prompt]) for prompt in prompts], pa.large_binary())
         return block.append_column(ENCODED, encoded)
+
+
+class ReadingActor:
+    """Reads given pictures where they lie, which is the machine that the run was started on."""
+
+    def __init__(self, given: Sequence[Given], model: ModelSpec) -> None:
+        self._read = read_here(given, model)
+
+    def read(self, number: int) -> Source | str:
+        """A given picture, or what is wrong with it."""
+        try:
+            return self._read(number)
+        except InputError as error:
+            return str(error)
+
+
+def read_by(reader: Any) -> Read:
+    """What asks a :class:`ReadingActor`, wherever it is."""
+
+    def read(number: int) -> Source:
+        import ray
+
+        found: Source | str = ray.get(reader.read.remote(number))
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    return read
 
 
 def _prompts(block: pa.Table) -> EncodedPrompts:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from hart_runtime.batch.output import Finished
 from hart_runtime.batch.plan import Picture, Plan, in_batches
+from hart_runtime.batch.sources import Read, read_here
 from hart_runtime.common.errors import InputError, RunError
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.runtime.backends.backend import Backend
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import Bundle, open_bundle
+from hart_runtime.runtime.picture_record import record_of
+from hart_runtime.runtime.pictures import Source
 from hart_runtime.runtime.pipeline import Pipeline, Result, batch_size
 from hart_runtime.runtime.png import Origin, means, png_bytes
 
@@ -63,15 +66,24 @@ def alone(means: Means, plan: Plan, pictures: Sequence[Picture]) -> Iterator[lis
     size = batch_size(bundle.manifest, len(pictures), means.batch)
     texts = [picture.prompt for picture in pictures]
     pipeline = Pipeline.for_prompts(bundle, texts, size, open_part, means.threads)
-    return Artist(pipeline, plan.settings, means.batch)(pictures)
+    read = read_here(plan.sources, bundle.manifest.model)
+    return Artist(pipeline, plan.settings, read, means.batch)(pictures)
 
 
 class Artist:
     """Draws what it is given, batch after batch; pictures do not depend on their batch."""
 
-    def __init__(self, pipeline: Pipeline, settings: Sequence[SamplingSettings], batch: int | None) -> None:
-        """``settings``: the plan's; ``batch``: pictures drawn at once, as many as there can be if None."""
-        self.pipeline, self.settings = pipeline, settings
+    def __init__(
+        self, pipeline: Pipeline, settings: Sequence[SamplingSettings], read: Read, batch: int | None
+    ) -> None:
+        """Draws with a pipeline.
+
+        Args:
+            settings: the plan's.
+            read: gets its given pictures.
+            batch: pictures drawn at once, as many as there can be if None.
+        """
+        self.pipeline, self.settings, self.read = pipeline, settings, read
         manifest = pipeline.bundle.manifest
         self.batch = batch_size(manifest, batch or manifest.max_batch, None, pipeline.backend.limits)
         self.drawn_with = means(pipeline.backend)
@@ -86,19 +98,24 @@ class Artist:
         with ThreadPoolExecutor(1, thread_name_prefix="png") as encoder:
             before: Future[list[Finished]] | None = None
             for part in in_batches(pictures, self.batch):
-                for some, drawn in self._drawn(part):
-                    coming = encoder.submit(self._finished, some, drawn)
+                for some, drawn, sources in self._drawn(part):
+                    coming = encoder.submit(self._finished, some, drawn, sources)
                     if before is not None:
                         yield before.result()
                     before = coming
             if before is not None:
                 yield before.result()
 
-    def _drawn(self, part: list[Picture]) -> Iterator[tuple[list[Picture], Result | str]]:
-        """A batch, or what is wrong; of one that fails, which one picture can do, each by itself."""
+    def _drawn(
+        self, part: list[Picture]
+    ) -> Iterator[tuple[list[Picture], Result | str, Sequence[Source | None]]]:
+        """A batch and what it was drawn from, or what is wrong; of one that fails, which one picture can do,
+        each by itself.
+        """
         jobs = [(picture.prompt, picture.seed) for picture in part]
         try:
-            (result,) = self.pipeline.jobs(jobs, self.settings[part[0].settings])
+            sources = self._sources(part)
+            (result,) = self.pipeline.jobs(jobs, self.settings[part[0].settings], sources=sources)
         except (InputError, RunError) as error:
             if len(part) > 1:
                 for picture in part:
@@ -109,18 +126,26 @@ class Artist:
                 raise RunError(
                     f"{MOST_FAILURES} pictures in a row failed, the last of them: {error}"
                 ) from None
-            yield part, str(error)
+            yield part, str(error).replace("`", ""), ()
         else:
             self._failures = 0
-            yield part, result
+            yield part, result, sources or [None] * len(part)
 
-    def _finished(self, part: list[Picture], drawn: Result | str) -> list[Finished]:
+    def _sources(self, part: list[Picture]) -> list[Source] | None:
+        """What pictures start from, each read once; None where they start from nothing."""
+        numbers = [picture.source for picture in part if picture.source is not None]
+        found = {number: self.read(number) for number in dict.fromkeys(numbers)}
+        return [found[number] for number in numbers] or None
+
+    def _finished(
+        self, part: list[Picture], drawn: Result | str, sources: Sequence[Source | None]
+    ) -> list[Finished]:
         if isinstance(drawn, str):
             return [Finished(picture.number, 0.0, error=drawn) for picture in part]
         bundle = self.pipeline.bundle
         seconds = sum(drawn.seconds.values()) / len(part)
         found = []
-        for picture, image in zip(part, drawn.images, strict=True):
+        for picture, image, source in zip(part, drawn.images, sources, strict=True):
             origin = Origin(
                 picture.prompt,
                 picture.seed,
@@ -128,6 +153,7 @@ class Artist:
                 bundle.manifest.name,
                 bundle.identity,
                 drawn_with=self.drawn_with,
+                picture=record_of(source) if source is not None else None,
             )
             png = png_bytes(image, origin)
             found.append(Finished(picture.number, seconds, hashlib.sha256(png).hexdigest(), png=png))

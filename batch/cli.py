@@ -118,6 +118,7 @@ def main(
     from hart_runtime.runtime.bundle import open_bundle
     from hart_runtime.runtime.call import check_batch
     from hart_runtime.runtime.class_names import ClassNames
+    from hart_runtime.runtime.editing import require_encoder
     from hart_runtime.runtime.outputs import refuse_inputs
     from hart_runtime.runtime.text import require_text_encoder
 
@@ -132,6 +133,8 @@ def main(
         check_batch(manifest, batch)
     refuse_inputs([output], opened.folder, prompts)
     plan = make_plan(read_rows(prompts), prompts, manifest, classes, **options)
+    if plan.sources:
+        require_encoder(opened)
     run = Run(plan.sha256, opened.identity, device, backend, shards, __version__)
     check_run(output, run)
     means = Means(opened.folder.absolute(), opened.identity, device, backend, threads, batch)

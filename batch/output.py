@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hart_runtime.batch.plan import Picture, Plan
+from hart_runtime.batch.plan import Picture, Plan, alike
 from hart_runtime.batch.shards import Shards
 from hart_runtime.common.errors import NO_ROOM, NOTE, InputError, RunError, named, shown
 from hart_runtime.common.files import LEFT, whole_file, whole_folder
@@ -67,9 +67,9 @@ class Output:
 
     @property
     def left(self) -> list[Picture]:
-        """Pictures that are to be drawn yet, those of equal settings together, so that batches are full."""
+        """Pictures that are to be drawn yet, those that are alike together, so that batches are full."""
         left = (picture for picture in self.plan.pictures if picture.number not in self.lines)
-        return sorted(left, key=lambda picture: picture.settings)
+        return sorted(left, key=alike)
 
     def add(self, finished: Finished) -> None:
         """Write a picture, or why there is none.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hart_runtime.batch.rows import COUNT, LABEL, PRESET, PROMPT, SEED, SPEED, Row
+from hart_runtime.batch.sources import Given, GivenPictures
 from hart_runtime.common.errors import InputError, shown, told_of, whole_in_range
 from hart_runtime.common.settings import KINDS, SamplingSettings
 from hart_runtime.runtime.call import MAX_IMAGES, MAX_SEED, checked_settings, words_of
@@ -36,6 +37,8 @@ class Picture:
     """Which of the plan's."""
     error: str | None = None
     """Why it cannot be drawn."""
+    source: int | None = None
+    """Which of the plan's given pictures it starts from."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,23 @@ class Plan:
     pictures: list[Picture]
     settings: list[SamplingSettings]
     """Those that differ."""
+    sources: list[Given]
+    """Pictures that are given, those that differ."""
 
     @functools.cached_property
     def sha256(self) -> str:
         """Of everything that decides the pictures but the bundle."""
         digest = hashlib.sha256(json.dumps([asdict(settings) for settings in self.settings]).encode())
+        digest.update(json.dumps([asdict(given.told) for given in self.sources]).encode())
         for picture in self.pictures:
-            told = [picture.row, picture.prompt, picture.seed, picture.settings, picture.error]
+            told = [
+                picture.row,
+                picture.prompt,
+                picture.seed,
+                picture.settings,
+                picture.error,
+                picture.source,
+            ]
             digest.update(json.dumps(told).encode())
         return digest.hexdigest()
 
@@ -70,17 +83,18 @@ def make_plan(
     A prompt that cannot be drawn is its picture's error, and stops no other.
 
     Args:
-        source: of the rows; begins messages.
+        source: of the rows; begins messages, and paths in rows begin in its folder.
         seed: of picture 0 of rows that name none; that of picture i is ``seed + i``.
         count: pictures of rows that name none.
         given: preset, speed and settings, which those of a row replace.
 
     Raises:
-        InputError: there are no rows, or the seed, the count or a setting of one cannot be used.
+        InputError: there are no rows, or the seed, the count, a setting or a given picture of one cannot be
+            used.
     """
     whole_in_range(COUNT, count, 1, MAX_IMAGES)
     checked_settings(manifest, None, seed, **given)
-    known = _Settings(manifest, given)
+    known, sources = _Settings(manifest, given), GivenPictures(source.parent, manifest.model)
     pictures: list[Picture] = []
     for number, row in enumerate(rows):
         with told_of(f"{source}: row {number}"):
@@ -89,11 +103,12 @@ def make_plan(
             first = _value(row, SEED, seed + len(pictures))
             first = whole_in_range(SEED, first, 0, MAX_SEED - pieces + 1)
             prompt, error = _drawn(row, classes, manifest)
+            start = sources.number(row)
         for i in range(pieces):
-            pictures.append(Picture(len(pictures), number, prompt, first + i, index, error))
+            pictures.append(Picture(len(pictures), number, prompt, first + i, index, error, start))
     if not pictures:
         raise InputError(f"{source}: holds no prompt")
-    return Plan(pictures, [*known.numbers])
+    return Plan(pictures, [*known.numbers], sources.found)
 
 
 class _Settings:
@@ -145,11 +160,16 @@ def _drawn(row: Row, classes: ClassNames | None, manifest: Manifest) -> tuple[st
     return prompt, None
 
 
+def alike(picture: Picture) -> tuple[int, bool]:
+    """What pictures have in common that are drawn at once: settings, and whether they start from others."""
+    return picture.settings, picture.source is not None
+
+
 def in_batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    """Pictures of equal settings that follow each other, so many at the most."""
+    """Pictures that are alike and follow each other, so many at the most."""
     part: list[Picture] = []
     for picture in pictures:
-        if part and (len(part) == size or part[0].settings != picture.settings):
+        if part and (len(part) == size or alike(part[0]) != alike(picture)):
             yield part
             part = []
         part.append(picture)

@@ -13,16 +13,18 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from hart_runtime.batch.actors import ASKED, DrawingActor, EncodingActor, batch_of
+from hart_runtime.batch.actors import ASKED, DrawingActor, EncodingActor, ReadingActor, batch_of
 from hart_runtime.batch.artist import Draw, Means
 from hart_runtime.batch.bundles import in_store
 from hart_runtime.batch.cluster import check_nodes, connected, nodes_of, versions_here
 from hart_runtime.batch.output import Finished
 from hart_runtime.batch.plan import Picture, Plan
+from hart_runtime.batch.sources import Given
 from hart_runtime.common.errors import InputError, RunError, first_line
 from hart_runtime.runtime.backends.names import CPU
 from hart_runtime.runtime.bundle import Bundle
 from hart_runtime.runtime.memory.needs import Needs, actors_for, device_for, needs_of, without
+from hart_runtime.runtime.spec import ModelSpec
 
 MOST_BATCHES, TASKS_EACH = 16, 8
 """Batches of a task at the most, since one that dies with its actor is drawn again as a whole; and the tasks
@@ -85,7 +87,8 @@ def on_ray(
             if encoders:
                 count = (encoders, encoders)
                 data = _pool(data, EncodingActor, (means, batch, pieces), size, count, text_needs)
-            arguments = (means, plan.settings, pieces, bool(encoders))
+            reader = _reader(plan.sources, manifest.model) if plan.sources else None
+            arguments = (means, plan.settings, pieces, bool(encoders), reader)
             data = _pool(data, DrawingActor, arguments, size, (least, most), needs)
             try:
                 for block in data.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -96,6 +99,16 @@ def on_ray(
                 ) from None
 
         yield draw
+
+
+def _reader(given: Sequence[Given], model: ModelSpec) -> Any:
+    """Brings given pictures from this machine to whoever draws, when it is their turn: no disk is shared, and
+    the object store never holds all of them.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(ReadingActor).remote(given, model)
 
 
 def _pool(

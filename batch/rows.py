@@ -13,10 +13,16 @@ from hart_runtime.common.settings import KINDS
 from hart_runtime.common.text_files import lines_of, read_text
 
 PROMPT, LABEL, SEED, COUNT, PRESET, SPEED = "prompt", "label", "seed", "count", "preset", "speed"
-COLUMNS = (PROMPT, LABEL, SEED, COUNT, PRESET, SPEED, *KINDS)
+GIVEN = IMAGE, MASK, OUTPAINT, VARY, ANEW, FIT, PASTE = (
+    *("image", "mask", "outpaint", "vary", "anew", "fit", "paste"),
+)
+"""What is said of a picture that the row's are drawn from."""
+COLUMNS = (PROMPT, LABEL, SEED, COUNT, PRESET, SPEED, *KINDS, *GIVEN)
 """What a row can hold: what is drawn, by one of two names, and what decides the picture beside it."""
 Row = Mapping[str, Any]
 """Values by column, each as its file has it; None where the row leaves it out."""
+_KINDS = {**KINDS, **dict.fromkeys((SEED, COUNT, VARY, ANEW), (int,)), PASTE: (bool,)}
+"""Of columns that are no texts."""
 _TRUTH = {"true": True, "false": False}
 
 
@@ -63,7 +69,7 @@ def _records(file: Path) -> Iterator[Row]:
 
 def _typed(name: str, text: str) -> Any:
     """What a word stands for; one that stands for nothing is refused where values of any file are."""
-    kinds = KINDS.get(name, (int,) if name in (SEED, COUNT) else (str,))
+    kinds = _KINDS.get(name, (str,))
     if bool in kinds:
         return _TRUTH.get(text.strip().lower(), text)
     for kind in (int, float):

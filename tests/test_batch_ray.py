@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from hart_runtime.batch.cluster import connected
 from hart_runtime.common.errors import InputError
@@ -310,6 +312,20 @@ def test_encoders_of_their_own(
     ended(started(*words, *on_ray, "--output", tmp_path / "ray"))
     drawn(*words, "--output", tmp_path / "one")
     assert check_whole(tmp_path / "ray", 20) == check_whole(tmp_path / "one", 20)
+
+
+def test_given_pictures_are_brought_to_who_draws(cluster: Cluster, demo_bundle: Path, tmp_path: Path) -> None:
+    """Rows with and without them are drawn as in one process, to the byte."""
+    for number in range(3):
+        Image.effect_noise((64, 64), 50 + number).convert("RGB").save(tmp_path / f"{number}.png")
+    rows: list[dict[str, Any]] = [{"prompt": f"a {colour} ring", "count": 2} for colour in COLOURS]
+    for number, row in enumerate(rows[:4]):
+        row |= {"image": f"{number % 3}.png", "vary": 1 + number % 2}
+    (file := tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (file, "--engine", demo_bundle, *FEW, "--batch", 2)
+    ended(started(*words, "--ray", cluster.address, *TWO, "--output", tmp_path / "ray"))
+    drawn(*words, "--output", tmp_path / "one")
+    assert check_whole(tmp_path / "ray", 12) == check_whole(tmp_path / "one", 12)
 
 
 def test_what_does_not_fit_is_refused(

@@ -361,6 +361,7 @@ CAUSES = (
             "^image: is required",
             "a PNG with transparency",
             "goes on from one picture",
+            "expected a path",
             "pictures are edited here",
             "of a given picture",
             "tells of its mask",
