@@ -146,6 +146,17 @@ def settings_of(values: dict[str, Any], source: str) -> SamplingSettings:
         return SamplingSettings(**values)
 
 
+def whole_settings_of(values: dict[str, Any], source: str) -> SamplingSettings:
+    """Those of a file that this project wrote, which names all that there were then.
+
+    Raises:
+        InputError: as :func:`settings_of`, or one is missing, which is no default then but damage.
+    """
+    if missing := sorted(LIMITS.keys() - LATER - values.keys()):
+        raise InputError(f"{source}: no {', '.join(missing)} among its settings")
+    return settings_of(values, source)
+
+
 def speeds_of(
     values: object, usual: SamplingSettings, sizes: object, source: str
 ) -> dict[str, SamplingSettings]:

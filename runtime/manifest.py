@@ -37,7 +37,7 @@ from hart_runtime.common.settings import (
     SPEEDS,
     SamplingSettings,
     check_ranges,
-    settings_of,
+    whole_settings_of,
 )
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
@@ -369,7 +369,7 @@ def settings_in(value: Any, place: str) -> SamplingSettings:
     """Sampling settings as a record holds them; raises InputError, which begins with ``place``."""
     if not isinstance(value, dict):
         raise InputError(f"{place}: expected an object, found {shown(value)}")
-    return settings_of(value, place)
+    return whole_settings_of(value, place)
 
 
 def check_file_spec(spec: FileSpec, place: str) -> None:

@@ -19,7 +19,7 @@ from hart_runtime.common.errors import InputError, RunError, first_line, paramet
 from hart_runtime.common.files import check_output, whole_file
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.records import read_value
-from hart_runtime.common.settings import LATER, LIMITS, SamplingSettings, settings_of
+from hart_runtime.common.settings import SamplingSettings, whole_settings_of
 from hart_runtime.common.version import __version__
 from hart_runtime.runtime.backends.names import CPU
 from hart_runtime.runtime.picture_record import PictureRecord
@@ -173,13 +173,11 @@ def read_origin(path: Path) -> Origin:
         drawn_with, bundle, identity = record.get("drawn_with", ""), record["bundle"], record["identity"]
         if not all(isinstance(value, str) for value in (drawn_with, bundle, identity)):
             raise TypeError(f"bundle {shown(bundle)}, {shown(identity)}, drawn_with {shown(drawn_with)}")
-        if missing := sorted(LIMITS.keys() - LATER - settings.keys()):
-            raise TypeError(f"no {', '.join(missing)} among its settings")
         picture = read_value(PictureRecord | None, record.get("picture"), "picture")
         origin = Origin(
             prompt=prompt,
             seed=seed,
-            settings=settings_of(settings, "settings"),
+            settings=whole_settings_of(settings, "settings"),
             bundle=bundle,
             identity=identity,
             noise_version=noise,

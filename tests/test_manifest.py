@@ -113,6 +113,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "guidance without end": (at("sampling", "guidance", value=float("inf")), "guidance"),
     "guidance that is text": (at("sampling", "guidance", value="strong"), "guidance"),
     "a setting that there is not": (at("sampling", "colour", value=1), "unknown colour"),
+    "sampling of nothing": (
+        at("sampling", value={}),
+        "sampling: no guidance, residual, smooth, steps, top_k, top_p among its settings",
+    ),
+    "a setting less": (
+        at("sampling", value={"guidance": 1.0, "top_k": 5, "top_p": 0.5, "smooth": False, "residual": True}),
+        "sampling: no steps among its settings",
+    ),
     "sampling that is null": (at("sampling", value=None), "sampling: expected an object, found None"),
     "more codes than there are": (at("sampling", "top_k", value=10**6), "sampling: top_k: expected 1 to 512"),
     "files in a list": (at("files", value=["weights.bin"]), "files: expected an object"),

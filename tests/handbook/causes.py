@@ -140,6 +140,7 @@ CAUSES = (
         "checkpoint.",
         ("hart-export CHECKPOINT --output engines/NAME --force",),
         (
+            "among its settings$",
             "export (?:the bundle|it) again(?!\\s+with)",
             "was changed while",
             "copy it here again",
