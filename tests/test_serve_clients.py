@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from tests.serving import PROMPT, Running, guarded_serving, later, serving, until
+from tests.test_serve_edits import BOTH
 
 pytestmark = pytest.mark.serve
 CLIENTS = Path(__file__).parent / "clients"
@@ -55,7 +56,10 @@ def told(servers: Servers, version: str, script: str, folder: Path, *more: str) 
     with servers.full.busy(), servers.full.stream(n=10):
         until(lambda: servers.full.metrics()["hart_queue_pictures"] == 10)
         urls = [server.url for server in servers]
-        command = [interpreter, "-I", CLIENTS / script, *urls, *more]
+        (pictures := folder.with_name("pictures")).mkdir()
+        for name, data in BOTH.items():
+            (pictures / f"{name}.png").write_bytes(data)
+        command = [interpreter, "-I", CLIENTS / script, *urls, pictures, *more]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -68,9 +72,15 @@ def drawn(servers: Servers, n: int) -> list[str]:
     return [base64.b64encode(data).decode() for data in pictures]
 
 
+def edited(servers: Servers) -> list[str]:
+    answer = servers.plain.edit(BOTH, prompt="a blue star", n=2, seed=7)
+    return [image["b64_json"] for image in answer.json()["data"]]
+
+
 def test_before_one(servers: Servers, tmp_path: Path) -> None:
     found = told(servers, "0.28.1", "module.py", tmp_path / "env")
     assert found["pictures"] == drawn(servers, 3)
+    assert found["edits"] == edited(servers)
     words: dict[str, list[Any]] = {
         "bad": ["InvalidRequestError", 400, "n", "invalid_value", "n: expected 1 to 10, found 11"],
         "unknown": ["InvalidRequestError", 400, "cfg", "unknown_parameter"],
@@ -105,6 +115,8 @@ def test_from_one_on(servers: Servers, version: str, tmp_path: Path) -> None:
     streamed = version != "1.55.3"
     found = told(servers, version, "client.py", tmp_path / "env", "streamed" if streamed else "plain")
     assert found["pictures"] == drawn(servers, 3)
+    pictures = edited(servers)
+    assert found["edits"] == pictures
     assert found["counts"] == [1, 3, 10]
     for name, expected in ERRORS.items():
         assert found[name][:4] == expected
@@ -112,6 +124,10 @@ def test_from_one_on(servers: Servers, version: str, tmp_path: Path) -> None:
     assert {name: found[name][0] for name in UNANSWERED} == UNANSWERED
     if not streamed:
         return
+    for index, picture in enumerate(pictures):
+        mine = [(kind, data) for kind, which, data in found["edited"] if which == index]
+        assert [kind for kind, _ in mine] == [*["image_edit.partial_image"] * 2, "image_edit.completed"]
+        assert mine[-1][1] == picture
     pictures = drawn(servers, 10)
     for n, partials, events in found["streams"]:
         for index in range(n):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -39,7 +40,15 @@ def streams(client: openai.OpenAI) -> list[Any]:
     return found
 
 
-def main(url: str, guarded: str, full: str, streamed: str) -> None:
+def edits(client: openai.OpenAI, pictures: Path, **options: Any) -> Any:
+    """The answer to a picture and a mask."""
+    image, mask = pictures / "image.png", pictures / "mask.png"
+    return client.images.edit(
+        image=image, mask=mask, prompt="a blue star", n=2, extra_body={"seed": 7}, **options
+    )
+
+
+def main(url: str, guarded: str, full: str, pictures: str, streamed: str) -> None:
     """Requests to a server, to one that wants a key, and to one that is busy."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="any")
     star: dict[str, Any] = {"prompt": "a blue star", "extra_body": {"seed": 7}}
@@ -47,6 +56,7 @@ def main(url: str, guarded: str, full: str, streamed: str) -> None:
     answers = {n: client.images.generate(n=n, **star) for n in (1, 3, 10)}
     found: dict[str, Any] = {
         "pictures": [image.b64_json for image in answers[3].data or []],
+        "edits": [image.b64_json for image in edits(client, Path(pictures)).data or []],
         "counts": [len(answer.data or []) for answer in answers.values()],
         "bad": error(url, prompt="x", n=11),
         "unknown": error(url, prompt="x", extra_body={"cfg": 7}),
@@ -61,6 +71,8 @@ def main(url: str, guarded: str, full: str, streamed: str) -> None:
     }
     if streamed == "streamed":
         found["streams"] = streams(client)
+        events = edits(client, Path(pictures), stream=True, partial_images=2)
+        found["edited"] = [[event.type, event.image_index, event.b64_json] for event in events]
         found["bad stream"] = error(url, prompt="x", n=11, stream=True)
         found["failed stream"] = error(guarded, "a-key-of-this-test", stream=True, **broken)
     print(json.dumps({"version": openai.__version__, **found}))

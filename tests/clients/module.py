@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -19,12 +20,17 @@ def error(url: str, key: str = "any", **fields: Any) -> list[Any]:
     return []
 
 
-def main(url: str, guarded: str, full: str) -> None:
+def main(url: str, guarded: str, full: str, pictures: str) -> None:
     """Requests to a server, to one that wants a key, and to one that is busy."""
     drawn = openai.Image.create(  # type: ignore[attr-defined]
         api_base=f"{url}/v1", api_key="any", prompt="a blue star", n=3, seed=7, size="64x64"
     )
+    with Path(pictures, "image.png").open("rb") as image, Path(pictures, "mask.png").open("rb") as mask:
+        edited = openai.Image.create_edit(  # type: ignore[attr-defined]
+            image, mask, api_base=f"{url}/v1", api_key="any", prompt="a blue star", n="2", seed="7"
+        )
     found = {
+        "edits": [image["b64_json"] for image in edited["data"]],
         "pictures": [image["b64_json"] for image in drawn["data"]],
         "bad": error(url, prompt="x", n=11),
         "unknown": error(url, prompt="x", cfg=7),
