@@ -29,6 +29,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
+    "/editor.js": ("editor.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/png.js": ("png.js", "text/javascript"),
     "/server.js": ("server.js", "text/javascript"),

@@ -1,5 +1,6 @@
 // Draws with the server's own API, as any client does. Everything is kept in this tab.
 
+import * as editor from "./editor.js";
 import { textOf } from "./png.js";
 import { ask, eventsOf } from "./server.js";
 
@@ -73,11 +74,17 @@ function drawsClasses(name) {
   return Boolean(models.find((model) => model.id === name)?.classes);
 }
 
+function takesPictures(name) {
+  return Boolean(models.find((model) => model.id === name)?.edits);
+}
+
 function chooseModel(name) {
   $("model").value = name;
   const classes = drawsClasses(name);
   for (const part of document.querySelectorAll("[data-classes]")) part.hidden = !classes;
   for (const part of document.querySelectorAll("[data-texts]")) part.hidden = classes;
+  $("start").hidden = !takesPictures(name);
+  if ($("start").hidden) editor.close();
   if (classes) listClasses(name);
   const defaults = models.find((model) => model.id === name)?.settings ?? {};
   for (const [setting, , kind] of SETTINGS) {
@@ -102,7 +109,7 @@ function tell(refusal) {
   if (!refusal) return;
   const place = document.querySelector(`#form .error[data-field="${refusal.param}"]`) ?? $("refusal");
   place.textContent = refusal.message;
-  if (place.closest("#settings")) $("settings").open = true;
+  for (const part of ["settings", "start"]) if (place.closest(`#${part}`)) $(part).open = true;
   const input = document.getElementById(refusal.param);
   if (input && $("form").contains(input)) {
     input.setAttribute("aria-invalid", "true");
@@ -111,6 +118,7 @@ function tell(refusal) {
 }
 
 function state(words, title) {
+  $("offer").hidden = true;
   $("status").textContent = words;
   document.title = title ? `${title} - HART` : "HART";
 }
@@ -136,7 +144,8 @@ function showQueue() {
     ...queue.map((asked) => {
       const item = document.createElement("li");
       const words = document.createElement("span");
-      words.textContent = `${asked.label || asked.prompt} · ${asked.n === 1 ? "1 picture" : `${asked.n} pictures`} `;
+      const from = asked.edit ? ` · from ${asked.edit.name}` : "";
+      words.textContent = `${asked.label || asked.prompt}${from} · ${asked.n === 1 ? "1 picture" : `${asked.n} pictures`} `;
       const remove = button("Remove", () => {
         queue.splice(queue.indexOf(asked), 1);
         showQueue();
@@ -164,13 +173,7 @@ async function drawNow(asked) {
       const message = `seed: a page knows numbers up to ${Number.MAX_SAFE_INTEGER}; another client can ask for larger ones`;
       throw Object.assign(new Error(message), { refusal: { message, param: "seed", status: 400 } });
     }
-    const body = { ...asked, stream: true, partial_images: model?.scales ?? 3 };
-    const response = await ask("v1/images/generations", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(body),
-      signal: mine.signal,
-    });
+    const response = await send(asked, { stream: true, partial_images: model?.scales ?? 3 }, mine.signal);
     for await (const event of eventsOf(response)) {
       if (event.error) throw Object.assign(new Error(event.error.message), { refusal: event.error });
       const index = event.image_index;
@@ -208,6 +211,19 @@ async function drawNow(asked) {
   }
 }
 
+function send({ edit, ...asked }, more, signal) {
+  const fields = { ...asked, ...more };
+  if (!edit) {
+    const headers = { "Content-Type": "application/json" };
+    return ask("v1/images/generations", { method: "POST", headers, body: JSON.stringify(fields), signal });
+  }
+  const body = new FormData();
+  for (const [name, value] of Object.entries({ ...fields, ...edit.fields })) body.append(name, value);
+  body.append("image", edit.image, "image");
+  if (edit.mask) body.append("mask", edit.mask, "mask.png");
+  return ask("v1/images/edits", { method: "POST", body, signal });
+}
+
 function busy(drawing) {
   $("stop").hidden = $("progress").hidden = !drawing;
   $("progress").value = 0;
@@ -236,7 +252,7 @@ function addPicture(asked, url) {
   open.append(image);
   const what = document.createElement("p");
   what.className = "what";
-  what.textContent = `${drawn} · seed ${asked.seed}`;
+  what.textContent = `${drawn} · seed ${asked.seed}${asked.edit ? ` · from ${asked.edit.name}` : ""}`;
   what.title = SETTINGS.map(([name]) => `${name}: ${asked[name] ?? "model's"}`).join("\n");
   const does = document.createElement("div");
   does.className = "does";
@@ -255,10 +271,20 @@ function addPicture(asked, url) {
     words.focus();
   };
   does.append(save, button("Draw again", again), button("Same seed, other prompt", sameSeed));
+  if (asked.edit) does.append(button("Compare", () => editor.compare(asked.edit, url)));
+  if (takesPictures(asked.model)) {
+    const name = `seed ${asked.seed}`;
+    does.append(button("Change a part", () => startFrom(blobOf(url), name)));
+  }
   does.append(button("Remove", () => item.remove()));
   item.dataset.seed = asked.seed;
   item.append(open, what, does);
   $("gallery").prepend(item);
+}
+
+function blobOf(url) {
+  const [head, data] = url.split(",");
+  return new Blob([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], { type: head.slice(5, head.indexOf(";")) });
 }
 
 function button(words, pressed) {
@@ -276,27 +302,52 @@ function enlarge(image) {
   $("large").showModal();
 }
 
-// A PNG of ours carries how it was made.
+// A PNG of ours carries how it was made; that is taken over, and it can be started from like any other.
 
-async function takeOver(file) {
+async function dropped(file) {
+  let made;
   try {
-    const made = JSON.parse(textOf(new Uint8Array(await file.arrayBuffer()), "hart"));
-    fill({ prompt: made.prompt, seed: made.seed, ...made.settings, n: 1, model: made.bundle });
-    $("settings").open = true;
-    state(`Settings of ${file.name} are taken over.`, "");
-    tell(null);
+    made = JSON.parse(textOf(new Uint8Array(await file.arrayBuffer()), "hart"));
   } catch {
-    tell({ message: `${file.name} is no PNG that was drawn here: it carries no prompt and seed.` });
+    await startFrom(file, file.name);
+    return;
+  }
+  fill({ prompt: made.prompt, seed: made.seed, ...made.settings, n: 1, model: made.bundle });
+  $("settings").open = true;
+  tell(null);
+  state(`Settings of ${file.name} are taken over.`, "");
+  $("offer").hidden = !takesPictures($("model").value);
+  $("offer").onclick = () => startFrom(file, file.name);
+}
+
+async function startFrom(blob, name) {
+  tell(null);
+  state("", "");
+  if (!takesPictures($("model").value)) {
+    tell({ message: `${$("model").value} starts from no pictures: it has no encoder.` });
+    return;
+  }
+  try {
+    await editor.open(blob, name);
+    $("canvas").focus();
+  } catch {
+    tell({ message: `${name} is no picture that can be read here.` });
   }
 }
 
 // The beginning.
 
 $("fields").append(...SETTINGS.flatMap(fieldFor));
-$("form").addEventListener("submit", (event) => {
+$("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   keep();
-  draw(request());
+  const asked = request();
+  try {
+    const edit = await editor.taken();
+    draw(edit ? { ...asked, edit } : asked);
+  } catch (error) {
+    tell(error.refusal ?? { message: error.message });
+  }
 });
 $("form").addEventListener("input", keep);
 $("model").addEventListener("change", () => {
@@ -309,6 +360,12 @@ $("dice").onclick = () => {
 };
 $("stop").onclick = () => stopping?.abort();
 $("large").onclick = () => $("large").close();
+$("picture").onchange = () => {
+  const [file] = $("picture").files;
+  if (file) startFrom(file, file.name);
+};
+$("divider").oninput = () => editor.divide(Number($("divider").value));
+editor.start();
 addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
@@ -320,7 +377,7 @@ addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  if (event.dataTransfer.files.length) takeOver(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) dropped(event.dataTransfer.files[0]);
 });
 
 try {
