@@ -35,6 +35,8 @@ class Means:
     backend: str
     threads: int | None
     batch: int | None
+    size: int | None = None
+    """Of the pictures, where the bundle draws several; its first if left out."""
 
 
 Draw = Callable[[Plan, Sequence[Picture]], Iterator[list[Finished]]]
@@ -53,7 +55,9 @@ def opened(means: Means) -> tuple[Bundle, Callable[[Bundle], Backend]]:
             f"{means.bundle}: expected the bundle {means.identity[:12]}..., found {bundle.identity[:12]}...; "
             f"copy it here again"
         )
-    return bundle, lambda part: open_backend(part, means.device, means.threads, means.backend)
+    return bundle.at_size(means.size), lambda part: open_backend(
+        part, means.device, means.threads, means.backend
+    )
 
 
 def alone(means: Means, plan: Plan, pictures: Sequence[Picture]) -> Iterator[list[Finished]]:
@@ -154,6 +158,7 @@ class Artist:
                 bundle.identity,
                 drawn_with=self.drawn_with,
                 picture=record_of(source) if source is not None else None,
+                size=bundle.manifest.model.image_size,
             )
             png = png_bytes(image, origin)
             found.append(Finished(picture.number, seconds, hashlib.sha256(png).hexdigest(), png=png))

@@ -18,6 +18,7 @@ from hart_runtime.runtime.options import (
     backend_option,
     bundle_option,
     device_option,
+    size_option,
     speed_option,
     threads_option,
 )
@@ -51,6 +52,7 @@ def _actors(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option("--seed", default=0, show_default=True, help="Picture N of rows without a seed has SEED + N.")
 @click.option("--count", default=1, show_default=True, help="Pictures of rows that do not say how many.")
 @speed_option
+@size_option
 @click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
 @sampling_options("the bundle's")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
@@ -86,6 +88,7 @@ def main(
     prompts: Path,
     bundle: Path,
     output: Path,
+    size: int | None,
     batch: int | None,
     shards: bool,
     device: str,
@@ -122,7 +125,7 @@ def main(
     from hart_runtime.runtime.outputs import refuse_inputs
     from hart_runtime.runtime.text import require_text_encoder
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle).at_size(size)
     manifest = opened.manifest
     classes = ClassNames.of(opened) if manifest.model.num_classes else None
     if classes is None:
@@ -135,9 +138,9 @@ def main(
     plan = make_plan(read_rows(prompts), prompts, manifest, classes, **options)
     if plan.sources:
         require_encoder(opened)
-    run = Run(plan.sha256, opened.identity, device, backend, shards, __version__)
+    run = Run(plan.sha256, opened.identity, device, backend, shards, __version__, size)
     check_run(output, run)
-    means = Means(opened.folder.absolute(), opened.identity, device, backend, threads, batch)
+    means = Means(opened.folder.absolute(), opened.identity, device, backend, threads, batch, size)
     model = _opened(safety_model)
     with contextlib.ExitStack() as stack:
         draw: Draw = functools.partial(alone, means)

@@ -41,6 +41,8 @@ class Run:
     shards: bool
     version: str
     """Of this package."""
+    size: int | None = None
+    """Of the pictures, where it was asked for."""
 
 
 @dataclass(frozen=True)

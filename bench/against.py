@@ -145,13 +145,16 @@ def _reference(model: Model, pipeline: Pipeline, given: Mapping[str, NDArray[Any
     from hart_runtime.hart import checkpoints
 
     device, manifest = pipeline.backend.device, pipeline.bundle.manifest
+    spec = manifest.model
     inputs = [torch.from_numpy(array).to(device) for array in given.values()]
     count = len(next(iter(given.values())))
 
     def draw() -> list[Image.Image]:
         noise = SeededNoise(range(count))
         with torch.autocast("cuda", torch.float16, enabled=device != "cpu"):
-            pixels = checkpoints.draw(model, inputs, noise, manifest.sampling, manifest.model.patch_nums)
+            pixels = checkpoints.draw(
+                model, inputs, noise, manifest.sampling, spec.patch_nums, extent=spec.reach
+            )
         return to_images(pixels.float().cpu().numpy())
 
     return draw

@@ -18,7 +18,13 @@ from hart_runtime.common.console import PATH, WORD, command, group
 from hart_runtime.common.errors import InputError, one_of, shown
 from hart_runtime.common.files import refuse_existing, whole_folder
 from hart_runtime.common.install import require
-from hart_runtime.runtime.options import BUNDLE_HELP, backend_option, device_option, threads_option
+from hart_runtime.runtime.options import (
+    BUNDLE_HELP,
+    backend_option,
+    device_option,
+    size_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from hart_runtime.bench.compare import Change
@@ -58,6 +64,7 @@ RESULTS = Path("benchmarks/results")
 @click.option("--engine", "bundle", type=PATH, metavar="BUNDLE", help=BUNDLE_HELP)
 @device_option
 @backend_option
+@size_option
 @click.option(
     "--batch", default="1", show_default=True, help="Batch sizes: 1,4,8. Stages are timed at the first."
 )
@@ -80,6 +87,7 @@ def main(
     bundle: Path | None,
     device: str,
     backend: str,
+    size: int | None,
     batch: str,
     iterations: int,
     warmup: int,
@@ -100,6 +108,8 @@ def main(
         refuse_existing(output)
     require("hart-bench", "bench", "psutil", "pynvml", "matplotlib", "onnx")
     if sustained is not None:
+        if size is not None:
+            raise InputError("`sustained`: draws the bundle's first size, found `size` beside it")
         if against:
             raise InputError("`sustained`: draws with the bundle alone, found `against` beside it")
         _sustain(bundle, sustained, device, backend, batch, threads, output)
@@ -114,7 +124,8 @@ def main(
     names = tuple(dict.fromkeys(name for name in (against or "").split(",") if name))
     for name in names:
         one_of("against", name, REFERENCES)
-    plan = Task(bundle, device, backend, _sizes(batch), iterations, warmup, threads, names, checkpoint)
+    batches = _sizes(batch)
+    plan = Task(bundle, device, backend, batches, iterations, warmup, threads, names, checkpoint, size)
     result = _with_progress(lambda told: measure(plan, told))
     target = output or _place(result.bundle["name"], result.device)
     with whole_folder(target) as folder:

@@ -42,7 +42,9 @@ class FirstPicture:
     """Growth of the GPU memory in use, None without NVML."""
 
 
-def draw_in_a_fresh_process(bundle: Path, device: str, threads: int | None, backend: str) -> FirstPicture:
+def draw_in_a_fresh_process(
+    bundle: Path, device: str, threads: int | None, backend: str, size: int | None = None
+) -> FirstPicture:
     """Start a process that draws one picture, and return what it says of itself.
 
     Raises:
@@ -53,7 +55,7 @@ def draw_in_a_fresh_process(bundle: Path, device: str, threads: int | None, back
     from hart_runtime.runtime.backends.names import parse_device
 
     before = gpu.memory_used(parse_device(device)[1])
-    options = {"bundle": str(bundle), "device": device, "threads": threads, "backend": backend}
+    options = {"bundle": str(bundle), "device": device, "threads": threads, "backend": backend, "size": size}
     done = subprocess.run(
         [sys.executable, "-m", "hart_runtime.bench.fresh", json.dumps({**options, "started": time.time()})],
         capture_output=True,
@@ -89,7 +91,7 @@ def _draw(options: dict[str, Any]) -> dict[str, Any]:
 
     times = [options["started"], time.time()]
     imports_bytes = _resident("VmRSS")
-    bundle = open_bundle(Path(options["bundle"]))
+    bundle = open_bundle(Path(options["bundle"])).at_size(options["size"])
     times.append(time.time())
     encoding, last = 0.0, times[-1]
 

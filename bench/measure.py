@@ -49,6 +49,8 @@ class Task:
     against: tuple[str, ...] = ()
     checkpoint: Path | None = None
     """What the bundle was exported from, for ``against``; by default the demo's."""
+    size: int | None = None
+    """Of the pictures, where the bundle draws several; its first if left out."""
 
 
 def measure(plan: Task, progress: Progress) -> Result:
@@ -61,7 +63,7 @@ def measure(plan: Task, progress: Progress) -> Result:
     for name in plan.against:
         one_of("against", name, REFERENCES)
     progress("opening the bundle")
-    bundle = open_bundle(plan.bundle)
+    bundle = open_bundle(plan.bundle).at_size(plan.size)
     for batch in plan.batches:
         whole_in_range("batches", batch, 1, bundle.manifest.max_batch, " (the bundle's maximum)")
     checkpoint = find_reference(bundle, plan.checkpoint) if plan.against else None
@@ -73,7 +75,9 @@ def measure(plan: Task, progress: Progress) -> Result:
         first = []
         for _ in range(min(plan.iterations, FRESH_PROCESSES)):
             progress("first picture of a fresh process")
-            first.append(draw_in_a_fresh_process(bundle.folder, device, plan.threads, backend.name))
+            first.append(
+                draw_in_a_fresh_process(bundle.folder, device, plan.threads, backend.name, plan.size)
+            )
         progress("the device's peak")
         peak = measure_peak(bundle, device, plan.threads, backend.name)
         pipeline = Pipeline(bundle, backend, plan.threads)

@@ -21,7 +21,7 @@ class OtherName:
 
 
 _GUIDANCE = "4.5 here is 5.5 there: it is what is added, and rises from the first scale to the last"
-_ONE_SIZE = "a model draws the size of its scales"
+_ONE_SIZE = "a square of a size that the bundle was exported with: size of Pipeline.load, or of a request"
 _NO_NEGATIVE = "guidance is away from the empty prompt, and the model was trained with no other"
 _NO_SAMPLER = "scales are drawn one after the other, and no diffusion of the whole picture has a sampler"
 _STEPS = "those of the residual alone: how many scales are drawn is the model's"

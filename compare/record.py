@@ -148,7 +148,7 @@ def capture(
             tensors[name] = value.cpu().numpy().copy()
 
     patch_nums = manifest.model.patch_nums
-    checkpoints.draw(model, inputs, noise, settings, patch_nums, record)
+    checkpoints.draw(model, inputs, noise, settings, patch_nums, record, manifest.model.reach)
     codebook, hybrid = model.tokenizer.quantize.embedding.weight, model.tokenizer.config.hybrid
     for step in scale_steps(patch_nums, settings, len(codebook), hybrid):
         name = f"scale{step.index}"
@@ -189,4 +189,5 @@ def record_again(
     device = next(model.transformer.parameters()).device
     inputs = [torch.from_numpy(value).to(device) for value in given_of(tensors, manifest).values()]
     noise = RecordedNoise(tensors)
-    checkpoints.draw(model, inputs, noise, settings, manifest.model.patch_nums, record)
+    spec = manifest.model
+    checkpoints.draw(model, inputs, noise, settings, spec.patch_nums, record, spec.reach)

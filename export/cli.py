@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
 
 
-@command()
+@command(words={"size": "--size"})
 @click.argument("checkpoint", required=False, type=WORD)
 @click.option(
     "--precision",
@@ -85,6 +85,14 @@ ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
     help="Most images drawn at once.",
 )
 @click.option(
+    "--size",
+    "sizes",
+    type=int,
+    multiple=True,
+    help="Pixels along a side, for smaller pictures by the same weights; several times for several, of which "
+    "the first is drawn unless another is asked for. [default: the checkpoint's]",
+)
+@click.option(
     "--ema/--no-ema",
     default=None,
     help="Averaged weights, in a file such as ema_model.bin or below a key such as ema, or the others. "
@@ -121,6 +129,7 @@ def main(
     demo: str | None,
     output: Path | None,
     max_batch: int,
+    sizes: tuple[int, ...],
     ema: bool | None,
     encoder: bool,
     backend: str,
@@ -165,7 +174,7 @@ def main(
 
     def requested(place: Path, text: Path | None) -> Request:
         found = find(place, text, ema, tokenizer)
-        return Request(found, precision, max_batch, system_prompt, class_names, encoder=encoder)
+        return Request(found, precision, max_batch, system_prompt, class_names, sizes=sizes, encoder=encoder)
 
     if check:
         _check(checkpoint or str(DEMOS[demo or TEXT]), revision, file, text_encoder, requested, report)

@@ -16,7 +16,8 @@ from hart_runtime.common.checkpoint import CLASS_NAMES, LLM, TEXT_ENCODER, TOKEN
 from hart_runtime.common.errors import InputError, one_of, parameter, shown, whole_in_range
 from hart_runtime.common.files import refuse_strangers
 from hart_runtime.common.precisions import PRECISIONS
-from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH
+from hart_runtime.common.pyramids import pyramid_of
+from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH, check_ranges
 from hart_runtime.common.weight_files import choose_set
 from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
@@ -50,6 +51,9 @@ class Request:
     patch_nums: tuple[int, ...] | None = None
     """Another pyramid than the checkpoint's, for models whose weights do not depend on it (rotary
     attention with timestep level embeddings)."""
+    sizes: tuple[int, ...] = ()
+    """Sides in pixels of the pictures that the bundle draws, its own first; by default the checkpoint's, see
+    :func:`hart_runtime.common.pyramids.pyramid_of`."""
     encoder: bool = True
     """Whether the bundle takes pictures, too, to draw parts of them anew."""
 
@@ -69,6 +73,10 @@ class Request:
             if not config.use_timestep_embed:
                 raise InputError("this checkpoint stores a level table, its pyramid cannot be changed")
             replace(config, patch_nums=self.pyramid)  # checks the values
+        for model in self.models:
+            check_ranges(self.checkpoint.sampling, model)
+        if twice := [size for size in self.sizes if self.sizes.count(size) > 1]:
+            raise InputError(f"`size`: expected each size once, found {twice[0]} twice")
         if self.checkpoint.text_encoder is None and self.system_prompt is not None:
             given = parameter("system_prompt", self.system_prompt)
             if self.model.num_classes:
@@ -91,6 +99,7 @@ class Request:
 
     @property
     def pyramid(self) -> tuple[int, ...]:
+        """That the weights know."""
         return self.patch_nums or self.checkpoint.llm_config.patch_nums
 
     @property
@@ -100,9 +109,15 @@ class Request:
 
     @property
     def model(self) -> ModelSpec:
-        """What the loop has to know about the model."""
-        configurations = self.checkpoint.llm_config, self.checkpoint.tokenizer_config
-        return family_of(*configurations).describe(*configurations, self.pyramid)
+        """What the loop has to know about the model, which draws the first of the sizes."""
+        return self.models[0]
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """The same of each size; raises InputError."""
+        llm, image = self.checkpoint.llm_config, self.checkpoint.tokenizer_config
+        known = family_of(llm, image).describe(llm, image, self.pyramid)
+        return tuple(known.resized(pyramid_of(llm, image, size)) for size in self.sizes) or (known,)
 
     @property
     def trained_with_system_prompt(self) -> bool:
@@ -199,7 +214,10 @@ def differences(request: Request, manifest: Manifest) -> list[str]:
     pairs: dict[str, tuple[Any, Any]] = {
         "precision": (manifest.precision, request.precision),
         "max_batch": (manifest.max_batch, request.max_batch),
-        "scales": (list(manifest.model.patch_nums), list(request.pyramid)),
+        "scales": (
+            [list(each.model.patch_nums) for each in manifest.every_size.values()],
+            [list(model.patch_nums) for model in request.models],
+        ),
         "encoder of pictures": (ENCODER in manifest.graphs, request.encoder),
         "system prompt": (prompt["sha256"] if prompt else None, wanted_prompt),
     }

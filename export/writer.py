@@ -89,6 +89,7 @@ def write_graph(
     exact_tokens: bool = False,
     seen: Mapping[str, Seen] | None = None,
     scales: Mapping[str, float] | None = None,
+    size: int | None = None,
 ) -> GraphSpec:
     """Trace one graph and write it; returns its manifest entry.
 
@@ -97,13 +98,14 @@ def write_graph(
         exact_tokens: whether tokens are not to be rounded to 8 bits beside them.
         seen: of convolutions that are to run in 8 bits, where a graph has such in the place of products.
         scales: of the tokens of products that are to run in 8-bit floating point.
+        size: of pictures, where they are not the bundle's own.
     """
     model = _trace(graph)
     read_directly(model)
     write_out_squares(model)
     _name_nodes_by_module(model.graph)
     model.graph.metadata_props.clear()
-    files = {form: graph_file(graph.name, form) for form in forms}
+    files = {form: graph_file(graph.name, form, size) for form in forms}
     if scales:
         model = round_products(model, scales)
     if seen:
@@ -116,7 +118,7 @@ def write_graph(
         )
         _save(quantize(model), graph.name, folder / files[DEQUANTIZED], weights)
         model = multiply(model)
-    file = graph_file(graph.name)
+    file = graph_file(graph.name, size=size)
     _save(model, graph.name, folder / file, weights)
     for form, make in FORMS.items():
         if form in forms:  # their weights are in the file by now

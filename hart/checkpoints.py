@@ -61,6 +61,7 @@ def draw(
     settings: SamplingSettings,
     patch_nums: tuple[int, ...] | None = None,
     record: Record = ignore,
+    extent: int | None = None,
 ) -> Tensor:
     """The reference loop on what an exported drawing is given; see
     :func:`hart_runtime.hart.generate.generate`.
@@ -70,7 +71,7 @@ def draw(
     """
     if isinstance(model, Hart):
         features, mask = inputs
-        return generate(model, features, mask, noise, settings, patch_nums, record)
+        return generate(model, features, mask, noise, settings, patch_nums, record, extent=extent)
     (labels,) = inputs
     return generate_classes(model, labels, noise, settings, record)
 

@@ -51,6 +51,7 @@ def generate(
     patch_nums: tuple[int, ...] | None = None,
     record: Record = ignore,
     kept: Kept | None = None,
+    extent: int | None = None,
 ) -> Tensor:
     """Draw a batch of pictures.
 
@@ -64,13 +65,15 @@ def generate(
         record: receives every tensor under the name the recorded runs use, among them all
             that an exported graph takes or returns.
         kept: what of given pictures stays.
+        extent: side of the map whose extent positions are spread over; by default the pyramid's last, as
+            the published code has it.
 
     Returns:
         (B, 3, H, W) pixels in [0, 1].
     """
     llm = model.transformer
     patch_nums = patch_nums or llm.config.patch_nums
-    size, head_dim = patch_nums[-1], llm.config.head_dim
+    extent, head_dim = extent or patch_nums[-1], llm.config.head_dim
     record("ctx.features", features)
     record("ctx.mask", mask)
     context = llm.context(features, mask)
@@ -86,7 +89,7 @@ def generate(
     def following(cells: Tensor, scale: int) -> Inputs:
         record(f"{_recorded(scale - 1)}.next_level", levels[scale])
         x = llm.embed_tokens(cells, levels[scale]).repeat(2, 1, 1)
-        places = torch.from_numpy(cell_positions(patch_nums[scale], size)).to(x.device)
+        places = torch.from_numpy(cell_positions(patch_nums[scale], extent)).to(x.device)
         return x, image_angles(places + position_ids[:, -1:, None], head_dim)
 
     condition = Condition(first, context.block_condition, context.head_condition, following)

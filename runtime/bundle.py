@@ -6,7 +6,7 @@ size and sha256; a bundle is only opened when all of them agree.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ from hart_runtime.runtime.graph_check import bounds_of, check_graph
 from hart_runtime.runtime.graph_file import Known
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_contract, read_manifest
 from hart_runtime.runtime.seal import Seal
+from hart_runtime.runtime.spec import GraphSpec
 
 TEXT_TOKENIZER = "tokenizer.json"
 """Some bundles have it, others :data:`hart_runtime.common.checkpoint.CLASS_NAMES`."""
@@ -35,12 +36,20 @@ class Bundle:
     identity: str = field(repr=False)
     """sha256 of the manifest, and with it of everything in the bundle."""
     seal: Seal = field(default_factory=Seal, repr=False, compare=False)
+    resized: bool = False
+    """Whether it draws another size than its own, which its engines do not."""
     tokenizer: bytes = field(default=b"", repr=False, compare=False)
     """Contents of :data:`TEXT_TOKENIZER` that were hashed; empty without a text encoder."""
 
     @property
     def has_text_encoder(self) -> bool:
         return TEXT_ENCODER in self.manifest.graphs
+
+    def at_size(self, size: int | None) -> Bundle:
+        """The same bundle, drawing pictures of one of its sizes, by pixels of a side; raises InputError."""
+        manifest = self.manifest.at_size(size)
+        resized = manifest.model.patch_nums != self.manifest.model.patch_nums
+        return replace(self, manifest=manifest, resized=resized)
 
     def parts(self) -> tuple[Bundle, Bundle]:
         """The text encoder and everything else, each to be opened by itself."""
@@ -83,12 +92,12 @@ def open_bundle(place: Path, wait: bool = True) -> Bundle:
     _check_graphs(folder, manifest, contents)
     if wait:
         seal.check()
-    return Bundle(folder, manifest, identity, seal, contents.get(TEXT_TOKENIZER, b""))
+    return Bundle(folder, manifest, identity, seal, tokenizer=contents.get(TEXT_TOKENIZER, b""))
 
 
 def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, bytes]:
     """Compare the files of a bundle with their entries; returns the contents of those that are parsed."""
-    parsed = {file for graph in manifest.graphs.values() for file in graph.files}
+    parsed = set(_graph_files(manifest))
     if TEXT_ENCODER in manifest.graphs:
         parsed.add(TEXT_TOKENIZER)
     if CLASS_NAMES in manifest.files:
@@ -97,7 +106,7 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
         raise InputError(f"{folder / MANIFEST}: {listed(unsealed)} not listed in files")
     for name in manifest.files:
         _refuse_outside(folder, name)
-    _refuse_apart(folder, [WEIGHTS, *(file for graph in manifest.graphs.values() for file in graph.files)])
+    _refuse_apart(folder, [WEIGHTS, *_graph_files(manifest)])
     contents = {}
     try:
         for name, expected in sorted(manifest.files.items(), key=lambda item: -item[1].size):
@@ -108,6 +117,13 @@ def _verify_files(folder: Path, manifest: Manifest, seal: Seal) -> dict[str, byt
     except OSError as error:
         raise InputError(f"{folder}: {shown(name)} cannot be read ({error.strerror})") from None
     return contents
+
+
+def _graph_files(manifest: Manifest) -> Iterator[str]:
+    """Of all sizes and forms."""
+    for graphs in (manifest.graphs, *(other.graphs for other in manifest.other_sizes)):
+        for graph in graphs.values():
+            yield from graph.files
 
 
 def _refuse_outside(folder: Path, name: str) -> None:
@@ -131,9 +147,23 @@ def _refuse_apart(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_graphs(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size, manifest.tables)
     known = Known({}, {})
-    for name, graph in manifest.graphs.items():
+    seen: set[str] = set()
+    for each in manifest.every_size.values():
+        own = {name: graph for name, graph in each.graphs.items() if graph.file not in seen}
+        seen |= {graph.file for graph in own.values()}
+        _check_those(folder, each, own, contents, known)
+
+
+def _check_those(
+    folder: Path,
+    manifest: Manifest,
+    graphs: Mapping[str, GraphSpec],
+    contents: Mapping[str, bytes],
+    known: Known,
+) -> None:
+    bounds = bounds_of(manifest.model, manifest.max_batch, manifest.files[WEIGHTS].size, manifest.tables)
+    for name, graph in graphs.items():
         contract = manifest.contract(name)
         for form, file in ((None, graph.file), *graph.forms.items()):
             try:

@@ -21,6 +21,7 @@ from hart_runtime.runtime.options import (
     device_option,
     picture_options,
     safety_option,
+    size_option,
     speed_option,
     threads_option,
 )
@@ -93,6 +94,7 @@ def _absent(bundle: Path) -> frozenset[str]:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--preset", type=WORD, help="Settings by a name, such as VAR's fid. [default: the bundle's]")
 @speed_option
+@size_option
 @sampling_options("the bundle's")
 @click.option("--batch", type=int, help="Pictures drawn at once. [default: the bundle's maximum]")
 @click.option(
@@ -125,6 +127,7 @@ def main(
     tf32: bool,
     safety_model: str | None,
     threads: int | None,
+    size: int | None,
     as_json: bool,
     image: Path | None,
     mask: Path | None,
@@ -160,13 +163,17 @@ def main(
         _refuse_beside_an_image()
         texts = [origin.prompt]
         options |= {"seed": origin.seed, **asdict(origin.settings)}
+        size = origin.size
     given = PictureOptions(image, mask, outpaint, vary, anew, fit, paste, reconstruct)
     given.check()
     if reconstruct and texts:
         raise InputError("`reconstruct` draws nothing, found a prompt beside it")
     check_writable(output or DEFAULT_OUTPUT)
     with _status("verifying the bundle"):
-        opened = open_bundle(bundle, wait=False)
+        whole = open_bundle(bundle, wait=False)
+    if origin is not None:
+        _refuse_other_bundle(origin, whole, from_image)
+    opened = whole.at_size(size)
     manifest = opened.manifest
     classes = ClassNames.of(opened) if manifest.model.num_classes else None
     if not texts and image is not None and classes is not None:
@@ -196,8 +203,6 @@ def main(
     refuse_inputs(paths, opened.folder, from_image, prompts_file, image, mask)
     clear_leftovers(resolved(output or DEFAULT_OUTPUT))
     tell_replaced(paths)
-    if origin is not None:
-        _refuse_other_bundle(origin, opened, from_image)
     if safety_model is not None:
         _screen(texts, safety_model)
     seconds: dict[str, float] = {}
@@ -239,6 +244,7 @@ def main(
                             opened.identity,
                             drawn_with=drawn_with,
                             picture=told,
+                            size=manifest.model.image_size,
                         )
                     )
                     files.save(picture, paths[len(drawn) - 1], drawn[-1])

@@ -185,24 +185,41 @@ def tensors_of(
             yield TensorSpec(row.name + name, dtype, shape), place
 
 
-def specs_of(contracts: Contracts, model: ModelSpec, precision: str) -> dict[str, GraphSpec]:
+def specs_of(
+    contracts: Contracts, model: ModelSpec, precision: str, size: int | None = None
+) -> dict[str, GraphSpec]:
     """The graphs of a bundle as its manifest describes them.
 
     Args:
         precision: one of :data:`hart_runtime.common.precisions.PRECISIONS`.
+        size: of pictures, where they are not the bundle's own.
     """
     return {
         name: GraphSpec(
-            file=graph_file(name),
+            file=graph_file(name, size=size),
             opset=graph.opset,
             inputs=tuple(tensor for tensor, _ in tensors_of(graph.inputs, model, precision)),
             outputs=tuple(tensor for tensor, _ in tensors_of(graph.outputs, model, precision)),
-            forms={form: graph_file(name, form) for form in graph.forms(precision)},
+            forms={form: graph_file(name, form, size) for form in graph.forms(precision)},
         )
         for name, graph in contracts.items()
     }
 
 
-def graph_file(name: str, form: str | None = None) -> str:
-    """Name of a graph's file in a bundle, or of another of its forms."""
-    return f"{name}_{form}.onnx" if form else f"{name}.onnx"
+def specs_at(
+    contracts: Contracts, model: ModelSpec, other: ModelSpec, precision: str
+) -> dict[str, GraphSpec]:
+    """Graphs that another size of pictures has of its own, where a bundle's model draws both.
+
+    What depends on the size takes or returns a tensor of it: codes that are added to a map of its side,
+    cells that a residual is drawn for, pixels.
+    """
+    shared = specs_of(contracts, model, precision)
+    found = specs_of(contracts, other, precision, other.image_size)
+    tensors = {name: (spec.inputs, spec.outputs) for name, spec in shared.items()}
+    return {name: spec for name, spec in found.items() if (spec.inputs, spec.outputs) != tensors[name]}
+
+
+def graph_file(name: str, form: str | None = None, size: int | None = None) -> str:
+    """Name of a graph's file in a bundle, or of another of its forms, or of those of another size."""
+    return f"{'_'.join([name, *([f'{size}px'] if size else []), *([form] if form else [])])}.onnx"

@@ -21,6 +21,7 @@ from hart_runtime.common.errors import (
     listed,
     one_of,
     parameter,
+    plain,
     shown,
     told_of,
 )
@@ -41,13 +42,13 @@ from hart_runtime.common.settings import (
 )
 from hart_runtime.common.text_files import decoded
 from hart_runtime.common.weight_files import is_averaged
-from hart_runtime.runtime.contract import Contract, Contracts, Scales, specs_of
+from hart_runtime.runtime.contract import Contract, Contracts, Scales, specs_at, specs_of
 from hart_runtime.runtime.families import FAMILIES
 from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.program import Program, make_program
 from hart_runtime.runtime.shapes import Dims
-from hart_runtime.runtime.spec import LARGEST, GraphSpec, ModelSpec, TensorSpec, check_model
+from hart_runtime.runtime.spec import LARGEST, GraphSpec, ModelSpec, OtherSize, TensorSpec, check_model
 
 SCHEMA_VERSION = 3
 NOT_PRUNED = "this model's blocks are modulated, and the published pruning is for plain ones"
@@ -93,9 +94,36 @@ class Manifest:
     in_half: dict[str, float] = field(default_factory=dict)
     """Products of fp8 bundles that stay in half, and the error that was measured of each in 8 bits, see
     :mod:`hart_runtime.export.float8`."""
+    other_sizes: tuple[OtherSize, ...] = ()
+    """Of pictures that the same weights draw, see :meth:`at_size`."""
     noise: int = NOISE_VERSION
     """Version of the random numbers that seeds stand for."""
     schema: int = SCHEMA_VERSION
+
+    @property
+    def every_size(self) -> dict[int, Manifest]:
+        """By pixels of a side, its own first: what the manifest of a bundle of that size alone would say."""
+        found = {self.model.image_size: replace(self, other_sizes=())}
+        for other in self.other_sizes:
+            model = self.model.resized(other.patch_nums)
+            graphs = {**self.graphs, **other.graphs}
+            found[model.image_size] = replace(self, model=model, graphs=graphs, other_sizes=())
+        return found
+
+    def at_size(self, size: int | None) -> Manifest:
+        """The manifest of one size of pictures; without one of the bundle's own.
+
+        Raises:
+            InputError: the bundle draws none of that size.
+        """
+        known = self.every_size
+        chosen = self.model.image_size if size is None else plain(size)
+        if type(chosen) is not int or chosen not in known:
+            raise InputError(
+                f"{parameter('size', size)}: bundle {self.name} draws {either([*map(str, known)])} pixels; "
+                f"hart-export {parameter('size', 'N')} makes one that draws others"
+            )
+        return known[chosen]
 
     @property
     def required(self) -> dict[str, GraphSpec]:
@@ -237,9 +265,17 @@ def check_contract(manifest: Manifest, source: str, same: Same = operator.eq) ->
     Raises:
         InputError: one is missing or unknown, or has other inputs or outputs; begins with ``source``.
     """
-    found = manifest.graphs
-    contracts = {k: v for k, v in manifest.contracts.items() if not v.optional or k in found}
-    expected = specs_of(contracts, manifest.model, manifest.precision)
+    contracts = {k: v for k, v in manifest.contracts.items() if not v.optional or k in manifest.graphs}
+    own, precision = manifest.model, manifest.precision
+    _check_graphs(specs_of(contracts, own, precision), manifest.graphs, source, same)
+    for other in manifest.other_sizes:
+        expected = specs_at(contracts, own, own.resized(other.patch_nums), precision)
+        _check_graphs(expected, other.graphs, source, same)
+
+
+def _check_graphs(
+    expected: Mapping[str, GraphSpec], found: Mapping[str, GraphSpec], source: str, same: Same
+) -> None:
     mend = "it was made by another version, export the bundle again"
     for what, names in (
         ("missing", expected.keys() - found.keys()),
@@ -325,10 +361,11 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
         )
     if not 1 <= manifest.max_batch <= MOST_MAX_BATCH:
         raise InputError(f"{file}: max_batch: expected 1 to {MOST_MAX_BATCH}, found {manifest.max_batch}")
-    check_model(manifest.model, FAMILIES[manifest.family].own, f"{file}: model")
+    _check_models(manifest, file)
     with told_of(f"{file}: sampling"):
         for settings in (manifest.sampling, *manifest.speeds.values()):
-            check_ranges(settings, manifest.model)
+            for each in manifest.every_size.values():
+                check_ranges(settings, each.model)
         known_names("speeds", manifest.speeds, SPEEDS.keys() - {EXACT})
     _check_origin(manifest.checkpoint, f"{file}: checkpoint")
     if TEXT_ENCODER in manifest.graphs:
@@ -340,6 +377,24 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
     for name, spec in manifest.files.items():
         check_file_spec(spec, f"{file}: files: {shown(name)}")
     return manifest
+
+
+def _check_models(manifest: Manifest, file: Path) -> None:
+    """That of the bundle's own size, and those of the others."""
+    own = FAMILIES[manifest.family].own
+    check_model(manifest.model, own, f"{file}: model")
+    sizes = {manifest.model.image_size}
+    for number, other in enumerate(manifest.other_sizes):
+        place = f"{file}: other_sizes[{number}]"
+        if not other.patch_nums:
+            raise InputError(f"{place}: patch_nums: expected sides that do not shrink, found []")
+        model = manifest.model.resized(other.patch_nums)
+        check_model(model, own, place)
+        if model.image_size in sizes:
+            raise InputError(
+                f"{place}: patch_nums: expected another size than {model.image_size} pixels again"
+            )
+        sizes.add(model.image_size)
 
 
 def _check_origin(checkpoint: dict[str, Any], place: str) -> None:

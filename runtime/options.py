@@ -24,6 +24,11 @@ bundle_option = click.option(
     help=BUNDLE_HELP,
     is_eager=True,  # what stands behind it, help among it, may depend on it
 )
+size_option = click.option(
+    "--size",
+    type=int,
+    help="Pixels along a side, of those that the bundle was exported with. [default: its first]",
+)
 
 
 def _device(context: click.Context, option: click.Parameter, value: str) -> str:

@@ -99,6 +99,7 @@ class Pipeline:
         strict: bool = False,
         tf32: bool = False,
         batch: int | None = None,
+        size: int | None = None,
     ) -> Pipeline:
         """Verify and open a bundle.
 
@@ -108,13 +109,14 @@ class Pipeline:
                 :func:`hart_runtime.runtime.backends.registry.open_backend`.
             batch: largest that will be drawn, for which memory is taken now. Without it memory grows with
                 the first picture, and again with the first larger batch.
+            size: of pictures, in pixels along a side, where the bundle draws several; its first if left out.
 
         Raises:
             InputError: no bundle there, a damaged one, or nothing that runs it; in one sentence.
         """
         if not isinstance(bundle, str | Path) or not str(bundle).strip():
             raise InputError(f"`bundle`: expected a path, found {shown(bundle)}")
-        opened = open_bundle(Path(bundle), wait=False)
+        opened = open_bundle(Path(bundle), wait=False).at_size(size)
         if batch is not None:
             check_batch(opened.manifest, batch)
         backed = open_backend(opened, device, threads, backend, strict, tf32)

@@ -54,6 +54,8 @@ class Origin:
     """Backend, device and version: others round differently. Empty in pictures of before it was told."""
     picture: PictureRecord | None = None
     """Of the picture that was given, if there was one."""
+    size: int | None = None
+    """Pixels along a side; None in pictures of before it was told, which are of their bundle's own size."""
 
 
 def save_png(image: Image.Image, path: Path, origin: Origin) -> None:
@@ -174,6 +176,7 @@ def read_origin(path: Path) -> Origin:
         if not all(isinstance(value, str) for value in (drawn_with, bundle, identity)):
             raise TypeError(f"bundle {shown(bundle)}, {shown(identity)}, drawn_with {shown(drawn_with)}")
         picture = read_value(PictureRecord | None, record.get("picture"), "picture")
+        size = read_value(int | None, record.get("size"), "size")
         origin = Origin(
             prompt=prompt,
             seed=seed,
@@ -183,6 +186,7 @@ def read_origin(path: Path) -> Origin:
             noise_version=noise,
             drawn_with=drawn_with,
             picture=picture,
+            size=size,
         )
     except KeyError as error:
         raise InputError(f"{path}: its prompt and seed are damaged (no {error.args[0]})") from None

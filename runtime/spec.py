@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hart_runtime.common.errors import InputError, shown
 
@@ -55,6 +55,23 @@ class ModelSpec:
     """Whether the blocks are modulated by a pooled condition."""
     num_classes: int = 0
     """Of pictures; 0 where none is drawn."""
+    extent: int = 0
+    """Side of the map that the weights know positions of, where the last scale is another."""
+
+    @property
+    def reach(self) -> int:
+        """Side of the map whose extent positions are spread over."""
+        return self.extent or self.patch_nums[-1]
+
+    def resized(self, patch_nums: tuple[int, ...]) -> ModelSpec:
+        """The same weights with other scales; positions stay spread over the extent that they know."""
+        last = patch_nums[-1]
+        return replace(
+            self,
+            patch_nums=patch_nums,
+            image_size=self.image_size // self.patch_nums[-1] * last,
+            extent=0 if last == self.reach else self.reach,
+        )
 
     @property
     def num_scales(self) -> int:
@@ -86,6 +103,15 @@ class ModelSpec:
         }
 
 
+@dataclass(frozen=True)
+class OtherSize:
+    """Pictures of another size than a bundle's own, of the same weights."""
+
+    patch_nums: tuple[int, ...]
+    graphs: dict[str, GraphSpec]
+    """Those of its maps; the bundle's own serve both where nothing depends on the size."""
+
+
 LARGEST = {
     "depth": 512,
     "embed_dim": 1 << 16,
@@ -115,6 +141,7 @@ def check_model(model: ModelSpec, own: Collection[str], place: str) -> None:
     """
     limits = {name: (1, most) for name, most in LARGEST.items()}
     limits |= {name: (1, most) if name in own else (0, 0) for name, most in LARGEST_OWN.items()}
+    limits["extent"] = (0, LARGEST["image_size"] if "context_token" in own else 0)
     for name, (least, most) in limits.items():
         if not least <= (size := getattr(model, name)) <= most:
             expected = f"{least} to {most}" if most else "0"

@@ -134,6 +134,7 @@ def described(model: Model) -> dict[str, Any]:
         "created": model.created,
         "owned_by": "hart-runtime",
         "size": model.size,
+        "sizes": [*model.sizes],
         "scales": len(spec.patch_nums),
         "settings": {
             k: v for k, v in asdict(model.manifest.sampling).items() if k not in model.manifest.lacks

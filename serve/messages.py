@@ -38,6 +38,8 @@ class Draw:
     number: int
     """Of the batch."""
     model: str
+    size: int
+    """Pixels along a side."""
     jobs: tuple[Job, ...]
     settings: SamplingSettings
     scales: frozenset[int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hart_runtime.common.errors import InputError
@@ -39,6 +39,12 @@ class Model:
     def takes_pictures(self) -> bool:
         """Whether it goes on from one that is given."""
         return ENCODER in self.manifest.graphs
+
+    @property
+    def sizes(self) -> dict[str, Model]:
+        """The same model for each size of its pictures, its own first."""
+        found = [replace(self, manifest=manifest) for manifest in self.manifest.every_size.values()]
+        return {model.size: model for model in found}
 
     @property
     def tokens(self) -> int:

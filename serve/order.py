@@ -50,6 +50,8 @@ class Alike:
     """
 
     model: str
+    size: int
+    """Pixels along a side."""
     settings: SamplingSettings
     scales: frozenset[int]
     edited: bool

@@ -92,8 +92,11 @@ def asked_for(given: Mapping[str, Any], models: Mapping[str, Model], label: str 
     """
     model = _model(given.get("model"), models)
     prompt = _drawn(given, model, label)
-    if given.get("size", "auto") not in ("auto", model.size):
-        raise bad_field("size", f"{model.name} draws {model.size} (or auto), found {shown(given['size'])}")
+    sizes = {"auto": model, **model.sizes}
+    if (size := given.get("size", "auto")) not in sizes:
+        known = " or ".join(model.sizes)
+        raise bad_field("size", f"{model.name} draws {known} (or auto), found {shown(size)}")
+    model = sizes[size]
     n, seed = given.get("n", 1), given.get("seed")
     if seed is None:
         seed = secrets.randbelow(MOST_SEED)

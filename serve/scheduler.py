@@ -107,8 +107,8 @@ class Scheduler:
             raise errors.busy(f"{len(self.waiting)} pictures", self.wait())
         order = Order(asked, name)
         order.deadline = self.loop.call_later(self.patience, self._expire, order)
-        edited = asked.source is not None
-        alike = Alike(asked.model.name, asked.settings, frozenset(asked.scales), edited)
+        size, edited = asked.model.manifest.model.image_size, asked.source is not None
+        alike = Alike(asked.model.name, size, asked.settings, frozenset(asked.scales), edited)
         for index, seed in enumerate(asked.seeds):
             job = Job(asked.prompt, seed, asked.final, asked.partial, asked.source)
             self.waiting.append(Picture(order, index, job, alike))
@@ -272,7 +272,8 @@ class Scheduler:
         batch = Batch(next(self._numbers), model, pictures, set(range(len(pictures))), self.loop.time())
         self.drawing[worker], self.batches[batch.number] = batch, (worker, batch)
         jobs = tuple(picture.job for picture in pictures)
-        worker.send(Draw(batch.number, model.name, jobs, first.alike.settings, first.alike.scales))
+        shared = first.alike
+        worker.send(Draw(batch.number, model.name, shared.size, jobs, shared.settings, shared.scales))
 
     def _measure(self) -> None:
         self.metrics.waiting.set(len(self.waiting))

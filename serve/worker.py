@@ -27,6 +27,7 @@ from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.class_names import NONE
 from hart_runtime.runtime.loop import Snapshot
+from hart_runtime.runtime.manifest import read_manifest
 from hart_runtime.runtime.picture_record import record_of
 from hart_runtime.runtime.pipeline import Pipeline, Result, add_seconds, to_images
 from hart_runtime.runtime.png import Origin, means, png_bytes
@@ -64,7 +65,7 @@ def work(plan: Plan, pipe: Connection) -> None:
 class _Worker:
     def __init__(self, pipe: Connection, plan: Plan) -> None:
         self.pipe, self.plan = pipe, plan
-        self.pipelines: OrderedDict[str, Pipeline] = OrderedDict()
+        self.pipelines: OrderedDict[tuple[str, int], Pipeline] = OrderedDict()
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.coming: list[Future[None]] = []
         self.sending = Lock()
@@ -72,7 +73,8 @@ class _Worker:
     def run(self) -> None:
         try:
             for name in list(self.plan.models)[: self.plan.most_loaded]:
-                pipeline = self.opened(name)
+                manifest, _ = read_manifest(self.plan.models[name])
+                pipeline = self.opened(name, manifest.model.image_size)
                 next(
                     pipeline.jobs(
                         [(NONE if pipeline.classes else WARM, 0)], pipeline.bundle.manifest.sampling
@@ -91,24 +93,24 @@ class _Worker:
         with self.sending:
             self.pipe.send(report)
 
-    def opened(self, name: str) -> Pipeline:
-        """The pipeline of a bundle; the one used least lately gives way to it."""
-        if name not in self.pipelines:
+    def opened(self, name: str, size: int) -> Pipeline:
+        """The pipeline of a bundle for one size of pictures; the one used least lately gives way to it."""
+        if (name, size) not in self.pipelines:
             while len(self.pipelines) >= self.plan.most_loaded:
                 self.pipelines.popitem(last=False)
                 gc.collect()
             plan = self.plan
-            bundle = open_bundle(plan.models[name], wait=False)
+            bundle = open_bundle(plan.models[name], wait=False).at_size(size)
             backend = open_backend(bundle, plan.device, plan.threads, plan.backend)
             classes = bundle.manifest.model.num_classes
             prompts = None if classes else RememberedPrompts(TextEncoder(bundle, backend))
-            self.pipelines[name] = Pipeline(bundle, backend, plan.threads, prompts)
-        self.pipelines.move_to_end(name)
-        return self.pipelines[name]
+            self.pipelines[name, size] = Pipeline(bundle, backend, plan.threads, prompts)
+        self.pipelines.move_to_end((name, size))
+        return self.pipelines[name, size]
 
     def draw(self, order: Draw) -> None:
         try:
-            pipeline = self.opened(order.model)
+            pipeline = self.opened(order.model, order.size)
         except (InputError, RunError) as error:
             self.send(Failed(order.number, str(error)))
             return
@@ -147,6 +149,7 @@ class _Worker:
                     pipeline.bundle.identity,
                     drawn_with=drawn_with,
                     picture=record_of(source) if source is not None else None,
+                    size=manifest.model.image_size,
                 )
                 future = self.encoder.submit(
                     self.finish, batch.order, row, image, origin, words(pipeline, prompt)

@@ -56,6 +56,10 @@ class ExportOnce(Protocol):
     ) -> Path: ...
 
 
+SIZES = {(DEMO_CHECKPOINT, "fp32"): (64, 48)}
+"""Bundles that draw more than one size, the first of them their checkpoint's."""
+
+
 def class_checkpoint(variant: Path) -> VarCheckpoint | None:
     """That of a recorded variant of VAR, whose configuration tells how many heads there are."""
     if not (variant / "var.pth").is_file():
@@ -86,7 +90,8 @@ def export_once(shared: Path) -> ExportOnce:
         with FileLock(shared / f"{output.name}.lock"):
             if not output.exists():
                 found = class_checkpoint(checkpoint) or find_checkpoint(checkpoint, ema=ema)
-                export_bundle(Request(found, precision, patch_nums=patch_nums), output)
+                sizes = SIZES.get((checkpoint, precision), ())
+                export_bundle(Request(found, precision, patch_nums=patch_nums, sizes=sizes), output)
         return output
 
     return export
@@ -124,6 +129,12 @@ def class_bundle(export_once: ExportOnce) -> Path:
 @pytest.fixture(scope="session")
 def demo_bundle(export_once: ExportOnce) -> Path:
     return export_once(DEMO_CHECKPOINT, "fp16")
+
+
+@pytest.fixture(scope="session")
+def sized_bundle(export_once: ExportOnce) -> Path:
+    """The demo in two sizes."""
+    return export_once(DEMO_CHECKPOINT, "fp32")
 
 
 @pytest.fixture(scope="session")

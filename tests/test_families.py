@@ -54,6 +54,7 @@ class Cell:
 NO_RESIDUAL = "this model has no residual, its image tokenizer is discrete"
 NO_TEXT, NO_TEXT_ENCODER = "reads texts, and", "draws classes and has no text encoder"
 NO_PROMPT, OURS = "this checkpoint draws classes", "HART's lies in tokenizer/, beside llm/"
+ONE_SIZE = "belong to its scales and draw 64 pixels alone"
 NO_PRESET, NO_AVERAGE = "this model has none", "expected averaged weights"
 ALIKE = Cell()
 """Whatever is drawn, it is the same: the tests of the command have it."""
@@ -85,6 +86,7 @@ RUN: dict[str, Cell] = {
     "--keep": Cell(("--keep", "1,0.5"), var=NOT_PRUNED, class_hart=NOT_PRUNED),
     "--unguided-scales": Cell(("--unguided-scales", "1")),
     "--speed": Cell(("--speed", "fast")),
+    "--size": ALIKE,
     "--batch": Cell(("--batch", "1")),
     "--output": ALIKE,
     "--device": ALIKE,
@@ -109,6 +111,7 @@ EXPORT: dict[str, Cell] = {
     "--demo": Cell(("--demo", "classes"), *3 * ("found a CHECKPOINT beside it; give one of them",)),
     "--output": ALIKE,
     "--max-batch": Cell(("--max-batch", "2")),
+    "--size": Cell(("--size", "16"), var="expected a multiple of 2 from 4 to 6", class_hart=ONE_SIZE),
     "--ema": Cell(
         ("--ema",), hart=NO_AVERAGE, var="VAR's files hold one set of weights", class_hart=NO_AVERAGE
     ),
@@ -136,8 +139,8 @@ COMPARE = all_of(
     "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
 }
 BENCH = all_of(
-    "--engine --device --backend --batch --iterations --warmup --threads --against --checkpoint --sustained"
-    " --output"
+    "--engine --device --backend --size --batch --iterations --warmup --threads --against --checkpoint"
+    " --sustained --output"
 )
 SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
@@ -145,8 +148,8 @@ SERVE = all_of(
 ) | {"--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT)}
 BATCH = all_of(
     "prompts --engine --output --seed --count --preset --guidance --top-k --top-p --smooth --residual --steps"
-    " --prune --keep --unguided-scales --speed --batch --shards --device --backend --threads --safety-model"
-    " --ray --actors --cpus --encoders --push"
+    " --prune --keep --unguided-scales --speed --size --batch --shards --device --backend --threads"
+    " --safety-model --ray --actors --cpus --encoders --push"
 )
 TABLE = {
     "run": RUN,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hart_runtime.common.checkpoint import Checkpoint
 from hart_runtime.common.noise import SeededNoise
+from hart_runtime.common.pyramids import pyramid_of
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
 from hart_runtime.hart.checkpoint import load_text_encoder
@@ -43,9 +44,20 @@ def reconstruction(tokenizer: ImageTokenizer, drawn: Array) -> dict[str, float]:
 
 @torch.inference_mode()
 def generate_scenes(
-    checkpoint: Checkpoint, model: Hart, scenes: list[Scene], settings: SamplingSettings
+    checkpoint: Checkpoint,
+    model: Hart,
+    scenes: list[Scene],
+    settings: SamplingSettings,
+    size: int | None = None,
 ) -> Array:
-    """Draw the captions of scenes with the reference model, (N, H, W, 3) in [0, 1]."""
+    """Draw the captions of scenes with the reference model, (N, H, W, 3) in [0, 1].
+
+    Args:
+        size: pixels along a side; the checkpoint's if left out.
+    """
+    llm, patch_nums = checkpoint.llm_config, checkpoint.llm_config.patch_nums
+    if size is not None:
+        patch_nums = pyramid_of(llm, checkpoint.tokenizer_config, size)
     assert checkpoint.text_encoder is not None  # the demo has one
     text = load_text_encoder(checkpoint.text_encoder)
     vocabulary = Tokenizer.from_file(str(checkpoint.text_encoder.folder / "tokenizer.json"))
@@ -55,7 +67,8 @@ def generate_scenes(
         part = scenes[start : start + BATCH]
         ids, mask = (torch.from_numpy(a) for a in prompts([scene.caption() for scene in part]))
         noise = SeededNoise(range(start, start + len(part)))
-        pixels = generate(model, text(ids, mask), mask, noise, settings)
+        features, extent = text(ids, mask), llm.patch_nums[-1]
+        pixels = generate(model, features, mask, noise, settings, patch_nums, extent=extent)
         parts.append(pixels.permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)
 
@@ -94,6 +107,13 @@ def frechet(reference: Doubles, other: Doubles) -> float:
     """Frechet distance of two feature sets, in units of the reference's spread."""
     scale = reference.std(0)
     return distance(Normal.of(reference / scale), Normal.of(other / scale))
+
+
+def resized(images: Array, size: int) -> Array:
+    """Pictures with another number of pixels, through 8 bits, bicubic; (N, H, W, 3) in [0, 1]."""
+    bytes_ = (images.clip(0, 1) * 255).astype(np.uint8)
+    found = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in bytes_]
+    return np.stack([np.asarray(image, np.float32) / 255 for image in found])
 
 
 def sheet(images: Array) -> Image.Image:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -21,8 +22,13 @@ from hart_runtime.common.install import require
 from hart_runtime.common.settings import check_ranges
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
 from hart_runtime.hart.demo.checker import Verdict, look
-from hart_runtime.hart.demo.draw import draw_scene
+from hart_runtime.hart.demo.draw import SIZE, draw_scene
 from hart_runtime.hart.demo.scenes import Scene, split_scenes
+
+if TYPE_CHECKING:
+    from hart_runtime.common.checkpoint import HartCheckpoint
+    from hart_runtime.common.settings import SamplingSettings
+    from hart_runtime.hart.model import Hart
 
 
 @command()
@@ -35,6 +41,7 @@ from hart_runtime.hart.demo.scenes import Scene, split_scenes
     show_default=True,
     help="Pictures to judge.",
 )
+@click.option("--size", type=int, help="Pixels along a side: judge smaller pictures beside the full ones.")
 @sampling_options("the checkpoint's")
 @click.option("--grid", type=PATH, help="Also write a sheet of the first 40 pictures.")
 @click.option("--output", type=PATH, help="Also write the numbers as JSON.")
@@ -42,6 +49,7 @@ def main(
     checkpoint: Path,
     split: str,
     images: int,
+    size: int | None,
     grid: Path | None,
     output: Path | None,
     **overrides: float | bool | None,
@@ -63,6 +71,9 @@ def main(
     check_ranges(settings, found.tokenizer_config)
 
     numbers: dict[str, float] = {}
+    if size is not None:
+        _compare_sizes(found, model, chosen, settings, size)
+        return
     numbers |= reconstruction(model.tokenizer, drawn)
     others = np.stack([draw_scene(scene, rng) for scene in chosen])
     numbers["Frechet distance of two drawn sets"] = frechet(features(drawn), features(others))
@@ -85,6 +96,36 @@ def main(
         click.echo(f"{name:<60}{value:10.3f}")
     if output:
         output.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def _compare_sizes(
+    found: HartCheckpoint, model: Hart, scenes: list[Scene], settings: SamplingSettings, size: int
+) -> None:
+    """Judge pictures of a smaller size, and full ones through as few pixels, of the same seeds."""
+    from hart_runtime.hart.demo.judging import generate_scenes, resized
+
+    small = generate_scenes(found, model, scenes, settings, size)
+    full = generate_scenes(found, model, scenes, settings)
+    right = {}
+    for name, pictures in (
+        ("full size", full),
+        (f"full size, scaled to {size} and back", resized(resized(full, size), SIZE)),
+        (f"drawn with {size} pixels, scaled to {SIZE}", resized(small, SIZE)),
+    ):
+        verdicts = [look(picture) for picture in pictures]
+        right[name] = np.array([v.matches(s) for v, s in zip(verdicts, scenes, strict=True)], float)
+        shares = {
+            part: 100
+            * np.mean([getattr(v, part) == getattr(s, part) for v, s in zip(verdicts, scenes, strict=True)])
+            for part in ("color", "shape", "background")
+        }
+        told = ", ".join(f"{part} {share:.1f}" for part, share in shares.items())
+        click.echo(f"{name:<40} {told}, all {100 * right[name].mean():.1f} %")
+    first, *_, last = right.values()
+    off = 100 * (last - first)
+    click.echo(
+        f"difference of all: {off.mean():+.1f} ± {1.96 * off.std(ddof=1) / len(off) ** 0.5:.1f} points"
+    )
 
 
 def _explain(scenes: list[Scene], verdicts: list[Verdict], right: list[bool]) -> None:

@@ -59,6 +59,13 @@ def _engines(name: str) -> Entry:
         from hart_runtime.runtime.tensorrt.float8 import require_float8
         from hart_runtime.runtime.tensorrt.package import import_package
 
+        if bundle.resized:
+            asked = parameter("size", bundle.manifest.model.image_size)
+            instead = parameter("backend", ONNXRUNTIME)
+            raise InputError(
+                f"{asked}: engines draw a bundle's first size alone; use {instead}, or make a bundle of "
+                f"this one with hart-export {asked}, and its engines with hart-build"
+            )
         require_float8(bundle.manifest, wanted.gpu)
         package = import_package(name)
         return StreamBackend(bundle, EngineExecutor(bundle, package, wanted.gpu, wanted.tf32))

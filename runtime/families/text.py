@@ -82,7 +82,7 @@ def _begin(transformer: Run) -> Sequence[Run]:
 
 
 def _places(scale: ScaleStep, model: ModelSpec) -> Arrays:
-    return {"positions": cell_axis(scale.patch_num, model.patch_nums[-1])}
+    return {"positions": cell_axis(scale.patch_num, model.reach)}
 
 
 def _read(configurations: Mapping[str, Any]) -> TransformerConfig:

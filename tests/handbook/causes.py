@@ -168,6 +168,7 @@ CAUSES = (
             "another tensor than in the plan",
             "the loop (?:feeds|does not feed)",
             "names no padding; export",
+            "expected another size than",
         ),
     ),
     Cause(
@@ -273,6 +274,24 @@ CAUSES = (
             "^…: expected numbers, found",
             "positions of these levels",
             "level table",
+        ),
+    ),
+    Cause(
+        "Pictures of another size",
+        "A bundle draws the sizes that it was exported with. Weights of a HART whose levels are embedded by "
+        "their number draw smaller pictures, too, of any multiple of a cell of their image tokenizer; what "
+        "it costs is in docs/sizes.md.",
+        (
+            "hart-export CHECKPOINT --size 1024 --size 512",
+            'hart-run --engine BUNDLE --size 512 "PROMPT"',
+        ),
+        (
+            "the pixels that this checkpoint was trained for",
+            "only HART's whose levels are embedded",
+            "expected each size once",
+            "makes one that draws others",
+            "engines draw a bundle's first size alone",
+            "draws the bundle's first size",
         ),
     ),
     Cause(
