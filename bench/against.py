@@ -105,9 +105,10 @@ def find_reference(bundle: Bundle, given: Path | None) -> Checkpoint:
     """
     require("`against`", "export", "torch", "safetensors")
     from hart_runtime.hart.demo import DEMOS
-    from hart_runtime.hart.find import find
+    from hart_runtime.hart.find import finder
 
-    return exported_from(bundle, given, DEMOS.values(), find, networks=(LLM, TOKENIZER))
+    looked_for = finder(bundle.manifest.checkpoint)
+    return exported_from(bundle, given, DEMOS.values(), looked_for, networks=(LLM, TOKENIZER))
 
 
 def _load(pipeline: Pipeline, checkpoint: Checkpoint) -> Model:

@@ -31,6 +31,7 @@ from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError, shown, told_of
 from hart_runtime.common.hashing import sha256_of
 from hart_runtime.common.json_files import read_json
+from hart_runtime.common.mar_config import KlConfig, MarConfig
 from hart_runtime.common.qwen2_config import text_config_from_dict
 from hart_runtime.common.settings import SamplingSettings, check_ranges, settings_of, speeds_of
 from hart_runtime.common.weight_files import WeightFiles, any_weights, find_weights
@@ -121,12 +122,12 @@ class Checkpoint(ABC):
 
     @property
     @abstractmethod
-    def llm_config(self) -> Transformer:
+    def llm_config(self) -> Transformer | MarConfig:
         """Configuration of the transformer; raises InputError."""
 
     @property
     @abstractmethod
-    def tokenizer_config(self) -> TokenizerConfig:
+    def tokenizer_config(self) -> TokenizerConfig | KlConfig:
         """Configuration of the image tokenizer; raises InputError."""
 
     @property
@@ -140,6 +141,11 @@ class Checkpoint(ABC):
         """Its default settings; raises InputError."""
 
     @property
+    def sizes(self) -> object:
+        """What holds those that settings must not be over; raises InputError."""
+        return self.tokenizer_config
+
+    @property
     def class_names(self) -> Path | None:
         """The file of the names of its classes, if there is one."""
         file = self.root / CLASS_NAMES
@@ -151,7 +157,7 @@ class Checkpoint(ABC):
         own = {name: value for name, value in self._sampling_file.items() if name != SPEEDS_OWN}
         settings = settings_of({**published, **own}, str(file))
         with told_of(str(file)):
-            check_ranges(settings, self.tokenizer_config)
+            check_ranges(settings, self.sizes)
             if settings.residual:
                 diffusion_schedule(settings.steps)
         return settings
@@ -160,9 +166,7 @@ class Checkpoint(ABC):
     def speeds(self) -> dict[str, SamplingSettings]:
         """What its own ``sampling.json`` means by names of speeds, under "speeds"; raises InputError."""
         source = f"{self.root / SAMPLING_FILE}: {SPEEDS_OWN}"
-        return speeds_of(
-            self._sampling_file.get(SPEEDS_OWN, {}), self.sampling, self.tokenizer_config, source
-        )
+        return speeds_of(self._sampling_file.get(SPEEDS_OWN, {}), self.sampling, self.sizes, source)
 
     @property
     def _sampling_file(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from hart_runtime.common import config_keys
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
@@ -27,6 +27,15 @@ WIDTH, LAYERS = (1, 1 << 20), (1, 1000)
 EPSILON = (1e-30, 1.0)
 HYBRID, DISCRETE = "var_hybrid", "var"
 """Kinds of image tokenizers: with the continuous residual (HART), and without (VAR)."""
+
+
+class Sizes(Protocol):
+    """A configuration: a dataclass that knows the ranges of its numbers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    RANGES: ClassVar[Ranges]
+    UNREAD: ClassVar[frozenset[str]]
+    """Keys of published files that change nothing here."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class TransformerConfig:
         _require("sep_aln_pooling_mode", self.sep_aln_pooling_mode, ("avg", "max"))
         _require("sampler", self.sampler, ("iddpm",))
         _require("use_cross_attn", self.use_cross_attn, (False,))
-        _check_ranges(self)
+        check_values(self)
         diffusion_schedule(self.num_sampling_steps)  # refuses what it cannot parse
         if self.embed_dim % self.num_heads or self.head_dim % 4:
             raise InputError(
@@ -148,7 +157,7 @@ class ClassTransformerConfig:
     use_timestep_embed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_values(self)
         if self.embed_dim % self.num_heads:
             raise InputError(f"num_heads must divide embed_dim, found {self.num_heads} and {self.embed_dim}")
         _check_patch_nums("patch_nums", self.patch_nums, None)
@@ -210,7 +219,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _require("quantizer_type", self.quantizer_type, (HYBRID, DISCRETE))
-        _check_ranges(self)
+        check_values(self)
         if self.ch % 32:
             raise InputError(f"ch must be a multiple of 32 (GroupNorm groups), found {self.ch}")
         if len(self.ch_mult) > MOST_LEVELS:
@@ -270,7 +279,7 @@ class TextEncoderConfig:
     UNREAD: ClassVar[frozenset[str]] = config_keys.unread(config_keys.TEXT_ENCODER)
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_values(self)
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if heads % groups or self.hidden_size % heads or self.head_dim % 2:
             raise InputError(
@@ -284,10 +293,7 @@ class TextEncoderConfig:
 
 
 Transformer = TransformerConfig | ClassTransformerConfig  # of which one is with a residual
-_Any = Transformer | TokenizerConfig | TextEncoderConfig
-Config = TypeVar(
-    "Config", TransformerConfig, ClassTransformerConfig, ClassHartConfig, TokenizerConfig, TextEncoderConfig
-)
+Config = TypeVar("Config", bound=Sizes)
 
 
 def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) -> Config:
@@ -323,7 +329,7 @@ def config_from_dict(cls: type[Config], values: Mapping[str, Any], source: str) 
         raise InputError(f"{source}: {error}") from error
 
 
-def config_to_dict(config: _Any) -> dict[str, Any]:
+def config_to_dict(config: Sizes) -> dict[str, Any]:
     """The inverse of :func:`config_from_dict`, ready for ``json.dump``."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
 
@@ -352,7 +358,8 @@ def _check_type(name: str, expected: object, value: object) -> None:
         raise InputError(f"{name}: expected {wanted}, found {shown(value)}")
 
 
-def _check_ranges(config: _Any) -> None:
+def check_values(config: Sizes) -> None:
+    """Refuse numbers out of their ranges; raises InputError."""
     for name, (low, high) in config.RANGES.items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):

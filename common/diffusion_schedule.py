@@ -57,6 +57,17 @@ class DiffusionSchedule:
             dtype=np.float32,
         )
 
+    def unbounded(self, index: int) -> NDArray[np.float32]:
+        """The six numbers of a step without bounds: the first four of :meth:`coefficients`, and two that
+        make half the logarithm of its variance of what the network says of it, ``slope * variance + level``.
+
+        Four could be two, but the first step multiplies the rounding of its coefficients by up to
+        thousands, so they are rounded as the published code's.
+        """
+        most, least = self.log_betas[index], self.posterior_log_variance_clipped[index]
+        variance = [(most - least) / 4, (most + least) / 4]
+        return np.append(self.coefficients(index)[:4], np.array(variance, np.float32))
+
 
 @functools.cache
 def diffusion_schedule(respacing: str) -> DiffusionSchedule:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,23 @@ SPREAD = 64
 """Numbers of a pool from one token's first to the next one's, see :meth:`SeededNoise.exponential`."""
 
 
-class Noise(Protocol):
-    """Source of randomness for a batch of B images; every array has B as its first axis."""
+class TokenNoise(Protocol):
+    """Source of randomness for a batch of B images of a masked autoregressive model, whose tokens become
+    known in an order of their own; every array has B as its first axis.
+    """
+
+    def order(self, tokens: int) -> Places:
+        """(B, tokens): the places of a picture's tokens; those at the end become known first."""
+
+    def token_start(self, step: int, tokens: int, channels: int) -> Array:
+        """(B, tokens, channels) standard normal start of the diffusion of what ``step`` predicts."""
+
+    def token_steps(self, step: int, runs: int, tokens: int, channels: int) -> Array:
+        """(B, runs, tokens, channels) standard normal noise of its ``runs`` denoising steps."""
+
+
+class Noise(TokenNoise, Protocol):
+    """The same for every model."""
 
     def uniform(self, scale: int, tokens: int) -> Array:
         """(B, tokens) in [0, 1): position in the cumulative distribution of each token."""
@@ -54,7 +69,7 @@ def pool_size(tokens: int, vocab_size: int) -> int:
 class SeededNoise:
     """Noise from one integer seed per image."""
 
-    _UNIFORM, _EXPONENTIAL, _START, _STEP = range(4)
+    _UNIFORM, _EXPONENTIAL, _START, _STEP, _ORDER, _TOKEN_START, _TOKEN_STEPS = range(7)
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(seeds)
@@ -94,7 +109,16 @@ class SeededNoise:
     def residual_step(self, step: int, tokens: int, channels: int) -> Array:
         return self._normal(self._STEP, step, (tokens, channels))
 
-    def _normal(self, use: int, index: int, shape: tuple[int, int]) -> Array:
+    def order(self, tokens: int) -> Places:
+        return np.stack([stream.permutation(tokens) for stream in self._streams(self._ORDER, 0)])
+
+    def token_start(self, step: int, tokens: int, channels: int) -> Array:
+        return self._normal(self._TOKEN_START, step, (tokens, channels))
+
+    def token_steps(self, step: int, runs: int, tokens: int, channels: int) -> Array:
+        return self._normal(self._TOKEN_STEPS, step, (runs, tokens, channels))
+
+    def _normal(self, use: int, index: int, shape: tuple[int, ...]) -> Array:
         drawn = self._room(*shape)
         for row, stream in zip(drawn, self._streams(use, index), strict=True):
             stream.standard_normal(dtype=np.float32, out=row)
@@ -111,8 +135,41 @@ class SeededNoise:
         ]
 
 
-class RecordedNoise:
-    """Noise replayed from a recorded run, under the names the recordings use.
+class RecordedTokenNoise:
+    """Orders and noise of a recorded run of MAR, under the names the recordings use.
+
+    ``orders`` (B, L), ``stepS.diff.init_noise`` (B*n, D) and ``stepS.diff.noise`` (T, B*n, D).
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.tensors = tensors
+        self.batch = len(tensors.get("orders", ()))
+
+    def order(self, tokens: int) -> Places:
+        orders = np.asarray(self.tensors.get("orders", ()))
+        expected = np.broadcast_to(np.arange(tokens), (self.batch, tokens))
+        if not self.batch or not np.array_equal(np.sort(orders), expected):
+            raise InputError(
+                f"orders: expected the places of {tokens} tokens for each picture, found {list(orders.shape)}"
+            )
+        return orders.astype(np.int64)
+
+    def token_start(self, step: int, tokens: int, channels: int) -> Array:
+        return self._get(f"step{step}.diff.init_noise", self.batch, tokens, channels)
+
+    def token_steps(self, step: int, runs: int, tokens: int, channels: int) -> Array:
+        found = self._get(f"step{step}.diff.noise", runs, self.batch, tokens, channels)
+        return np.ascontiguousarray(found.swapaxes(0, 1))
+
+    def _get(self, name: str, *shape: int) -> Array:
+        values = np.asarray(self.tensors.get(name, ()), dtype=np.float32)
+        if values.size != math.prod(shape):
+            raise InputError(f"{name}: expected {list(shape)} numbers, found {list(values.shape)}")
+        return values.reshape(shape)
+
+
+class RecordedNoise(RecordedTokenNoise):
+    """Noise replayed from a recorded run of any model, under the names the recordings use.
 
     ``scaleK.u`` (B, n), ``scaleK.gumbel_exp`` (B, n, V), ``final.diff.init_noise`` and
     ``final.diff.stepJ.noise`` (B*n, Cv). Rows beyond the first B*n belong to the second
@@ -120,24 +177,24 @@ class RecordedNoise:
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[np.floating]]) -> None:
-        self.tensors = tensors
-        self.batch = len(tensors.get("scale0.u", ()))
+        super().__init__(tensors)
+        self.batch = len(tensors["scale0.u"]) if "scale0.u" in tensors else self.batch
 
     def uniform(self, scale: int, tokens: int) -> Array:
-        return self._get(f"scale{scale}.u", tokens)
+        return self._of_each(f"scale{scale}.u", tokens)
 
     def exponential(self, scale: int, tokens: int, vocab_size: int) -> tuple[Array, Places]:
         """Every token has numbers of its own, one token's behind another's."""
-        starts = np.arange(tokens, dtype=np.int64) * vocab_size
-        return self._get(f"scale{scale}.gumbel_exp", tokens * vocab_size), np.tile(starts, (self.batch, 1))
+        starts = np.tile(np.arange(tokens, dtype=np.int64) * vocab_size, (self.batch, 1))
+        return self._of_each(f"scale{scale}.gumbel_exp", tokens * vocab_size), starts
 
     def residual_start(self, tokens: int, channels: int) -> Array:
-        return self._get("final.diff.init_noise", tokens, channels)
+        return self._of_each("final.diff.init_noise", tokens, channels)
 
     def residual_step(self, step: int, tokens: int, channels: int) -> Array:
-        return self._get(f"final.diff.step{step}.noise", tokens, channels)
+        return self._of_each(f"final.diff.step{step}.noise", tokens, channels)
 
-    def _get(self, name: str, *shape: int) -> Array:
+    def _of_each(self, name: str, *shape: int) -> Array:
         values = np.asarray(self.tensors.get(name, ()), dtype=np.float32)
         one = math.prod(shape)
         if values.size % one or not 0 < self.batch * one <= values.size:

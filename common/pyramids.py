@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from hart_runtime.common.config import TokenizerConfig, Transformer, TransformerConfig
 from hart_runtime.common.errors import InputError, parameter
+from hart_runtime.common.mar_config import KlConfig, MarConfig
 
 FEWEST_CELLS = 2
 """Cells along a side of the smallest latent."""
 
 
-def pyramid_of(llm: Transformer, image: TokenizerConfig, size: int) -> tuple[int, ...]:
+def pyramid_of(llm: Transformer | MarConfig, image: TokenizerConfig | KlConfig, size: int) -> tuple[int, ...]:
     """Sides of the scales of pictures of ``size`` x ``size`` pixels.
 
     Raises:

@@ -9,7 +9,7 @@ import types
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypedDict, get_args, get_origin
 
-from hart_runtime.common.errors import InputError, in_range, known_names, plain, shown, told_of
+from hart_runtime.common.errors import InputError, in_range, known_names, one_of, plain, shown, told_of
 
 MOST_THREADS = 256
 """Of the CPU: every graph has threads of its own, and more than cores only wait for each other."""
@@ -55,6 +55,12 @@ class SamplingSettings:
         0, "Last scales without guidance: half their work, other pictures.", 0, "num_scales"
     )
     """The last scales of which the unconditional half is left out, and with it that of the residual."""
+    iterations: int | None = _setting(None, "Steps in which masked tokens are drawn.", 1, "num_tokens")
+    """Of models that draw masked tokens (MAR): how many steps it takes until all are there."""
+    guidance_schedule: str = _setting("linear", "How guidance grows with the tokens drawn, or does not.")
+    """One of :data:`GUIDANCE_SCHEDULES`, of models that draw masked tokens."""
+    temperature: float = _setting(1.0, "Factor of the noise of each denoising step.", 0, 10)
+    """Of models that draw masked tokens; the noise that denoising begins with is not multiplied."""
 
     @property
     def exact(self) -> bool:
@@ -85,6 +91,9 @@ class Overrides(TypedDict, total=False):
     prune: bool | None
     keep: str | None
     unguided_scales: int | None
+    iterations: int | None
+    guidance_schedule: str | None
+    temperature: float | None
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -104,8 +113,12 @@ SPEEDS: dict[str, Overrides] = {
 """Names for how much is left out, and so for how far pictures are from those of the published sampler. A
 checkpoint may mean its own by all but the first, see :func:`speeds_of`."""
 EXACT = "exact"
-LATER = frozenset({"prune", "keep", "unguided_scales"})
+LESS = frozenset({"prune", "keep", "unguided_scales"})
+"""Settings that leave something out."""
+LATER = LESS | {"iterations", "guidance_schedule", "temperature"}
 """Settings that pictures of earlier versions do not tell of: they were drawn with the defaults."""
+LINEAR, CONSTANT = GUIDANCE_SCHEDULES = ("linear", "constant")
+"""Guidance that grows with the share of tokens that are there, and guidance that does not."""
 
 KINDS = {f.name: _kinds(f.type) for f in fields(SamplingSettings)}
 """The types that each setting can have."""
@@ -115,6 +128,11 @@ VAR_DEMO = SamplingSettings(guidance=4.0, top_k=900, top_p=0.95, smooth=False, r
 """Of VAR's published demo; it has no residual, and takes no steps for one."""
 VAR_FID = replace(VAR_DEMO, guidance=1.5, top_p=0.96)
 """Those that VAR's published distances (FID) were measured with."""
+
+MAR_PUBLISHED = SamplingSettings(guidance=2.9, smooth=False, residual=False, steps="100")
+"""Of MAR's published results: as many iterations as there are tokens, and the smallest model's guidance."""
+MAR_FAST = replace(MAR_PUBLISHED, iterations=64)
+"""Its published fast choice."""
 
 
 def parse_keep(text: str) -> tuple[float, float]:
@@ -178,7 +196,7 @@ def speeds_of(
         place = f"{source}.{name}"
         if not isinstance(choice, dict):
             raise InputError(f"{place}: expected an object, found {shown(choice)}")
-        known_names(place, choice, LATER)
+        known_names(place, choice, LESS)
         with told_of(place):
             found[name] = replace(usual, **{**SPEEDS[name], **choice})
             check_ranges(found[name], sizes)
@@ -186,17 +204,19 @@ def speeds_of(
 
 
 def check_ranges(settings: SamplingSettings, sizes: object) -> None:
-    """Refuse values out of range, and shares of tokens that are none.
+    """Refuse values out of range, shares of tokens that are none, and words that there are not.
 
     Args:
-        sizes: what holds the sizes of the model as attributes.
+        sizes: what holds the sizes of the model as attributes; without one, its settings are not the model's.
 
     Raises:
         InputError: with the setting and both limits.
     """
     for name, limits in LIMITS.items():
-        value = getattr(settings, name)
-        if value is not None and limits.low is not None and limits.high is not None:
-            high = getattr(sizes, limits.high) if isinstance(limits.high, str) else limits.high
+        value, high = getattr(settings, name), limits.high
+        if isinstance(high, str):
+            high = getattr(sizes, high, None)
+        if value is not None and limits.low is not None and high is not None:
             in_range(name, value, limits.low, high)
     parse_keep(settings.keep)
+    one_of("guidance_schedule", settings.guidance_schedule, GUIDANCE_SCHEDULES)

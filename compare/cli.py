@@ -21,7 +21,6 @@ from hart_runtime.runtime.backends.registry import BACKENDS
 from hart_runtime.runtime.options import bundle_option, device_option
 
 if TYPE_CHECKING:
-    from hart_runtime.common.checkpoint import Checkpoint
     from hart_runtime.common.settings import SamplingSettings
     from hart_runtime.compare.record import Source
     from hart_runtime.compare.reference import Reference
@@ -158,13 +157,11 @@ def _source(
     require("the reference model", "export", "torch", "safetensors")
     from hart_runtime.compare.record import Source
     from hart_runtime.hart.demo import DEMOS
-    from hart_runtime.hart.find import find
+    from hart_runtime.hart.find import finder
     from hart_runtime.runtime.origin import exported_from
 
-    def at(place: Path, text: Path | None, ema: bool | None) -> Checkpoint:
-        return find(place, text, ema, tokenizer)
-
-    found = exported_from(bundle, given, DEMOS.values(), at, text_encoder)
+    looked_for = finder(bundle.manifest.checkpoint, tokenizer)
+    found = exported_from(bundle, given, DEMOS.values(), looked_for, text_encoder)
     return Source.of(found, bundle.manifest)
 
 

@@ -24,6 +24,7 @@ from hart_runtime.compare.recorded import Call
 from hart_runtime.compare.reference import Reference
 from hart_runtime.compare.replay import rounded_relative
 from hart_runtime.compare.torch_backend import TorchHalfBackend
+from hart_runtime.hart.model import Mar
 from hart_runtime.runtime.backends.names import CUDA, parse_device
 from hart_runtime.runtime.backends.sessions import OnGpu, open_sessions
 from hart_runtime.runtime.bundle import Bundle
@@ -153,6 +154,7 @@ def _observe_reference(
             with torch.inference_mode():
                 text(*(torch.from_numpy(np.asarray(value)) for value in call.inputs.values()))
         elif call.graph == graphs.ENCODER:
+            assert not isinstance(model, Mar)
             seen = stack.enter_context(_hooks(roots, [True]))
             with torch.inference_mode():
                 model.tokenizer.latent(torch.from_numpy(call.inputs[graphs.IMAGE]))

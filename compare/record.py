@@ -19,7 +19,7 @@ from hart_runtime.compare.reference import Reference, system_prompt_identity
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.generate import Record
-from hart_runtime.hart.model import Model
+from hart_runtime.hart.model import Mar, Model, ScaleModel
 from hart_runtime.hart.sampling import smooth_codes, windows
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.bundle import Bundle
@@ -149,6 +149,21 @@ def capture(
 
     patch_nums = manifest.model.patch_nums
     checkpoints.draw(model, inputs, noise, settings, patch_nums, record, manifest.model.reach)
+    if not isinstance(model, Mar):
+        _mixed(model, tensors, noise, settings, patch_nums)
+        if ENCODER in manifest.graphs:
+            tensors |= _encoded(model, tensors["image"], patch_nums)
+    return tensors
+
+
+def _mixed(
+    model: ScaleModel,
+    tensors: dict[str, Array],
+    noise: Noise,
+    settings: SamplingSettings,
+    patch_nums: tuple[int, ...],
+) -> None:
+    """Add the smooth mixtures of recorded logits."""
     codebook, hybrid = model.tokenizer.quantize.embedding.weight, model.tokenizer.config.hybrid
     for step in scale_steps(patch_nums, settings, len(codebook), hybrid):
         name = f"scale{step.index}"
@@ -158,13 +173,10 @@ def capture(
         logits = torch.from_numpy(tensors[f"{name}.logits_kept"])
         mixed = smooth_codes(logits, exponential, codebook.cpu(), step)
         tensors[f"{name}.h_smooth"] = mixed.numpy()
-    if ENCODER in manifest.graphs:
-        tensors |= _encoded(model, tensors["image"], patch_nums)
-    return tensors
 
 
 @torch.inference_mode()
-def _encoded(model: Model, pictures: Array, patch_nums: tuple[int, ...]) -> dict[str, Array]:
+def _encoded(model: ScaleModel, pictures: Array, patch_nums: tuple[int, ...]) -> dict[str, Array]:
     """What the encoder makes of drawn pictures, given back to it."""
     quantizer = model.tokenizer.quantize
     images = torch.from_numpy(pictures).to(quantizer.embedding.weight.device) * 2 - 1

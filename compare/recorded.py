@@ -70,12 +70,16 @@ def places(manifest: Manifest, run: Run, outputs: bool = True) -> dict[str, tupl
     """Tensors of a run that are recorded, and under which name."""
     contract = manifest.contracts[run.graph]
     rows = contract.outputs if outputs else contract.inputs
-    numbers = {"index": run.index, "before": run.index - 1, "after": run.index + 1}
     return {
-        spec.name: (spec, place.format(**numbers))
+        spec.name: (spec, _place(place, run))
         for spec, place in tensors_of(rows, manifest.model, manifest.precision)
         if place is not None
     }
+
+
+def _place(place: str, run: Run) -> str:
+    """A name of a recording, in a run."""
+    return place.format(index=run.index, before=run.index - 1, after=run.index + 1, last=run.last)
 
 
 def recorded(tensors: Tensors, spec: TensorSpec, place: str, dims: Dims, image: int = 0) -> Array:
@@ -133,8 +137,8 @@ def recorded_names(manifest: Manifest, settings: SamplingSettings) -> set[str]:
             continue
         for outputs in (False, True):
             names |= {place for _, place in places(manifest, run, outputs).values()}
-        if eps := manifest.contracts[run.graph].predicted:
-            names.add(eps.format(index=run.index))
+        contract = manifest.contracts[run.graph]
+        names |= {_place(place, run) for place in (contract.predicted, *contract.drawn) if place}
     return names
 
 
@@ -319,15 +323,16 @@ class Recording:
             return f"image{len(self._decoded)}"
         if "{index}" not in self.manifest.contracts[run.graph].stage:
             return run.stage
-        return f"{'step' if run.stage.startswith(stages.RESIDUAL) else 'scale'}{run.index}"
+        what = "scale" if run.stage.startswith(stages.SCALE) else "step"
+        return f"{what}{run.index}"
 
     def _slack(self, run: Run, inputs: Values) -> dict[str, Array]:
         predicted = self.manifest.contracts[run.graph].predicted
         if predicted is None:
             return {}
-        (output,) = places(self.manifest, run)
+        (output,) = (name for name in places(self.manifest, run) if name.endswith(OUT))
         x = inputs[output.removesuffix(OUT)]
-        place = predicted.format(index=run.index)
+        place = _place(predicted, run)
         halves = self.tensors.get(place, np.zeros(()))
         if halves.size != 2 * x.size or halves.shape[-1] != 2 * x.shape[-1]:
             raise InputError(f"{place}: expected {2 * x.size} numbers, found {list(halves.shape)}")
@@ -339,9 +344,10 @@ def step_slack(x: Array, eps: Array, coefficients: Array) -> Array:
     """How far one denoising step moves if the predicted noise is off by ``EPS_ROUNDING``.
 
     The noisiest step multiplies x - eps by 2e4 before it clamps to [-1, 1]: next to zero,
-    float32 rounding alone decides what comes out.
+    float32 rounding alone decides what comes out. Steps of tokens (a row of coefficients each) do not clamp.
     """
-    recip, recipm1, coef1 = (float(c) for c in coefficients[:3])
+    bound = math.inf if coefficients.ndim > 1 else 1.0
+    recip, recipm1, coef1 = (float(c) for c in coefficients.ravel()[:3])
     off = EPS_ROUNDING * float(np.abs(eps).max())
-    x0, above, below = (np.clip(recip * x - recipm1 * (eps + d), -1, 1) for d in (0.0, off, -off))
+    x0, above, below = (np.clip(recip * x - recipm1 * (eps + d), -bound, bound) for d in (0.0, off, -off))
     return abs(coef1) * np.maximum(np.abs(above - x0), np.abs(below - x0))

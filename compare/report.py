@@ -173,7 +173,9 @@ def loop_lines(run: Run) -> list[str]:
     for title, results in (("teacher-forced", run.teacher_forced), ("free-running", run.free_running)):
         for batch, result in enumerate(results):
             where = f"{title}, batch {batch}" if len(results) > 1 else title
-            agreement = f"{100 * result.total_agreement:.2f}% of indices agree"
+            agreement = "no indices"
+            if result.total_agreement is not None:
+                agreement = f"{100 * result.total_agreement:.2f}% of indices agree"
             first = result.first_difference
             if first is not None:
                 agreement += f" (first other: scale {first['scale']}, token {first['token']})"

@@ -26,7 +26,7 @@ from hart_runtime.compare.metrics import Array, Picture, cosine, lpips, psnr, ss
 from hart_runtime.compare.recorded import Tensors, batch_of, given_of, places, recorded, recording
 from hart_runtime.compare.reference import Reference
 from hart_runtime.runtime.backends.backend import Backend, Outputs, Unplanned, Value, Values, Watched
-from hart_runtime.runtime.families.names import FAST, SAMPLE, TRANSFORMER
+from hart_runtime.runtime.families.names import FAST, INDEX, MASKED_TRANSFORMER, SAMPLE, TRANSFORMER
 from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import Manifest
 from hart_runtime.runtime.program import Run
@@ -34,6 +34,10 @@ from hart_runtime.runtime.text import ENCODE
 
 INDEX_AGREEMENT = {FP32: 1.0, FP16: 0.99, INT8: 0.85, FP8: 0.8}
 """Least share of equal indices under teacher forcing, by precision of the bundle."""
+FORCED = {TRANSFORMER: ("x", "angles"), FAST: ("x", "angles"), MASKED_TRANSFORMER: ("tokens",)}
+"""What graphs are fed of the reference's under teacher forcing."""
+LATENTS = ("f_hat", "f_hat_out", "tokens_out")
+"""Outputs that a picture is made of, step by step."""
 PSNR = {FP32: 40.0, FP16: 40.0, INT8: 30.0, FP8: 30.0}
 """Least PSNR in dB of teacher-forced pictures, by precision of the bundle."""
 PIXEL = 1 / 255
@@ -60,10 +64,10 @@ class Trajectory:
     failure: str | None
     """Why there is no picture."""
     agreement: list[float]
-    """Share of equal indices per scale."""
-    total_agreement: float
+    """Share of equal indices per scale; none where tokens are continuous."""
+    total_agreement: float | None
     latent_cosine: list[float | None]
-    """Of f_hat per scale; the last is the final latent with the residual."""
+    """Of f_hat per scale, or of the tokens per iteration; the last is the final latent."""
     first_difference: dict[str, int] | None
     """Scale, picture and token of the first index that differs."""
     pictures: Pictures | None
@@ -75,7 +79,7 @@ def teacher_forced(
     """See the module's docstring. Passes on index agreement and PSNR."""
     forced = _forced(backend, manifest, reference.settings, tensors)
     run = _run(forced, manifest, reference, tensors, given_of(tensors, manifest))
-    enough = run.total_agreement >= INDEX_AGREEMENT[precision]
+    enough = run.total_agreement is None or run.total_agreement >= INDEX_AGREEMENT[precision]
     close = run.pictures is not None and run.pictures.psnr >= PSNR[precision]
     return replace(run, passed=enough and close)
 
@@ -101,11 +105,12 @@ def _forced(backend: Backend, manifest: Manifest, settings: SamplingSettings, te
 
     def theirs(run: Run, names: tuple[str, ...], outputs: bool) -> Values:
         found = places(manifest, run, outputs)
-        return {name: recorded(tensors, *found[name], dims[run.index]) for name in names if name in found}
+        found = {name: where for name, where in found.items() if name in names and where[1] in tensors}
+        return {name: recorded(tensors, *where, dims[run.index]) for name, where in found.items()}
 
     def around(run: Run, inputs: Values, proceed: Callable[[Values], Outputs]) -> Outputs:
-        if run.graph in (TRANSFORMER, FAST):
-            return proceed({**inputs, **theirs(run, ("x", "angles"), outputs=False)})
+        if run.graph in FORCED:
+            return proceed({**inputs, **theirs(run, FORCED[run.graph], outputs=False)})
         outputs = proceed(inputs)
         return {**outputs, **theirs(run, ("codes",), outputs=True)} if run.graph == SAMPLE else outputs
 
@@ -127,15 +132,17 @@ def _run(
         images = drawn(draw(recorder, program, given, RecordedNoise(tensors))).images
     except RunError as error:
         failure = str(error)
-    scales = range(len(reference.patch_nums))
-    names = [f"scale{k}.idx" for k in scales if f"scale{k}.idx" in found]
+    made = [places(manifest, run) for run in program.runs()]
+    indices = [outputs[INDEX][1] for outputs in made if INDEX in outputs]
+    latents = [place for outputs in made for name, (_, place) in outputs.items() if name in LATENTS]
+    names = [name for name in indices if name in found]
     equal = [found[name].reshape(tensors[name].shape) == tensors[name] for name in names]
-    latents = [*(f"scale{k}.f_hat" for k in scales[:-1]), "final.f_hat"]
+    total = float(np.mean(np.concatenate([e.ravel() for e in equal]))) if equal else 0.0
     return Trajectory(
         passed=False,
         failure=failure,
         agreement=[float(e.mean()) for e in equal],
-        total_agreement=float(np.mean(np.concatenate([e.ravel() for e in equal]))) if equal else 0.0,
+        total_agreement=total if indices else None,
         latent_cosine=[cosine(tensors[name], found[name]) if name in found else None for name in latents],
         first_difference=_first_difference(equal),
         pictures=_compare_pictures(tensors["image"], images) if images is not None else None,

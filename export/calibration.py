@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,15 @@ from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart import checkpoints
 from hart_runtime.hart.autoencoder import Decoder, ResnetBlock, Upsample
-from hart_runtime.hart.model import Hart, Model
+from hart_runtime.hart.model import Hart, Mar, Model, ScaleModel
 from hart_runtime.hart.quantizer import HybridQuantizer
 
 DECODER = "tokenizer.decoder"
 """Where the graph's weights have it."""
 MOST_TOKENS = 256
 """That are drawn: some pictures of a small model, the first scales of a large one's."""
+FEW, FEW_STEPS = 4, "ddim20"
+"""Steps in which masked tokens are drawn, and their denoising steps."""
 MOST_CELLS, LARGEST_SIDE = 1024, 16
 """Of latents that are decoded, all together, and on each side of one: the more, the rarer is a number that is
 larger than any that was seen."""
@@ -72,7 +74,10 @@ def calibrate(model: Model, settings: SamplingSettings, patch_nums: tuple[int, .
         InputError: the model draws what is not finite.
     """
     with torch.inference_mode():
-        latents = _latents(model, settings, patch_nums)
+        if isinstance(model, Mar):
+            latents = _of_tokens(model, settings)
+        else:
+            latents = _latents(model, settings, patch_nums)
     if not bool(latents.isfinite().all()):
         raise InputError("this model draws latents that are not finite, so 8-bit scales cannot be measured")
     seen: dict[str, Seen] = {}
@@ -103,7 +108,7 @@ class _Drawn(Exception):  # noqa: N818
     """Ends a drawing that came far enough."""
 
 
-def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ...]) -> Tensor:
+def _latents(model: ScaleModel, settings: SamplingSettings, patch_nums: tuple[int, ...]) -> Tensor:
     """Of some pictures, (B, Cv, n, n). Scales that take too long to draw, and more pictures, are random.
 
     What convolutions see hardly depends on which codes there are, but it does on whether there are any.
@@ -119,6 +124,28 @@ def _latents(model: Model, settings: SamplingSettings, patch_nums: tuple[int, ..
     return latents[:, :, :LARGEST_SIDE, :LARGEST_SIDE]
 
 
+def _of_tokens(model: Mar, settings: SamplingSettings) -> Tensor:
+    """The same of masked tokens, which have unit variance: of a picture drawn in few steps, and random."""
+    config = model.transformer.config
+    found: list[Tensor] = []
+    side = config.latent_side
+    more = max(MOST_CELLS // min(side, LARGEST_SIDE) ** 2, 1)
+    random = torch.Generator().manual_seed(0)
+    few = replace(settings, iterations=min(FEW, config.tokens), steps=FEW_STEPS)
+
+    def record(name: str, value: Tensor) -> None:
+        if name == "latent":
+            found.append(value)
+            raise _Drawn
+
+    with contextlib.suppress(_Drawn):
+        labels = torch.randint(config.num_classes, (1,), generator=random)
+        checkpoints.draw(model, [labels], SeededNoise([0]), few, record=record)
+    others = torch.randn(more, config.latent_channels, side, side, generator=random)
+    latents = torch.cat([*found, others])[:, :, :LARGEST_SIDE, :LARGEST_SIDE]
+    return latents / model.tokenizer.config.latent_scale
+
+
 def first_scales(patch_nums: tuple[int, ...]) -> tuple[int, int]:
     """Tokens of the scales that are drawn, and how many scales these are."""
     tokens, scales = 0, 0
@@ -130,7 +157,7 @@ def first_scales(patch_nums: tuple[int, ...]) -> tuple[int, int]:
 
 
 def draw_first(
-    model: Model,
+    model: ScaleModel,
     count: int,
     scales: int,
     settings: SamplingSettings,
@@ -169,7 +196,7 @@ def _with_codes(
     return latents
 
 
-def _asked(model: Model, count: int, random: torch.Generator) -> list[Tensor]:
+def _asked(model: ScaleModel, count: int, random: torch.Generator) -> list[Tensor]:
     """What pictures begin with: random text features, or random classes."""
     if not isinstance(model, Hart):
         return [torch.randint(model.transformer.config.num_classes, (count,), generator=random)]

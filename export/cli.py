@@ -58,12 +58,19 @@ ENGINES, DEMO, TEXT = Path("engines"), "demo", "text"
 @click.option(
     "--file",
     type=WORD,
-    help="Which file of CHECKPOINT it is, where there are several: var_d16.pth of FoundationVision/var.",
+    help="Which file of CHECKPOINT it is, where there are several: var_d16.pth of FoundationVision/var, "
+    "mar_base/checkpoint-last.pth of MAR's.",
 )
 @click.option(
     "--tokenizer",
     type=PATH,
-    help="VAR's image tokenizer. [default: vae_ch160v4096z32.pth beside the transformer]",
+    help="VAR's or MAR's image tokenizer. [default: vae_ch160v4096z32.pth beside the transformer, or "
+    "kl16.ckpt beside it or one folder above]",
+)
+@click.option(
+    "--heads",
+    type=WORD,
+    help="Of a MAR whose width is no published one: how many heads, or those of encoder and decoder (12,16).",
 )
 @click.option(
     "--class-names",
@@ -125,6 +132,7 @@ def main(
     revision: str | None,
     file: str | None,
     tokenizer: Path | None,
+    heads: str | None,
     class_names: Path | None,
     demo: str | None,
     output: Path | None,
@@ -138,7 +146,7 @@ def main(
     check: bool,
     report: Path | None,
 ) -> None:
-    """Turn CHECKPOINT, a folder or a hub id in the published layout, or a file of VAR's, into a bundle.
+    """Turn CHECKPOINT, a folder or hub id in the published layout, or VAR's or MAR's file, into a bundle.
 
     Without CHECKPOINT, a demo checkpoint that comes with the package is exported. What is there
     already, of the same checkpoint with the same options, is kept, and only missing engines are built.
@@ -173,7 +181,7 @@ def main(
         read_system_prompt(system_prompt, wanted=False)
 
     def requested(place: Path, text: Path | None) -> Request:
-        found = find(place, text, ema, tokenizer)
+        found = find(place, text, ema, tokenizer, heads)
         return Request(found, precision, max_batch, system_prompt, class_names, sizes=sizes, encoder=encoder)
 
     if check:

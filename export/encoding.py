@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hart_runtime.common.schedule import downsample_matrix, phi_index, upsample_matrix
 from hart_runtime.export import strips
-from hart_runtime.hart.model import Model
+from hart_runtime.hart.model import ScaleModel
 
 
 class EncoderGraph(nn.Module):
@@ -23,7 +23,7 @@ class EncoderGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Model, patch_nums: tuple[int, ...]) -> None:
+    def __init__(self, model: ScaleModel, patch_nums: tuple[int, ...]) -> None:
         super().__init__()
         self.encoder, self.quant_conv = model.tokenizer.encoder, model.tokenizer.quant_conv
         quantizer, last = model.tokenizer.quantize, len(patch_nums) - 1

@@ -25,7 +25,7 @@ from hart_runtime.export.calibration import MOST_TOKENS, draw_first, first_scale
 from hart_runtime.export.quantize import SMALLEST, constant
 from hart_runtime.export.rewrite import remove_unused
 from hart_runtime.hart.layers import Linear
-from hart_runtime.hart.model import Model
+from hart_runtime.hart.model import Mar, Model
 from hart_runtime.hart.transformer import Attention, Gpt2MLP, LlamaMLP
 from hart_runtime.runtime.families.names import TRANSFORMER
 
@@ -83,7 +83,7 @@ def calibrate(model: Model, settings: SamplingSettings, patch_nums: tuple[int, .
         InputError: there is no product that fits, or one is given what is not finite.
     """
     found = dict(products(model.transformer))
-    if not found:
+    if not found or isinstance(model, Mar):
         raise InputError(
             f"{parameter('precision', FP8)}: this model has no product in its blocks with sides that are "
             f"multiples of {ALIGNED} and at least {SMALLEST}; give {parameter('precision', FP16)}"

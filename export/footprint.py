@@ -6,9 +6,10 @@ while somebody watches which parameters they touch and how much is alive at once
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,17 +121,26 @@ def scratch_of(model: Model, text: TextEncoder | None, manifest: Manifest, batch
     As PyTorch would hold them with fused attention; a transformer's blocks use the same memory one
     after another, so one is looked at. Decoder and encoder take one picture at a time.
     """
-    blocks = model.transformer.blocks
-    model.transformer.blocks = blocks[:1]
-    try:
+    with _one_block(model.transformer):
         peaks = {}
         for name, module, inputs in _graphs(model, text, manifest, batch):
             with _Alive() as alive:
                 module(*inputs)
             peaks[name] = alive.peak
         return peaks
+
+
+@contextlib.contextmanager
+def _one_block(transformer: nn.Module) -> Iterator[None]:
+    """Of each row of blocks the first alone."""
+    rows = {name: part for name, part in transformer.named_children() if isinstance(part, nn.ModuleList)}
+    try:
+        for name, blocks in rows.items():
+            setattr(transformer, name, blocks[:1])
+        yield
     finally:
-        model.transformer.blocks = blocks
+        for name, blocks in rows.items():
+            setattr(transformer, name, blocks)
 
 
 def typed(module: nn.Module, dtype: torch.dtype) -> None:

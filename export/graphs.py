@@ -23,6 +23,14 @@ from hart_runtime.export.class_modules import (
     DiscreteLatentGraph,
 )
 from hart_runtime.export.encoding import EncoderGraph
+from hart_runtime.export.masked_modules import (
+    BeginGraph,
+    ClassVectorsGraph,
+    DenoiseGraph,
+    MaskedTransformerGraph,
+    PlaceGraph,
+    TokensLatentGraph,
+)
 from hart_runtime.export.modules import (
     DecoderGraph,
     LatentGraph,
@@ -39,10 +47,11 @@ from hart_runtime.export.text_modules import (
     TransformerGraph,
     UnconditionalGraph,
 )
-from hart_runtime.hart.model import Hart, Model, Var
+from hart_runtime.hart.model import Hart, Mar, Model, ScaleModel, Var
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.runtime.contract import specs_of
 from hart_runtime.runtime.families import family_of, names
+from hart_runtime.runtime.families.masked import AT_ONCE
 from hart_runtime.runtime.shapes import shape_of
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 
@@ -67,6 +76,9 @@ EXAMPLE = {
 }
 """What the free dimensions are while a graph is traced."""
 
+STEPS = {names.DENOISE: AT_ONCE}
+"""Steps in a row of graphs that do several."""
+
 Shape = dict[int, object]
 Modules = dict[str, Callable[[], nn.Module]]
 """What makes the module of a graph."""
@@ -82,16 +94,22 @@ class Graph:
     """Name -> (example, free dimensions)."""
     outputs: tuple[str, ...]
     opset: int
+    steps: int = 1
+    """How often what it does is repeated, see :mod:`hart_runtime.export.unroll`; it is traced once."""
 
 
-def graph_of(name: str, spec: GraphSpec, module: nn.Module, decided: Mapping[str, int]) -> Graph:
+def graph_of(
+    name: str, spec: GraphSpec, module: nn.Module, decided: Mapping[str, int], steps: int = 1
+) -> Graph:
     """A module with what it is traced with.
 
     Args:
         decided: values of inputs that the host reads.
+        steps: that it is repeated for; inputs that hold something for each are traced with one.
     """
-    inputs = {t.name: (_example(t, decided.get(t.name)), _free(t)) for t in spec.inputs}
-    return Graph(name, module, inputs, tuple(t.name for t in spec.outputs), spec.opset)
+    traced = (replace(t, shape=(1, *t.shape[1:])) if t.shape[:1] == (steps,) else t for t in spec.inputs)
+    inputs = {t.name: (_example(t, decided.get(t.name)), _free(t)) for t in traced}
+    return Graph(name, module, inputs, tuple(t.name for t in spec.outputs), spec.opset, steps)
 
 
 def build_graphs(
@@ -112,32 +130,56 @@ def build_graphs(
     config, image = model.transformer.config, model.tokenizer.config
     family = family_of(config, image)
     if precision is None:
-        precision = FP16 if model.transformer.head.weight.dtype == torch.float16 else FP32
+        precision = FP16 if model.tokenizer.post_quant_conv.weight.dtype == torch.float16 else FP32
     kept = getattr(torch, PRECISIONS[precision].kept)
     sizes = family.describe(config, image, patch_nums)
-    sizes = replace(sizes, depth=len(model.transformer.blocks))  # a dry run takes one for all
+    if isinstance(model, Mar):
+        modules = _masked(model, kernel)
+    else:
+        sizes = replace(sizes, depth=len(model.transformer.blocks))  # a dry run takes one for all
+        modules = _scales(model, patch_nums, kernel, kept, encoder)
+    modules[names.DECODER] = lambda: DecoderGraph(model)
     specs = specs_of(family.graphs, sizes, precision)
-    modules: Modules = {
-        names.SAMPLE: lambda: SampleGraph(model),
-        names.SMOOTH: lambda: SmoothGraph(model),
-        names.DECODER: lambda: DecoderGraph(model),
-        **_conditioning(model, len(patch_nums), kernel, kept),
-        **_tokens(model, len(patch_nums)),
-    }
-    if encoder:
-        modules[names.ENCODER] = lambda: EncoderGraph(model, patch_nums)
     if text is not None:
         modules[names.TEXT_ENCODER] = lambda: TextEncoderGraph(text)
     codes = min(PUBLISHED_TOP_K, sizes.vocab_size)  # there have to be as many
 
     def build(name: str) -> Graph:
         decided = dict.fromkeys(family.graphs[name].deciding(), codes)
-        return graph_of(name, specs[name], modules[name](), decided)
+        return graph_of(name, specs[name], modules[name](), decided, STEPS.get(name, 1))
 
     return {name: functools.partial(build, name) for name in family.graphs if name in modules}
 
 
-def _conditioning(model: Model, num_scales: int, kernel: Kernel, kept: torch.dtype) -> Modules:
+def _scales(
+    model: ScaleModel, patch_nums: tuple[int, ...], kernel: Kernel, kept: torch.dtype, encoder: bool
+) -> Modules:
+    """Those of models that draw scale after scale."""
+    modules: Modules = {
+        names.SAMPLE: lambda: SampleGraph(model),
+        names.SMOOTH: lambda: SmoothGraph(model),
+        **_conditioning(model, len(patch_nums), kernel, kept),
+        **_tokens(model, len(patch_nums)),
+    }
+    if encoder:
+        modules[names.ENCODER] = lambda: EncoderGraph(model, patch_nums)
+    return modules
+
+
+def _masked(model: Mar, kernel: Kernel) -> Modules:
+    """Those of models that draw masked tokens."""
+    net = model.transformer.diffloss.net
+    return {
+        names.CONTEXT: lambda: ClassVectorsGraph(model),
+        names.MASKED_TRANSFORMER: lambda: MaskedTransformerGraph(model, kernel),
+        names.BEGIN: lambda: BeginGraph(net),
+        names.DENOISE: lambda: DenoiseGraph(net, model.transformer.z_proj.weight.dtype),
+        names.PLACE: PlaceGraph,
+        names.LATENT: lambda: TokensLatentGraph(model),
+    }
+
+
+def _conditioning(model: ScaleModel, num_scales: int, kernel: Kernel, kept: torch.dtype) -> Modules:
     """Those of what is drawn: a text or a class."""
     if isinstance(model, Hart):
         return {
@@ -157,7 +199,7 @@ def _conditioning(model: Model, num_scales: int, kernel: Kernel, kept: torch.dty
     }
 
 
-def _tokens(model: Model, num_scales: int) -> Modules:
+def _tokens(model: ScaleModel, num_scales: int) -> Modules:
     """Those of what pictures are made of: codes, and a residual behind them or not."""
     if isinstance(model, Var):
         return {names.LATENT: lambda: DiscreteLatentGraph(model, num_scales)}

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from hart_runtime.common.errors import InputError, first_line, parameter
 from hart_runtime.common.weight_files import SUFFIXES
+from hart_runtime.hart.mar_files import holds_mar
 
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 """owner/name, or owner/name@revision: a branch, a tag or a commit."""
 CONFIGURATIONS = ["*.json", "*.txt"]
-BESIDE = ["vae_*"]
+BESIDE = ["vae_*", "*kl16.*"]
 """What is downloaded beside a file that is asked for by its name."""
-SEVERAL = ["var_d*"]
+SEVERAL = ["var_d*", "mar_*"]
 """Files of which a model on the hub holds several, of gigabytes each: nobody wants them all."""
-WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.pth", "*.pt"]
+WANTED = [*CONFIGURATIONS, "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt"]
 
 
 def resolve(
@@ -56,7 +57,9 @@ def _place(source: str, revision: str | None, patterns: list[str], whole: bool) 
             )
         return path
     if path.is_file():
-        alone = path.suffix in SUFFIXES and not (path.parent / "config.json").exists()
+        alone = holds_mar(path, None) or (
+            path.suffix in SUFFIXES and not (path.parent / "config.json").exists()
+        )
         if whole and alone and revision is None:
             return path
         raise InputError(f"{source}: is a file; give the folder of the checkpoint")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hart_runtime.common.schedule import phi_index
 from hart_runtime.export import strips
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
-from hart_runtime.hart.model import HybridModel, Model
+from hart_runtime.hart.model import HybridModel, Model, ScaleModel
 from hart_runtime.hart.quantizer import Phi
 
 DRAW_BLOCK = 64
@@ -54,7 +54,7 @@ class SampleGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ScaleModel) -> None:
         super().__init__()
         self.head_nm = model.transformer.head_nm
         self.head = model.transformer.head
@@ -116,7 +116,7 @@ class SmoothGraph(nn.Module):
 
     codebook: Tensor
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: ScaleModel) -> None:
         super().__init__()
         self.register_buffer("codebook", model.tokenizer.quantize.embedding.weight)
 
@@ -138,7 +138,7 @@ class Accumulating(nn.Module):
     every pair of sizes, and none of it waits for a size.
     """
 
-    def __init__(self, model: Model, num_scales: int) -> None:
+    def __init__(self, model: ScaleModel, num_scales: int) -> None:
         super().__init__()
         self.quant_resi = PhiOfScale(model.tokenizer.quantize.quant_resi.phis(), num_scales)
 
@@ -247,4 +247,4 @@ class DecoderGraph(nn.Module):
 
     def forward(self, f_hat: Tensor) -> Tensor:
         z = self.tokenizer.post_quant_conv(f_hat.to(self.tokenizer.post_quant_conv.weight.dtype))
-        return (strips.decode(self.tokenizer.decoder, z).float().clamp(-1, 1) + 1) / 2
+        return self.tokenizer.shown(strips.decode(self.tokenizer.decoder, z).float())

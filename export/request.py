@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from hart_runtime.common.checkpoint import CLASS_NAMES, LLM, TEXT_ENCODER, TOKENIZER, Checkpoint
 from hart_runtime.common.errors import InputError, one_of, parameter, shown, whole_in_range
 from hart_runtime.common.files import refuse_strangers
-from hart_runtime.common.precisions import PRECISIONS
+from hart_runtime.common.mar_config import MarConfig
+from hart_runtime.common.precisions import FP8, PRECISIONS
 from hart_runtime.common.pyramids import pyramid_of
 from hart_runtime.common.settings import DEFAULT_MAX_BATCH, MOST_MAX_BATCH, check_ranges
 from hart_runtime.common.weight_files import choose_set
@@ -23,7 +24,7 @@ from hart_runtime.export.system_prompt import sha256_of_system_prompt
 from hart_runtime.export.vocabulary import read_vocabulary
 from hart_runtime.runtime.bundle import TEXT_TOKENIZER, open_bundle
 from hart_runtime.runtime.class_names import read_class_names
-from hart_runtime.runtime.families import family_of
+from hart_runtime.runtime.families import FAMILIES, family_of
 from hart_runtime.runtime.families.names import ENCODER
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.manifest import Manifest, read_manifest
@@ -69,7 +70,14 @@ class Request:
         one_of("precision", self.precision, PRECISIONS)
         whole_in_range("max_batch", self.max_batch, 1, MOST_MAX_BATCH)
         config = self.checkpoint.llm_config
+        if self.precision == FP8 and not any(graph.fp8 for graph in FAMILIES[self.family].graphs.values()):
+            raise InputError(
+                f"{parameter('precision', FP8)}: graphs of {self.family} have no products in 8-bit floating "
+                f"point; export it as fp16 or int8"
+            )
         if self.pyramid != config.patch_nums:
+            if isinstance(config, MarConfig):
+                raise InputError("this checkpoint draws no scales, there is no pyramid to change")
             if not config.use_timestep_embed:
                 raise InputError("this checkpoint stores a level table, its pyramid cannot be changed")
             replace(config, patch_nums=self.pyramid)  # checks the values

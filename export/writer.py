@@ -26,12 +26,15 @@ from hart_runtime.export.quantize import quantize_products, quantize_weights
 from hart_runtime.export.quantize_blocks import multiply_blocks, quantize_blocks
 from hart_runtime.export.rewrite import read_directly, write_out_squares
 from hart_runtime.export.tensorrt_form import FORMS
+from hart_runtime.export.unroll import unroll
 from hart_runtime.runtime.contract import DEQUANTIZED, graph_file
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.spec import GraphSpec, TensorSpec
 
 INLINE_BYTES = 1024
 """Tensors smaller than this stay inside the graph file."""
+STATE = "x"
+"""What the steps of an unrolled graph hand on."""
 ALIGNMENT = 4096
 """Offsets in the weight file are multiples of a memory page."""
 
@@ -101,6 +104,8 @@ def write_graph(
         size: of pictures, where they are not the bundle's own.
     """
     model = _trace(graph)
+    if graph.steps > 1:
+        unroll(model, graph.steps, STATE)
     read_directly(model)
     write_out_squares(model)
     _name_nodes_by_module(model.graph)

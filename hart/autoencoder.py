@@ -2,8 +2,9 @@
 
 The VQGAN architecture (Esser et al., 2021) as VAR configured it: GroupNorm with 32
 groups, self-attention at the lowest resolution and in the middle, two residual blocks
-a level in the encoder and three in the decoder. Module names are those of the
-published checkpoints.
+a level in the encoder and three in the decoder. MAR's tokenizer is the same but for the
+decoder's lowest resolution, which attends in the middle only, and for the names of the
+attention's weights. Module names are those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -56,14 +57,29 @@ class AttnBlock(nn.Module):
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
+    def projections(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of normed features. (B, C, H, W) -> (B, C, H * W) each"""
+        return self.qkv(x).flatten(2).chunk(3, dim=1)
+
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, channels, height * width)
-        q, k, v = qkv.unbind(1)  # (B, C, HW) each
+        q, k, v = self.projections(self.norm(x))
         scores = (q * channels**-0.5).transpose(1, 2) @ k  # (B, HW, HW)
         weights = scores.float().softmax(-1).to(v.dtype)
         h = v @ weights.transpose(1, 2)  # (B, C, HW)
         return x + self.proj_out(h.reshape(batch, channels, height, width))
+
+
+class SplitAttnBlock(AttnBlock):
+    """The same with one convolution for each of the three, as MAR's tokenizer has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        del self.qkv
+        self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+
+    def projections(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.q(x).flatten(2), self.k(x).flatten(2), self.v(x).flatten(2)
 
 
 class Downsample(nn.Module):
@@ -85,10 +101,10 @@ class Upsample(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, attention: type[AttnBlock]) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
+        self.attn_1 = attention(channels)
         self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,12 +114,14 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """All blocks of one resolution, and the step to the next one if there is one."""
 
-    def __init__(self, in_channels: int, channels: int, blocks: int, attention: bool) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, blocks: int, attention: type[AttnBlock] | None
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
             ResnetBlock(in_channels if i == 0 else channels, channels) for i in range(blocks)
         )
-        self.attn = nn.ModuleList(AttnBlock(channels) for _ in range(blocks if attention else 0))
+        self.attn = nn.ModuleList(attention(channels) for _ in range(blocks) if attention)
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
@@ -121,18 +139,25 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """Pixels in [-1, 1], (B, 3, H, W), to features (B, z_channels, H / f, W / f)."""
 
-    def __init__(self, ch: int, ch_mult: tuple[int, ...], z_channels: int) -> None:
+    def __init__(
+        self,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        z_channels: int,
+        attention: type[AttnBlock] = AttnBlock,
+    ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             lowest = i == len(widths) - 1
-            level = Level(widths[i - 1] if i else ch, width, ENCODER_BLOCKS, attention=lowest)
+            inputs = widths[i - 1] if i else ch
+            level = Level(inputs, width, ENCODER_BLOCKS, attention if lowest else None)
             if not lowest:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], attention)
         self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
@@ -146,15 +171,25 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features (B, z_channels, h, w) to pixels, unclamped, (B, 3, h * f, w * f)."""
 
-    def __init__(self, ch: int, ch_mult: tuple[int, ...], z_channels: int) -> None:
+    def __init__(
+        self,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        z_channels: int,
+        attention: type[AttnBlock] = AttnBlock,
+        middle_only: bool = False,
+    ) -> None:
+        """``middle_only`` leaves the attention of the lowest resolution's own blocks out."""
         super().__init__()
         widths = [ch * m for m in ch_mult]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], attention)
         levels = []
         for i, width in enumerate(widths):
             lowest = i == len(widths) - 1
-            level = Level(widths[-1] if lowest else widths[i + 1], width, DECODER_BLOCKS, attention=lowest)
+            inputs = widths[-1] if lowest else widths[i + 1]
+            own = attention if lowest and not middle_only else None
+            level = Level(inputs, width, DECODER_BLOCKS, own)
             if i:
                 level.upsample = Upsample(width)
             levels.append(level)

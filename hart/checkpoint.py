@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
 from hart_runtime.hart.weights import Stored, check_kind, check_whole, fit, opened, read, sets_of
+
+log = logging.getLogger(__name__)
 
 UNUSED_LLM = re.compile(r"(.*\.)?(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)")
 """Persistent buffers of the published transformer that its inference does not read."""
@@ -189,10 +192,13 @@ def matrix_parameters(module: nn.Module) -> set[str]:
     """Names of the parameters that become half precision in a half-precision model.
 
     Weights and biases of matrix products; norms, tables, the codebook and the phi
-    convolutions (which feed the float32 latent) stay float32.
+    convolutions (which feed the float32 latent) stay float32, and what says that it is ``exact``.
     """
     names = set()
+    exact = tuple(f"{prefix}." for prefix, part in module.named_modules() if getattr(part, "exact", False))
     for prefix, part in module.named_modules():
+        if f"{prefix}.".startswith(exact):
+            continue
         if (isinstance(part, Linear | nn.Conv2d) and not isinstance(part, Phi)) or (
             isinstance(module, TextEncoder) and isinstance(part, nn.Embedding)
         ):
@@ -208,6 +214,7 @@ def fill(
     tables: Mapping[str, Table] | None = None,
     stored: Callable[[str], str] = str,
     ema: bool | None = False,
+    strangers_refused: bool = True,
 ) -> None:
     """Load weights strictly into a model built on the meta device, tensor by tensor.
 
@@ -218,6 +225,7 @@ def fill(
         tables: those of them, by their last part, that depend on the configuration.
         stored: what a parameter is called in the file.
         ema: whether averaged weights are wanted, where a file holds them beside others.
+        strangers_refused: or only told of.
     """
     expected = {stored(name): list(p.shape) for name, p in model.named_parameters()}
     if dtype is not None:
@@ -231,10 +239,14 @@ def fill(
             if entry.shape != expected[name]
         ]
         missing = sorted(expected.keys() - found.keys())
-        strangers = {"missing": missing, "unexpected": fitted.unexpected, "shape": wrong}
+        files = listed([str(file) for file in weights.files])
+        unexpected = fitted.unexpected
+        if unexpected and not strangers_refused:
+            log.warning("%s: holds tensors that are not read: %s", files, listed(unexpected))
+            unexpected = []
+        strangers = {"missing": missing, "unexpected": unexpected, "shape": wrong}
         if problems := [f"{kind}: {listed(keys)}" for kind, keys in strangers.items() if keys]:
-            names = listed([str(file) for file in weights.files])
-            raise MisfitError(f"{names}: does not fit the model ({'; '.join(problems)})", strangers)
+            raise MisfitError(f"{files}: does not fit the model ({'; '.join(problems)})", strangers)
         for name, entry in fitted.tables.items():
             if table := (tables or {}).get(name.rpartition(".")[2]):
                 table(entry)

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 
 from hart_runtime.common.checkpoint import Checkpoint, HartCheckpoint
+from hart_runtime.common.diffusion_schedule import diffusion_schedule
+from hart_runtime.common.masking import token_steps
 from hart_runtime.common.noise import Noise
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.checkpoint import empty_hart, hart_checks, load_hybrid
 from hart_runtime.hart.checkpoint import stored_sets as of_network
 from hart_runtime.hart.find import VarCheckpoint
 from hart_runtime.hart.generate import Record, generate, generate_classes, ignore
-from hart_runtime.hart.model import Hart, Model
+from hart_runtime.hart.mar_checkpoint import empty_mar, load_mar, mar_checks
+from hart_runtime.hart.mar_files import MarCheckpoint
+from hart_runtime.hart.mar_generate import generate_tokens
+from hart_runtime.hart.model import Hart, Mar, Model
 from hart_runtime.hart.var_checkpoint import empty_var, load_var, stored_name, var_checks
 
 
@@ -24,6 +29,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Model:
     if isinstance(checkpoint, VarCheckpoint):
         _ = checkpoint.llm_config  # names are compared with tensors
         return load_var(*_files(checkpoint), dtype, checkpoint.num_heads)
+    if isinstance(checkpoint, MarCheckpoint):
+        return load_mar(*_files(checkpoint), dtype, checkpoint.heads, checkpoint.llm.ema)
     return load_hybrid(_hart(checkpoint), dtype)
 
 
@@ -31,6 +38,8 @@ def empty(checkpoint: Checkpoint) -> Model:
     """Both without numbers, on the meta device."""
     if isinstance(checkpoint, VarCheckpoint):
         return empty_var(*_files(checkpoint), checkpoint.num_heads)
+    if isinstance(checkpoint, MarCheckpoint):
+        return empty_mar(*_files(checkpoint), checkpoint.heads, checkpoint.llm.ema)
     return empty_hart(_hart(checkpoint))
 
 
@@ -44,6 +53,8 @@ def checks(checkpoint: Checkpoint) -> dict[str, Callable[[], None]]:
     """The same by network; raises InputError where a configuration cannot be used."""
     if isinstance(checkpoint, VarCheckpoint):
         return var_checks(*_files(checkpoint), checkpoint.num_heads)
+    if isinstance(checkpoint, MarCheckpoint):
+        return mar_checks(*_files(checkpoint), checkpoint.heads, checkpoint.llm.ema)
     return hart_checks(_hart(checkpoint))
 
 
@@ -73,10 +84,17 @@ def draw(
         features, mask = inputs
         return generate(model, features, mask, noise, settings, patch_nums, record, extent=extent)
     (labels,) = inputs
+    if isinstance(model, Mar):
+        iterations = settings.iterations or model.transformer.config.tokens
+        steps = token_steps(
+            model.transformer.config.tokens, iterations, settings.guidance, settings.guidance_schedule
+        )
+        schedule = diffusion_schedule(settings.steps)
+        return generate_tokens(model, labels, noise, steps, schedule, settings.temperature, record)
     return generate_classes(model, labels, noise, settings, record)
 
 
-def _files(checkpoint: VarCheckpoint) -> tuple[Path, Path]:
+def _files(checkpoint: VarCheckpoint | MarCheckpoint) -> tuple[Path, Path]:
     return checkpoint.transformer_file, checkpoint.tokenizer_file
 
 

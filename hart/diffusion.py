@@ -1,12 +1,14 @@
-"""Residual diffusion: a small MLP that denoises one latent vector per token.
+"""A small MLP that denoises one latent vector per token.
 
-MAR's diffusion head (Li et al., 2024) as HART uses it: 8 respaced steps, learned
-variance, classifier-free guidance on the predicted noise only.
+MAR's diffusion head (Li et al., 2024) with learned variance and classifier-free guidance on the
+predicted noise only. MAR draws the tokens themselves with it, in 100 respaced steps; HART what its codes
+leave over, in 8 and within bounds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -39,8 +41,8 @@ class ResBlock(nn.Module):
         self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale, gate = self.adaLN_modulation(y).float().chunk(3, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=-1)
         return x + gate * self.mlp(_modulate(self.in_ln(x), shift, scale)).float()
 
 
@@ -51,8 +53,8 @@ class FinalLayer(nn.Module):
         self.linear = Linear(width, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(y).float().chunk(2, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation.chunk(2, dim=-1)
         return self.linear(_modulate(self.norm_final(x), shift, scale)).float()
 
 
@@ -72,11 +74,21 @@ class DiffusionMLP(nn.Module):
         return self.cond_embed(z).float()
 
     def forward(self, x: Tensor, t: Tensor, embedded: Tensor) -> Tensor:
-        y = self.time_embed(t) + embedded
+        return self.modulated(x, self.modulation(self.time_embed(t) + embedded))
+
+    def modulation(self, y: Tensor) -> Iterator[Tensor]:
+        """What depends on time and condition alone: of every block (..., 3W), of the last layer (..., 2W).
+
+        One after another: of a large map each takes 100 MB.
+        """
+        return (layer.adaLN_modulation(y).float() for layer in (*self.res_blocks, self.final_layer))
+
+    def modulated(self, x: Tensor, modulation: Iterable[Tensor]) -> Tensor:
+        """The rest. (N, D) -> (N, 2D)"""
         x = self.input_proj(x).float()
-        for block in self.res_blocks:
-            x = block(x, y)
-        return self.final_layer(x, y)
+        for layer, own in zip((*self.res_blocks, self.final_layer), modulation, strict=True):
+            x = layer(x, own)
+        return x
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor | float) -> Tensor:
@@ -86,15 +98,27 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: Tensor | float) 
     return torch.cat([(1 + guidance) * eps - guidance * eps_uncond, variance], dim=-1)
 
 
-def denoise(x: Tensor, output: Tensor, coefficients: Tensor, noise: Tensor) -> dict[str, Tensor]:
+def guide_tokens(conditional: Tensor, unconditional: Tensor, guidance: Tensor | float) -> Tensor:
+    """The same in MAR's words, where 1 is without guidance: u + g * (c - u). (N, 2D) each -> (N, 2D)"""
+    eps, variance = conditional.chunk(2, dim=-1)
+    eps_uncond = unconditional.chunk(2, dim=-1)[0]
+    return torch.cat([eps_uncond + guidance * (eps - eps_uncond), variance], dim=-1)
+
+
+def denoise(
+    x: Tensor, output: Tensor, coefficients: Tensor, noise: Tensor, bound: float | None = 1.0
+) -> dict[str, Tensor]:
     """One step x_t -> x_{t-1}, all in float32, with every intermediate under its usual name.
 
     ``coefficients`` are those of :meth:`DiffusionSchedule.coefficients`. At the noisiest
-    step they amplify eps by 2e4, hence no half precision here.
+    step they amplify eps by 2e4, hence no half precision here. ``bound`` is HART's, on both sides of
+    the denoised estimate; MAR has none.
     """
     recip, recipm1, coef1, coef2, log_beta, log_posterior, gate = coefficients.unbind()
     eps, variance = output.chunk(2, dim=-1)
-    x0 = (recip * x - recipm1 * eps).clamp(-1, 1)
+    x0 = recip * x - recipm1 * eps
+    if bound is not None:
+        x0 = x0.clamp(-bound, bound)
     mean = coef1 * x0 + coef2 * x
     fraction = (variance + 1) / 2
     log_variance = fraction * log_beta + (1 - fraction) * log_posterior
@@ -102,46 +126,65 @@ def denoise(x: Tensor, output: Tensor, coefficients: Tensor, noise: Tensor) -> d
     return {"pred_xstart": x0, "mean": mean, "log_variance": log_variance, "sample": sample}
 
 
-class ResidualDiffusion(nn.Module):
+class TokenDiffusion(nn.Module):
     """The diffusion head (``diffloss.`` in a checkpoint) and its training loss."""
 
-    def __init__(self, config: TransformerConfig | ClassHartConfig, channels: int) -> None:
-        super().__init__()
-        self.net = DiffusionMLP(channels, config.embed_dim, config.diff_width, config.diff_depth)
+    bound: float | None = None
+    """Of targets, on both sides."""
+    exact = True
+    """It is loaded in float32 whatever the others are in: its first step multiplies rounding by hundreds."""
 
-    def loss(self, z: Tensor, residual: Tensor, generator: torch.Generator) -> Tensor:
+    def __init__(self, channels: int, condition_dim: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.net = DiffusionMLP(channels, condition_dim, width, depth)
+
+    def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
         """Noise prediction plus the variational bound for the variance, mean over tokens.
 
         Improved DDPM, section 3.1: the bound does not push on the mean and is weighted by
         1/1000 of its sum over the chain, i.e. taken once per sampled step.
-        ``z`` (N, C) condition, ``residual`` (N, Cv) target in latent units.
+        ``z`` (N, C) condition, ``target`` (N, D) what is to be drawn.
         """
         schedule = diffusion_schedule("")
-        x0 = residual / RESIDUAL_SCALE
-        t = torch.randint(len(schedule), (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+        t = torch.randint(len(schedule), (len(target),), generator=generator)
+        noise = torch.randn(target.shape, generator=generator).to(target.device)
 
         def at(values: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(values).float()[t, None].to(x0.device)
+            return torch.from_numpy(values).float()[t, None].to(target.device)
 
         bar = at(schedule.alphas_cumprod)
-        x = bar.sqrt() * x0 + (1 - bar).sqrt() * noise
-        t = t.to(x0.device)
+        x = bar.sqrt() * target + (1 - bar).sqrt() * noise
+        t = t.to(target.device)
         eps, variance = self.net(x, t, self.net.embed_condition(z)).chunk(2, dim=-1)
         simple = (eps - noise).square().mean()
 
-        predicted = ((x - (1 - bar).sqrt() * eps.detach()) / bar.sqrt()).clamp(-1, 1)
+        predicted = (x - (1 - bar).sqrt() * eps.detach()) / bar.sqrt()
+        if self.bound is not None:
+            predicted = predicted.clamp(-self.bound, self.bound)
         coef1, coef2 = at(schedule.posterior_mean_coef1), at(schedule.posterior_mean_coef2)
         log_posterior = at(schedule.posterior_log_variance_clipped)
         fraction = (variance + 1) / 2
         log_variance = fraction * at(schedule.log_betas) + (1 - fraction) * log_posterior
         spread = torch.exp(-log_variance)
         divergence = log_variance - log_posterior + torch.exp(log_posterior) * spread - 1
-        kl = 0.5 * (divergence + (coef1 * (x0 - predicted)).square() * spread)
+        kl = 0.5 * (divergence + (coef1 * (target - predicted)).square() * spread)
         mean = coef1 * predicted + coef2 * x
-        nll = 0.5 * (math.log(2 * math.pi) + log_variance + (x0 - mean).square() * spread)
-        bound = torch.where(t[:, None] == 0, nll, kl) / math.log(2)
-        return simple + bound.mean()
+        nll = 0.5 * (math.log(2 * math.pi) + log_variance + (target - mean).square() * spread)
+        limit = torch.where(t[:, None] == 0, nll, kl) / math.log(2)
+        return simple + limit.mean()
+
+
+class ResidualDiffusion(TokenDiffusion):
+    """HART's, whose targets are residuals in latent units."""
+
+    bound = 1.0
+    exact = False
+
+    def __init__(self, config: TransformerConfig | ClassHartConfig, channels: int) -> None:
+        super().__init__(channels, config.embed_dim, config.diff_width, config.diff_depth)
+
+    def loss(self, z: Tensor, target: Tensor, generator: torch.Generator) -> Tensor:
+        return super().loss(z, target / RESIDUAL_SCALE, generator)
 
 
 class WithResidual(nn.Module):

@@ -1,5 +1,6 @@
-"""Which files are a checkpoint: folders in HART's layout, or VAR's two files, ``var_d16.pth`` to
-``var_d36.pth`` and ``vae_ch160v4096z32.pth`` beside it or elsewhere.
+"""Which files are a checkpoint: folders in HART's layout, VAR's two files, ``var_d16.pth`` to
+``var_d36.pth`` and ``vae_ch160v4096z32.pth`` beside it or elsewhere, or MAR's
+(:mod:`hart_runtime.hart.mar_files`).
 
 Nothing here needs torch until a configuration is asked for that only tensors tell.
 """
@@ -8,19 +9,23 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hart_runtime.common.checkpoint import LLM, TOKENIZER, Checkpoint, Network, find_checkpoint, name_of
 from hart_runtime.common.config import ClassTransformerConfig, TokenizerConfig
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.settings import VAR_DEMO, SamplingSettings
 from hart_runtime.common.weight_files import SUFFIXES
+from hart_runtime.hart.mar_files import find_mar, holds_mar, parse_heads
 
 if TYPE_CHECKING:
     from hart_runtime.hart.model import Var
 
+Find = Callable[[Path, Path | None, bool | None], Checkpoint]
+"""Looks at a place; takes the text encoder's and whether averaged weights are wanted, too."""
 TOKENIZER_NAME = "vae_ch160v4096z32"
 TRANSFORMERS, TOKENIZERS = ("var",), ("vae",)
 """How the names of the files begin."""
@@ -99,31 +104,52 @@ def find(
     text_encoder: Path | None = None,
     ema: bool | None = None,
     tokenizer: Path | None = None,
+    heads: str | None = None,
 ) -> Checkpoint:
     """Look at the files of a checkpoint, whichever family's it is; none is read.
 
     Args:
-        place: a folder in HART's layout, a file of VAR's, or a folder that holds one.
+        place: a folder in HART's layout, a file of VAR's or of MAR's, or a folder that holds one.
         text_encoder, ema: as :func:`hart_runtime.common.checkpoint.find_checkpoint` takes them.
-        tokenizer: VAR's image tokenizer, where it does not lie beside its transformer.
+        tokenizer: VAR's or MAR's image tokenizer, where it does not lie beside its transformer.
+        heads: of MAR's encoder and decoder, see :func:`hart_runtime.hart.mar_files.parse_heads`.
 
     Raises:
-        InputError: neither is there, or an option is the other family's.
+        InputError: none is there, or an option is another family's.
     """
+    if holds_mar(place, tokenizer) and not (place / LLM).is_dir():
+        _refused("text_encoder", text_encoder, "MAR draws classes and has no text encoder")
+        return find_mar(place, tokenizer, parse_heads(heads) if heads else None, ema)
+    _refused("heads", heads, "only MAR's files do not tell how many there are")
     ours = place.is_dir() and ((place / LLM).is_dir() or (place / "config.json").is_file())
     if place.is_dir() and (ours or not holds_var(place)):
-        if tokenizer is not None:
-            raise InputError(
-                f"{parameter('tokenizer', tokenizer)}: HART's lies in {TOKENIZER}/, beside {LLM}/"
-            )
+        _refused("tokenizer", tokenizer, f"HART's lies in {TOKENIZER}/, beside {LLM}/")
         return find_checkpoint(place, text_encoder, ema)
-    for name, value, why in (
-        ("text_encoder", text_encoder, "VAR draws classes and has no text encoder"),
-        ("ema", ema or None, "VAR's files hold one set of weights"),
-    ):
-        if value is not None:
-            raise InputError(f"{parameter(name, value)}: {why}")
+    _refused("text_encoder", text_encoder, "VAR draws classes and has no text encoder")
+    _refused("ema", ema or None, "VAR's files hold one set of weights")
     return find_var(place, tokenizer)
+
+
+def finder(described: Mapping[str, Any], tokenizer: Path | None = None) -> Find:
+    """How to look for a checkpoint that a bundle was exported from: with what its own files do not tell.
+
+    Args:
+        described: what the bundle says of it.
+        tokenizer: as for :func:`find`.
+    """
+    llm = described[LLM]
+    counts = [str(llm[name]) for name in ("encoder_heads", "decoder_heads") if name in llm]
+
+    def at(place: Path, text_encoder: Path | None, ema: bool | None) -> Checkpoint:
+        return find(place, text_encoder, ema, tokenizer, ",".join(counts) or None)
+
+    return at
+
+
+def _refused(name: str, value: object, why: str) -> None:
+    """An option of another family; raises InputError."""
+    if value is not None:
+        raise InputError(f"{parameter(name, value)}: {why}")
 
 
 def holds_var(folder: Path) -> bool:

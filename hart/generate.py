@@ -21,7 +21,7 @@ from hart_runtime.common.schedule import ScaleStep, cell_positions, residual_gui
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.hart.diffusion import RESIDUAL_SCALE, denoise, guide
 from hart_runtime.hart.editing import Kept
-from hart_runtime.hart.model import ClassModel, Hart, HybridModel, Model, Var
+from hart_runtime.hart.model import ClassModel, Hart, HybridModel, ScaleModel, Var
 from hart_runtime.hart.pruning import Branches, run_pruned
 from hart_runtime.hart.quantizer import shrink
 from hart_runtime.hart.rope import Rotation, context_angles, image_angles
@@ -142,7 +142,7 @@ class Condition(NamedTuple):
 
 
 def _draw(
-    model: Model,
+    model: ScaleModel,
     condition: Condition,
     noise: Noise,
     settings: SamplingSettings,

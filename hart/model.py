@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hart_runtime.hart.class_transformer import ClassHartTransformer, ClassTransformer
+from hart_runtime.hart.kl_tokenizer import KlTokenizer
+from hart_runtime.hart.mar import MarTransformer
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
 
@@ -30,6 +32,14 @@ class ClassHart(NamedTuple):
     tokenizer: ImageTokenizer
 
 
+class Mar(NamedTuple):
+    """What the two files of a MAR checkpoint hold."""
+
+    transformer: MarTransformer
+    tokenizer: KlTokenizer
+
+
 ClassModel = Var | ClassHart
 HybridModel = Hart | ClassHart
-Model = Hart | Var | ClassHart
+ScaleModel = Hart | Var | ClassHart
+Model = ScaleModel | Mar

@@ -3,7 +3,8 @@
 ``python -m hart_runtime.hart.random_checkpoint --shape mid-256px --output DIR``. Weights have the size of
 trained ones (activations keep their scale through every layer), so that no stage computes with
 NaN, infinity or denormals. A random text encoder with the demo's vocabulary comes along, small or of
-the size of the published one. ``--published`` writes everything that published files hold.
+the size of the published one. ``--published`` writes everything that published files hold. Shapes of VAR and
+MAR become their two files, of a class.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from hart_runtime.common.json_files import read_json
 from hart_runtime.common.precisions import FP32
 from hart_runtime.hart.random_weights import (
     DTYPES,
+    MASKED,
     SHAPES,
     TRANSFORMER,
     makers_of,
@@ -68,6 +70,11 @@ def is_var(name: str) -> bool:
     return TRANSFORMER in read_json(shape_file(name))
 
 
+def is_mar(name: str) -> bool:
+    """The same of MAR."""
+    return MASKED in read_json(shape_file(name))
+
+
 def read_shape(name: str) -> ModelShape:
     """A shape that comes with the package, by name, or a shape file.
 
@@ -76,8 +83,9 @@ def read_shape(name: str) -> ModelShape:
     """
     file = shape_file(name)
     values = read_json(file)
-    if TRANSFORMER in values:
-        raise InputError(f"{parameter('shape', name)}: expected a shape of HART, found one of VAR")
+    for part, family in ((TRANSFORMER, "VAR"), (MASKED, "MAR")):
+        if part in values:
+            raise InputError(f"{parameter('shape', name)}: expected a shape of HART, found one of {family}")
     known_names(str(file), values, (LLM, TOKENIZER, *NOT_OURS, *SAMPLING_NAMES))
     for part in (LLM, TOKENIZER):
         if not isinstance(values.get(part), dict):
@@ -206,7 +214,9 @@ def write_random_checkpoint(
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--text-encoder", type=click.Choice(TEXT_ENCODERS), default="small", show_default=True)
 @click.option(
-    "--published", is_flag=True, help="Write all that published files hold: ema_model.bin, unused buffers."
+    "--published",
+    is_flag=True,
+    help="Write all that published files hold: weights that are averaged and others, unused buffers.",
 )
 def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, published: bool) -> None:
     """Make a checkpoint of random numbers in the published layout; VAR's files always hold all they do."""
@@ -221,7 +231,11 @@ def main(shape: str, output: Path, dtype: str, seed: int, text_encoder: str, pub
         def told(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        if is_var(shape):
+        if is_mar(shape):
+            from hart_runtime.hart.random_mar import read_mar_shape, write_random_mar
+
+            count = write_random_mar(read_mar_shape(shape), output, dtype, seed, told, published)
+        elif is_var(shape):
             from hart_runtime.hart.random_var import read_var_shape, write_random_var
 
             count = write_random_var(read_var_shape(shape), output, dtype, seed, told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from hart_runtime.hart.published import Makers
 
 SHAPES = Path(__file__).parent / "shapes"
-TRANSFORMER = "transformer"
-"""What a shape of VAR has in the place of HART's ``llm``."""
+TRANSFORMER, MASKED = "transformer", "masked"
+"""What shapes of VAR and of MAR have in the place of HART's ``llm``."""
 DTYPES = (FP32, FP16)
 SHARD_BYTES = 1 << 29
 """Tensors are made and written in shards of about this size, so a large model fits in memory."""
-TABLES = {"class_emb": 1.0, "pos_1LC": 0.5, "pos_start": 0.5}
+TABLES = {
+    **{"class_emb": 1.0, "pos_1LC": 0.5, "pos_start": 0.5},
+    **{"fake_latent": 1.0, "pos_embed_learned": 0.5, "mask_token": 0.5},
+}
 """Spread of embeddings of classes and places, which are added up, and multiply branches through adaLN."""
 
 
@@ -76,23 +79,35 @@ def write_weights(makers: Makers, folder: Path, made: Callable[[], None]) -> Non
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def write_pickle(makers: Makers, file: Path, made: Callable[[], None]) -> None:
-    """A pickled state dict, made of tensors that lie in a file of their own and not in memory."""
+def write_pickle(
+    makers: Makers, file: Path, made: Callable[[], None], sets: Sequence[str] | None = None
+) -> None:
+    """A pickled state dict, made of tensors that lie in a file of their own and not in memory.
+
+    Args:
+        sets: keys that whole sets of these weights lie below, each with numbers of its own.
+    """
     import torch
 
     scratch = file.with_suffix(".raw")
-    state = {}
-    for name, make in makers.items():
-        value = make()
+
+    def stored(value: torch.Tensor) -> torch.Tensor:
         start = scratch.stat().st_size if scratch.exists() else 0
         with scratch.open("ab") as raw:
             value.numpy().tofile(raw)
-        if value.ndim:
-            mapped = np.memmap(scratch, np.uint8, "c", start, value.nbytes)
-            value = torch.from_numpy(mapped).view(value.dtype).view(value.shape)
-        state[name] = value
-        made()
-    torch.save(state, file)
+        if not value.ndim:
+            return value
+        mapped = np.memmap(scratch, np.uint8, "c", start, value.nbytes)
+        return torch.from_numpy(mapped).view(value.dtype).view(value.shape)
+
+    def state() -> dict[str, torch.Tensor]:
+        found = {}
+        for name, make in makers.items():
+            found[name] = stored(make())
+            made()
+        return found
+
+    torch.save(state() if sets is None else {key: state() for key in sets}, file)
     scratch.unlink()
 
 

@@ -35,6 +35,10 @@ class ImageTokenizer(nn.Module):
         """Latent (B, Cv, P, P) to pixels clamped to [-1, 1], (B, 3, H, W)."""
         return self.decode_unclamped(f_hat).clamp(-1, 1)
 
+    def shown(self, pixels: Tensor) -> Tensor:
+        """Unclamped pixels to [0, 1], of which bytes are the whole part, as in the published sampler."""
+        return (pixels.clamp(-1, 1) + 1) / 2
+
     def decode_unclamped(self, f_hat: Tensor) -> Tensor:
         f_hat = f_hat.to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(f_hat)).float()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from hart_runtime.common.weight_files import WeightFiles
 from hart_runtime.hart.checkpoint import UNUSED_LLM, UNUSED_TOKENIZER, Table, fill
 from hart_runtime.hart.class_transformer import ClassTransformer
 from hart_runtime.hart.model import Var
+from hart_runtime.hart.stored_sizes import Shapes, count_of, named_below
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.weights import Stored, opened
 
@@ -115,9 +115,9 @@ def _table(what: str, *shape: int | None) -> Table:
 def _transformer_config(file: Path, num_heads: int | None) -> tuple[ClassTransformerConfig, int]:
     """Of a transformer, and the channels of the latents it takes."""
     with opened(WeightFiles((file,))) as entries:
-        found = _named(entries, TRANSFORMER, file, "a VAR transformer")
+        found = named_below(entries, TRANSFORMER, file, "a VAR transformer")
         shapes = {name: entry.shape for name, entry in found.items()}
-        sizes = _Sizes(file, shapes)
+        sizes = Shapes(file, shapes)
         classes, dim = sizes.of("class_emb.weight", 2)
         normalised = HEADS in shapes
         heads = sizes.of(HEADS, 4)[1] if normalised else num_heads or max(dim // HEAD, 1)
@@ -127,7 +127,7 @@ def _transformer_config(file: Path, num_heads: int | None) -> tuple[ClassTransfo
         sides, hidden = _sides(levels), sizes.of("blocks.0.ffn.fc1.weight", 2)[0]
         with told_of(str(file)):
             config = ClassTransformerConfig(
-                depth=_count(shapes, r"blocks\."),
+                depth=count_of(shapes, r"blocks\."),
                 embed_dim=dim,
                 num_heads=heads,
                 num_classes=classes - 1,
@@ -141,14 +141,16 @@ def _transformer_config(file: Path, num_heads: int | None) -> tuple[ClassTransfo
 
 def _tokenizer_config(file: Path, patch_nums: tuple[int, ...]) -> TokenizerConfig:
     with opened(WeightFiles((file,))) as entries:
-        found = _named(entries, TOKENIZER, file, "VAR's image tokenizer")
+        found = named_below(entries, TOKENIZER, file, "VAR's image tokenizer")
         shapes = {name: entry.shape for name, entry in found.items()}
-    sizes = _Sizes(file, shapes)
+    sizes = Shapes(file, shapes)
     vocabulary, channels = sizes.of(TOKENIZER, 2)
     width = sizes.of("encoder.conv_in.weight", 4)[0]
-    levels = range(_count(shapes, r"encoder\.down\."))
+    levels = range(count_of(shapes, r"encoder\.down\."))
     widths = [sizes.of(f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in levels]
-    shared, own = (_count(shapes, rf"quantize\.quant_resi\.{part}", "weight") for part in ("qresi_ls\\.", ""))
+    shared, own = (
+        count_of(shapes, rf"quantize\.quant_resi\.{part}", "weight") for part in ("qresi_ls\\.", "")
+    )
     single = "quantize.quant_resi.qresi.weight" in shapes
     kernel = sizes.of("quant_conv.weight", 4)[-1]
     with told_of(str(file)):
@@ -164,37 +166,6 @@ def _tokenizer_config(file: Path, patch_nums: tuple[int, ...]) -> TokenizerConfi
             v_patch_nums=patch_nums,
             quantizer_type=DISCRETE,
         )
-
-
-class _Sizes:
-    """Shapes of tensors that a network cannot be without."""
-
-    def __init__(self, file: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-        self.file, self.shapes = file, shapes
-
-    def of(self, name: str, dimensions: int) -> Sequence[int]:
-        shape = self.shapes.get(name)
-        if shape is None or len(shape) != dimensions or 0 in shape:
-            found = "none" if shape is None else list(shape)
-            raise InputError(f"{self.file}: {name}: expected {dimensions} dimensions above 0, found {found}")
-        return shape
-
-
-def _named(entries: Sequence[Stored], sign: str, file: Path, what: str) -> dict[str, Stored]:
-    """Tensors of one network by the names it has for them, of whatever else is in the file."""
-    prefixes = {e.name.removesuffix(sign) for e in entries if f".{e.name}".endswith(f".{sign}")}
-    if len(prefixes) != 1:
-        places = " and ".join(shown(prefix.rstrip(".")) for prefix in sorted(prefixes))
-        found = f"{len(prefixes)}, below {places}" if prefixes else "none"
-        raise InputError(f"{file}: expected {what}, which has one {sign}, found {found}")
-    (prefix,) = prefixes
-    return {e.name.removeprefix(prefix): e for e in entries if e.name.startswith(prefix)}
-
-
-def _count(names: Mapping[str, object], before: str, after: str = "") -> int:
-    """One more than the largest number that names have between these parts."""
-    pattern = re.compile(rf"{before}(\d{{1,9}})\.{after}")  # of any length, it would not be a number
-    return max((int(found[1]) + 1 for name in names if (found := pattern.match(name))), default=0)
 
 
 def _sides(levels: Stored) -> tuple[int, ...]:

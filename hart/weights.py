@@ -8,6 +8,7 @@ are read with ``weights_only=True``, never otherwise.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import logging
@@ -252,7 +253,8 @@ def _unpickled(file: Path) -> Any:
     with file.open("rb") as start:
         mapped = start.read(2) == b"PK"  # the format before torch 1.6 cannot be mapped
     try:
-        return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training script
+            return torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError:
         reason = "it holds more than tensors, and pickled code is never run"
         raise InputError(f"{file}: cannot be read as a weight file ({reason})") from None
@@ -278,9 +280,8 @@ def _nested(state: object, file: Path, container: tuple[str, ...], seen: set[int
     seen.add(id(state))
     for key, value in pairs:
         if isinstance(value, Tensor):
-            read = functools.partial(lambda tensor: tensor, value)
             shape = [] if value.is_nested else list(value.shape)
-            yield Stored(file, container, str(key), shape, _kind(value), read)
+            yield Stored(file, container, str(key), shape, _kind(value), value.detach)
         elif not again:
             yield from _nested(value, file, (*container, str(key)), seen)
 

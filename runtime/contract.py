@@ -66,8 +66,8 @@ class Row:
     dtype: str = FLOAT
     recorded: str | None = None
     """Where :func:`hart_runtime.hart.generate.generate` records it: a format of ``index`` (of the
-    scale or denoising step), ``before`` and ``after`` it, and for ``blocks`` of ``block``, ``kind`` and
-    its first letter, ``part``."""
+    scale, iteration or denoising step), ``before`` and ``after`` it, its ``last`` denoising step, and for
+    ``blocks`` of ``block``, ``kind`` and its first letter, ``part``."""
     modulated: bool = False
     """Only models whose blocks are modulated by a pooled condition have it."""
     prunable: bool | None = None
@@ -96,6 +96,8 @@ class Contract:
     """Has products, or convolutions, with weights of 8 bits in int8 bundles."""
     fp8: bool = False
     """Has products in 8-bit floating point in fp8 bundles."""
+    exact: bool = False
+    """Its weights are float32 whatever the precision."""
     exact_tokens: bool = False
     """These products round weights alone: tokens of language models have outliers."""
     bfloat16: bool = False
@@ -113,6 +115,8 @@ class Contract:
     """Runs with smaller batches than pictures are drawn in."""
     predicted: str | None = None
     """Of denoising steps, where their network's guided output is recorded: they amplify its rounding."""
+    drawn: tuple[str, ...] = ()
+    """Where random numbers are recorded that what the host feeds is made of."""
     replayed: Mapping[str, str] = field(default_factory=dict)
     """Free dimensions that have another size where a recording is replayed, with the formula of it."""
     operations: str = "0"

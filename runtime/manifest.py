@@ -33,7 +33,7 @@ from hart_runtime.common.records import read_record, read_value
 from hart_runtime.common.settings import (
     DEFAULT_MAX_BATCH,
     EXACT,
-    LATER,
+    LESS,
     MOST_MAX_BATCH,
     SPEEDS,
     SamplingSettings,
@@ -48,7 +48,7 @@ from hart_runtime.runtime.families.names import TEXT_ENCODER, TOKEN_IDS
 from hart_runtime.runtime.find import MANIFEST
 from hart_runtime.runtime.program import Program, make_program
 from hart_runtime.runtime.shapes import Dims
-from hart_runtime.runtime.spec import LARGEST, GraphSpec, ModelSpec, OtherSize, TensorSpec, check_model
+from hart_runtime.runtime.spec import LARGEST_OWN, GraphSpec, ModelSpec, OtherSize, TensorSpec, check_model
 
 SCHEMA_VERSION = 3
 NOT_PRUNED = "this model's blocks are modulated, and the published pruning is for plain ones"
@@ -153,7 +153,7 @@ class Manifest:
     def lacks(self) -> Mapping[str, str]:
         """Settings that have no effect on pictures of this family, and why."""
         own = {} if self.model.prunable else {"prune": NOT_PRUNED, "keep": NOT_PRUNED}
-        return {**FAMILIES[self.family].lacks, **own}
+        return {**own, **FAMILIES[self.family].lacks}
 
     @property
     def presets(self) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ class Manifest:
     def at_speed(self, name: str) -> dict[str, Any]:
         """What one of :data:`hart_runtime.common.settings.SPEEDS` stands for, as far as the model has it."""
         own = self.speeds.get(name)
-        meant = {key: getattr(own, key) for key in LATER} if own else SPEEDS[name]
+        meant = {key: getattr(own, key) for key in LESS} if own else SPEEDS[name]
         return {key: value for key, value in meant.items() if key not in self.lacks}
 
     def preset(self, name: str | None) -> SamplingSettings:
@@ -175,7 +175,11 @@ class Manifest:
             raise InputError(f"{parameter('preset', name)}: this model has none")
         one_of("preset", name, known)
         found = known[name]
-        return replace(found, top_k=found.top_k and min(found.top_k, self.model.vocab_size))
+        return replace(
+            found,
+            top_k=found.top_k and min(found.top_k, self.model.vocab_size),
+            iterations=found.iterations and min(found.iterations, self.model.num_tokens),
+        )
 
     @property
     def averaged(self) -> bool:
@@ -415,7 +419,7 @@ def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
 def _check_text_rows(checkpoint: dict[str, Any], place: str) -> None:
     described = read_value(dict[str, Any], checkpoint.get(TEXT_NETWORK), f"{place}.{TEXT_NETWORK}")
     rows = read_value(int, described.get("vocab_size"), f"{place}.{TEXT_NETWORK}.vocab_size")
-    most = LARGEST["vocab_size"]
+    most = LARGEST_OWN["vocab_size"]
     if not 1 <= rows <= most:
         raise InputError(f"{place}.{TEXT_NETWORK}.vocab_size: expected 1 to {most}, found {shown(rows)}")
 

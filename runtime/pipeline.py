@@ -454,10 +454,10 @@ class Pipeline:
         def told(snapshot: Snapshot) -> None:
             if watch is not None:
                 watch(snapshot)
-            if snapshot.stage == stages.SCALE:
+            if snapshot.stage in stages.DRAWS:
                 pictures = to_images(snapshot.decode()) if previews else None
                 index = snapshot.index
-                callback(Scale(index, snapshot.total, patch_nums[index], pictures))
+                callback(Scale(index, snapshot.total, patch_nums[min(index, len(patch_nums) - 1)], pictures))
 
         return told
 

@@ -34,7 +34,7 @@ class Run:
     stage: str
     """Under which its time is measured, see :mod:`hart_runtime.runtime.stages`."""
     index: int = 0
-    """Of the scale or the denoising step it belongs to."""
+    """Of the scale, the iteration or the denoising step it belongs to."""
     constants: Arrays = field(default_factory=dict)
     """What the host feeds and only settings change."""
     random: Callable[[Noise], Arrays] = none
@@ -45,6 +45,8 @@ class Run:
     """What goes on without its unconditional half from this run on."""
     edited: tuple[str, ...] = ()
     """What of its inputs passes through the host, which puts in what is kept of given pictures."""
+    last: int = 0
+    """Number of its last denoising step, where a graph runs more than once in an iteration."""
 
 
 @dataclass(frozen=True, eq=False)

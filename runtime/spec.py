@@ -57,6 +57,12 @@ class ModelSpec:
     """Of pictures; 0 where none is drawn."""
     extent: int = 0
     """Side of the map that the weights know positions of, where the last scale is another."""
+    patch: int = 0
+    """Cells of the latent along one side of a masked token; 0 where no tokens are masked."""
+    buffer: int = 0
+    """Tokens of the class before those of the picture."""
+    decoder_dim: int = 0
+    """Of the transformer that fills in masked tokens; ``embed_dim`` is that of known ones."""
 
     @property
     def reach(self) -> int:
@@ -72,6 +78,13 @@ class ModelSpec:
             image_size=self.image_size // self.patch_nums[-1] * last,
             extent=0 if last == self.reach else self.reach,
         )
+
+    @property
+    def num_tokens(self) -> int:
+        """Of a picture: of all scales, or those that are masked at first."""
+        if self.patch:
+            return (self.patch_nums[-1] // self.patch) ** 2
+        return sum(side * side for side in self.patch_nums)
 
     @property
     def num_scales(self) -> int:
@@ -100,6 +113,10 @@ class ModelSpec:
             "cells": last * last,
             "pixels": self.image_size,
             "pyramid": sum(side * side for side in self.patch_nums),
+            "grid": self.num_tokens,
+            "token": self.latent_channels * self.patch**2,
+            "buffer": self.buffer,
+            "decoder_dim": self.decoder_dim,
         }
 
 
@@ -116,7 +133,6 @@ LARGEST = {
     "depth": 512,
     "embed_dim": 1 << 16,
     "num_heads": 1 << 10,
-    "vocab_size": 1 << 20,
     "latent_channels": 1 << 12,
     "image_size": 1 << 14,
 }
@@ -126,6 +142,10 @@ LARGEST_OWN = {
     "context_dim": 1 << 16,
     "diff_width": 1 << 16,
     "num_classes": 1 << 20,
+    "vocab_size": 1 << 20,
+    "patch": 1 << 6,
+    "buffer": 1 << 12,
+    "decoder_dim": 1 << 16,
 }
 """The same of sizes that some models have not."""
 
@@ -147,7 +167,8 @@ def check_model(model: ModelSpec, own: Collection[str], place: str) -> None:
             expected = f"{least} to {most}" if most else "0"
             raise InputError(f"{place}: {name}: expected {expected}, found {shown(size)}")
     sides = model.patch_nums
-    if len(sides) < 2 or sides[0] < 1 or any(b < a for a, b in itertools.pairwise(sides)):
+    fewest = 1 if "patch" in own else 2
+    if len(sides) < fewest or sides[0] < 1 or any(b < a for a, b in itertools.pairwise(sides)):
         raise InputError(
             f"{place}: patch_nums: expected sides that do not shrink, found {shown(list(sides))}"
         )

@@ -11,21 +11,27 @@ RESIDUAL_CONDITION = "residual condition"
 RESIDUAL = "residual"
 SCALE = "scale"
 """What a watcher is told of: a scale, a step of the residual, or the decoder."""
+ITERATION = "iteration"
+"""The same of models that draw masked tokens: a scale of theirs."""
+DRAWS = (SCALE, ITERATION)
+"""Steps after which there is more of a picture to show."""
 DECODER = "decoder"
 ENCODER = "encoder"
 """Of pictures that are given, before anything is drawn."""
-TRANSFORMER_PART, SAMPLING_PART = "transformer", "sampling"
+TRANSFORMER_PART, SAMPLING_PART, DIFFUSION_PART = "transformer", "sampling", "diffusion"
 
 TRANSFORMER = f"{SCALE} {{index}} {TRANSFORMER_PART}"
 SAMPLING = f"{SCALE} {{index}} {SAMPLING_PART}"
 RESIDUAL_STEP = f"{RESIDUAL} step {{index}}"
+MASKED_TRANSFORMER = f"{ITERATION} {{index}} {TRANSFORMER_PART}"
+DIFFUSION = f"{ITERATION} {{index}} {DIFFUSION_PART}"
 """Formats of the stages that a picture has several of."""
 
-_SCALE = re.compile(rf"({SCALE} \d+) ({TRANSFORMER_PART}|{SAMPLING_PART})")
+_SCALE = re.compile(rf"((?:{SCALE}|{ITERATION}) \d+) ({TRANSFORMER_PART}|{SAMPLING_PART}|{DIFFUSION_PART})")
 
 
 def scale_and_part(stage: str) -> tuple[str, str] | None:
-    """("scale 3", "sampling") of a stage of a scale, None of any other."""
+    """("scale 3", "sampling") of a stage of a scale, or of an iteration; None of any other."""
     found = _SCALE.fullmatch(stage)
     return (found[1], found[2]) if found else None
 

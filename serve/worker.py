@@ -188,7 +188,7 @@ class _Batch:
                 self.waiting.discard(message.row)
         if not self.waiting:
             raise _Stopped
-        if snapshot.stage == stages.SCALE and snapshot.index in self.order.scales:
+        if snapshot.stage in stages.DRAWS and snapshot.index in self.order.scales:
             for row, image in enumerate(to_images(snapshot.decode()), start=self.first):
                 if row not in self.waiting:  # or drawn along, to fill a batch
                     continue

@@ -1,8 +1,9 @@
 """Finds recorded runs of the published code and compares trajectories with them.
 
-A variant is a folder with ``llm/`` and ``tokenizer/`` (HART), or ``var.pth`` and ``vae.pth`` (VAR), and
-``golden/run_*.safetensors``. Every run
-carries its call parameters, the injected noise, and tensors named ``scaleK.hidden`` and so on.
+A variant is a folder with ``llm/`` and ``tokenizer/`` (HART), ``var.pth`` and ``vae.pth`` (VAR), or
+``checkpoint-last.pth`` and ``kl16.ckpt`` (MAR), and ``golden/run_*.safetensors``. Every run
+carries its call parameters, the injected noise, and tensors named ``scaleK.hidden`` and so on; MAR's are in
+:mod:`tests.golden_mar`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from hart_runtime.runtime.loop import draw, drawn
 from hart_runtime.runtime.manifest import Manifest
 
 HERE = Path(__file__).parent / "golden"
-HART, VAR = "llm/config.json", "var.pth"
-"""What tells that a folder holds a variant of either."""
+HART, VAR, MAR = "llm/config.json", "var.pth", "kl16.ckpt"
+"""What tells that a folder holds a variant of one of them."""
 RECORDED = ("golden/run_*.safetensors", "golden/pruned_*.safetensors", "golden/edit_*.safetensors")
 """Files of ordinary, of pruned and of editing runs."""
 INPUTS = ("ctx.", "label", "image_in", "edit_mask")
@@ -199,21 +200,22 @@ def roots() -> list[Path]:
         found = {file.parent.parent for pattern in RECORDED for file in folder.rglob(pattern)}
         if not found:
             raise FileNotFoundError(f"HART_GOLDEN_DIR: no recorded runs below {folder}")
-        for strange in (f for f in found if not any((f / sign).is_file() for sign in (HART, VAR))):
+        for strange in (f for f in found if not any((f / sign).is_file() for sign in (HART, VAR, MAR))):
             warnings.warn(
-                f"{strange}: holds neither {HART} nor {VAR}, its runs are not replayed", stacklevel=2
+                f"{strange}: holds neither {HART} nor {VAR} nor {MAR}, its runs are not replayed",
+                stacklevel=2,
             )
     return [HERE, *extra]
 
 
 def variants() -> list[Path]:
     """Folders that hold a text-to-image variant, in the project and in HART_GOLDEN_DIR."""
-    return _folders(HART)
+    return folders(HART)
 
 
 def class_variants() -> list[Path]:
     """Those that hold a variant of VAR."""
-    return _folders(VAR)
+    return folders(VAR)
 
 
 def heads_of(variant: Path) -> int | None:
@@ -222,7 +224,8 @@ def heads_of(variant: Path) -> int | None:
     return heads
 
 
-def _folders(sign: str) -> list[Path]:
+def folders(sign: str) -> list[Path]:
+    """Those that hold variants with this file and recorded runs."""
     found = {
         folder.parent.resolve()
         for root in roots()

@@ -25,9 +25,9 @@ from hart_runtime.export.cli import main as hart_export
 from hart_runtime.export.dry_run import forecast
 from hart_runtime.export.float8 import calibrate, products, round_products, scale_of, sensitive
 from hart_runtime.export.request import Request
-from hart_runtime.hart import checkpoints
+from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.hart.model import Model
+from hart_runtime.hart.model import Hart
 from hart_runtime.runtime.backends.registry import open_backend
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.families.names import FAST, TRANSFORMER
@@ -118,7 +118,7 @@ def test_what_is_sensitive_is_a_matter_of_weights() -> None:
     assert sensitive({**errors, "c": 3.0}, {**weights, "c": 300}) == [], "it is worth as much more"
 
 
-def small_model(folder: Path, width: int = 64) -> Model:
+def small_model(folder: Path, width: int = 64) -> Hart:
     """HART with random weights, as small as products in 8 bits can be."""
     llm = TransformerConfig(
         attn_type="llama",
@@ -138,7 +138,7 @@ def small_model(folder: Path, width: int = 64) -> Model:
         vocab_size=64, ch=32, ch_mult=(1,), quantizer_type="var_hybrid", v_patch_nums=(1, 2, 3)
     )
     write_random_checkpoint(folder, llm, image)
-    return checkpoints.load(find_checkpoint(folder))
+    return load_hart(find_checkpoint(folder))
 
 
 @pytest.mark.parametrize("name", ["transformer.blocks.1.ffn.down_proj", "transformer.blocks.1.attn.qkv_proj"])
@@ -205,7 +205,7 @@ def test_the_demo_stays_close_to_the_reference(demo_fp8: Path, tmp_path: Path) -
 
 def test_weights_are_stored_once_and_in_a_byte(demo_fp8: Path, demo_bundle: Path) -> None:
     manifest = open_bundle(demo_fp8).manifest
-    model = checkpoints.load(find_checkpoint(DEMO_CHECKPOINT))
+    model = load_hart(find_checkpoint(DEMO_CHECKPOINT))
     found = dict(products(model.transformer))
     assert len(found) == 5 * manifest.model.depth
     assert 0 < len(manifest.in_half) < len(found) / 3

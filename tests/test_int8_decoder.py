@@ -21,8 +21,9 @@ from hart_runtime.export.convolutions import affine, convolve_integers, quantize
 from hart_runtime.export.graphs import build_graphs
 from hart_runtime.export.writer import WeightFile, write_graph
 from hart_runtime.hart import checkpoints
+from hart_runtime.hart.checkpoint import load_hart
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
-from hart_runtime.hart.model import Hart, Model
+from hart_runtime.hart.model import Hart
 from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.contract import DEQUANTIZED, graph_file
 from hart_runtime.runtime.families.names import DECODER
@@ -113,16 +114,16 @@ def test_a_picture_does_not_change_its_neighbour() -> None:
 
 
 @pytest.fixture(scope="module")
-def demo_model() -> Model:
-    return checkpoints.load(find_checkpoint(DEMO_CHECKPOINT))
+def demo_model() -> Hart:
+    return load_hart(find_checkpoint(DEMO_CHECKPOINT))
 
 
 @pytest.fixture(scope="module")
-def seen(demo_model: Model) -> dict[str, Seen]:
+def seen(demo_model: Hart) -> dict[str, Seen]:
     return calibrate(demo_model, SamplingSettings(), demo_model.transformer.config.patch_nums)
 
 
-def test_which_convolutions(export_once: ExportOnce, demo_model: Model) -> None:
+def test_which_convolutions(export_once: ExportOnce, demo_model: Hart) -> None:
     folder = export_once(DEMO_CHECKPOINT, "int8")
     names = [name for name, _ in convolutions(demo_model.tokenizer.decoder)]
     assert len(names) == 2 * (2 + 3 * 4) + 3
@@ -139,7 +140,7 @@ def test_which_convolutions(export_once: ExportOnce, demo_model: Model) -> None:
     assert {node.inputs[0].name for node in second if node.op_type == "DequantizeLinear"} == integer
 
 
-def test_pictures_stay_close(export_once: ExportOnce, demo_model: Model) -> None:
+def test_pictures_stay_close(export_once: ExportOnce, demo_model: Hart) -> None:
     """Of latents that nothing was measured with."""
     folder = export_once(DEMO_CHECKPOINT, "int8")
     session = ort.InferenceSession(open_bundle(folder).path(graph_file(DECODER)))
@@ -152,7 +153,7 @@ def test_pictures_stay_close(export_once: ExportOnce, demo_model: Model) -> None
     assert np.array_equal(one[0], found[1])
 
 
-def demo_latents(model: Model, seed: int) -> torch.Tensor:
+def demo_latents(model: Hart, seed: int) -> torch.Tensor:
     """Of two pictures."""
     assert isinstance(model, Hart)
     drawn: dict[str, torch.Tensor] = {}
@@ -166,7 +167,7 @@ def demo_latents(model: Model, seed: int) -> torch.Tensor:
 
 
 def test_strips_have_the_same_weights(
-    demo_model: Model, seen: dict[str, Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_model: Hart, seen: dict[str, Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strips, "LARGE", 1 << 17)  # the last level alone
     build = build_graphs(demo_model, None, demo_model.transformer.config.patch_nums)[DECODER]
@@ -184,7 +185,7 @@ def test_strips_have_the_same_weights(
 
 
 def test_a_part_of_a_large_model(
-    demo_model: Model, seen: dict[str, Seen], monkeypatch: pytest.MonkeyPatch
+    demo_model: Hart, seen: dict[str, Seen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all scales are too many, what is seen is about the same."""
     sizes = demo_model.transformer.config.patch_nums
@@ -207,8 +208,8 @@ def test_a_part_of_a_large_model(
             assert 0.4 < (a.high - a.low) / (b.high - b.low) < 2.5, name
 
 
-def test_a_model_that_draws_nothing_finite(demo_model: Model) -> None:
-    model = checkpoints.load(find_checkpoint(DEMO_CHECKPOINT))
+def test_a_model_that_draws_nothing_finite(demo_model: Hart) -> None:
+    model = load_hart(find_checkpoint(DEMO_CHECKPOINT))
     with torch.no_grad():
         model.tokenizer.quantize.embedding.weight.fill_(torch.inf)
     with pytest.raises(InputError, match="latents that are not finite"):

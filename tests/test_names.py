@@ -115,7 +115,7 @@ def test_precisions_dtypes_shapes_and_references(tmp_path: Path, demo_bundle: Pa
         (lambda: read_shape(str(strange)), "strange.json: unknown top_k; there are llm, tokenizer"),
         (
             lambda: read_shape("mid-256"),
-            "`shape='mid-256'`: expected hart-0.7b-1024px or mid-256px or ",
+            "`shape='mid-256'`: expected hart-0.7b-1024px or mar-base-256px or ",
         ),
         (lambda: measure(Task(demo_bundle, against=("torch",)), lambda _: None), "`against='torch'`"),
         (lambda: import_package("trt"), "`backend='trt'`: expected tensorrt or tensorrt-rtx"),

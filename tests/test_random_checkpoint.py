@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,23 @@ from safetensors.torch import load_file
 
 from hart_runtime import Pipeline
 from hart_runtime.common.checkpoint import Network, find_checkpoint
+from hart_runtime.common.config import config_to_dict
+from hart_runtime.common.errors import InputError
 from hart_runtime.export.bundle import export_bundle
 from hart_runtime.export.request import Request
 from hart_runtime.hart import random_weights
 from hart_runtime.hart.checkpoint import load_hart, load_text_encoder
+from hart_runtime.hart.kl_tokenizer import KlTokenizer
+from hart_runtime.hart.mar import MarTransformer
+from hart_runtime.hart.mar_checkpoint import load_mar
 from hart_runtime.hart.published import llm_buffers, tokenizer_extras
 from hart_runtime.hart.random_checkpoint import QWEN2_1_5B, main, read_shape, write_random_checkpoint
+from hart_runtime.hart.random_mar import read_mar_shape
 from hart_runtime.hart.text_encoder import TextEncoder
 from hart_runtime.hart.tokenizer import ImageTokenizer
 from hart_runtime.hart.transformer import ScaleTransformer
 from tests.golden_runs import HERE
+from tests.mar_models import HEADS, SMALL
 
 SHAPE = {
     "llm": {
@@ -107,10 +115,10 @@ def test_another_seed_is_another_model(shape: Path, tmp_path: Path) -> None:
     assert not torch.equal(heads[0], heads[2])
 
 
-def published_keys() -> dict[str, dict[str, tuple[str, list[int]]]]:
-    """Folder -> key -> type and shape, from the list of what the published model is stored as."""
-    found: dict[str, dict[str, tuple[str, list[int]]]] = {"llm": {}, "tokenizer": {}}
-    for line in (HERE / "published_keys.txt").read_text().splitlines():
+def keys_in(name: str) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """Part -> key -> type and shape, from a list of what published models are stored as."""
+    found: dict[str, dict[str, tuple[str, list[int]]]] = defaultdict(dict)
+    for line in (HERE / name).read_text().splitlines():
         folder, pattern, dtype, shape = line.split()
         parts = [_numbers(part) for part in pattern.split(".")]
         for names in itertools.product(*parts):
@@ -130,7 +138,7 @@ def _numbers(part: str) -> list[str]:
 
 def test_the_published_keys_and_shapes() -> None:
     shape = read_shape("hart-0.7b-1024px")
-    expected = published_keys()
+    expected = keys_in("published_keys.txt")
     assert len(expected["llm"]) == 317
     assert len(expected["tokenizer"]) == 346
     with torch.device("meta"):
@@ -207,3 +215,49 @@ def test_what_is_refused(shape: Path, tmp_path: Path) -> None:
     shape.write_text(json.dumps({"llm": {}}))
     assert "tokenizer" in refused("--shape", shape, "--output", output)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "millions"), [("base", 364, 207.92), ("large", 476, 478.33), ("huge", 604, 942.40)]
+)
+def test_the_published_keys_and_shapes_of_mar(name: str, tensors: int, millions: float) -> None:
+    shape, expected = read_mar_shape(f"mar-{name}-256px"), keys_in("mar_keys.txt")
+    with torch.device("meta"):
+        parts = {f"mar_{name}": MarTransformer(shape.transformer), "kl16": KlTokenizer(shape.tokenizer)}
+    for part, model in parts.items():
+        assert {key: described(value) for key, value in model.state_dict().items()} == expected[part]
+    assert len(expected[f"mar_{name}"]) == tensors
+    assert len(expected["kl16"]) == 312
+    transformer, tokenizer = (sum(p.numel() for p in model.parameters()) / 1e6 for model in parts.values())
+    assert transformer == pytest.approx(millions, abs=0.01)
+    assert tokenizer == pytest.approx(66.46, abs=0.01)
+
+
+def test_a_checkpoint_of_mar_from_a_shape_file(tmp_path: Path) -> None:
+    file, root = tmp_path / "tiny.json", tmp_path / "mar_tiny"
+    values = {"masked": config_to_dict(SMALL.transformer), "tokenizer": config_to_dict(SMALL.tokenizer)}
+    file.write_text(json.dumps(values))
+    done = CliRunner().invoke(main, ["--shape", str(file), "--output", str(root)])
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in root.iterdir()) == ["checkpoint-last.pth", "kl16.ckpt"]
+    assert [*torch.load(root / "checkpoint-last.pth", weights_only=True)] == ["model_ema"]
+    assert [*torch.load(root / "kl16.ckpt", weights_only=True)] == ["model"]
+    written = load_mar(root / "checkpoint-last.pth", root / "kl16.ckpt", heads=HEADS)
+    again = tmp_path / "again"
+    done = CliRunner().invoke(main, ["--shape", str(file), "--output", str(again), "--published"])
+    assert done.exit_code == 0, done.output
+    assert [*torch.load(again / "checkpoint-last.pth", weights_only=True)] == ["model", "model_ema"]
+    other = load_mar(again / "checkpoint-last.pth", again / "kl16.ckpt", heads=HEADS, ema=False)
+    assert torch.equal(written.transformer.mask_token, other.transformer.mask_token)  # the first set made
+    for change, words in (
+        ({"masked": {}}, "missing num_classes"),
+        ({"masked": {**values["masked"], "depth": 3}}, "unknown depth"),
+        ({"masked": {**values["masked"], "token_channels": 8}}, "tokens are made of 8 latent channels"),
+        ({"tokenizer": 3}, "expected an object 'tokenizer', found 3"),
+    ):
+        file.write_text(json.dumps({**values, **change}))
+        done = CliRunner().invoke(main, ["--shape", str(file), "--output", str(tmp_path / "x")])
+        assert done.exit_code == 2
+        assert words in done.stderr
+    with pytest.raises(InputError, match="expected a shape of HART, found one of MAR"):
+        read_shape("mar-base-256px")

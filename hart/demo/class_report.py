@@ -1,8 +1,8 @@
 """Compares models of classes: ``python -m hart_runtime.hart.demo.class_report``.
 
-The paper's class-conditional comparison in small: HART with its residual, the same without, and a VAR
-of equal width and depth that was trained for as many steps on the same pictures. All draw the same
-classes with the same random numbers, batch by batch in turns.
+The papers' class-conditional comparison in small: HART with its residual, the same without, and a VAR and
+a MAR of equal width and depth that were trained for as many steps on the same pictures. All draw the same
+classes from the same seeds, batch by batch in turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from hart_runtime.common.console import PATH, command, sampling_options
 from hart_runtime.common.install import require
 from hart_runtime.common.settings import SamplingSettings, check_ranges
-from hart_runtime.hart.demo import CLASS_DEMO, CLASS_VAR
+from hart_runtime.hart.demo import CLASS_DEMO, CLASS_MAR, CLASS_VAR
 from hart_runtime.hart.demo.checker import look
 from hart_runtime.hart.demo.draw import draw_scene
 from hart_runtime.hart.demo.scenes import CLASSES, Scene, all_scenes
@@ -27,9 +27,11 @@ from hart_runtime.hart.demo.scenes import CLASSES, Scene, all_scenes
 if TYPE_CHECKING:
     from hart_runtime.hart.demo.judging import Array
     from hart_runtime.hart.frechet import Doubles
-    from hart_runtime.hart.model import ClassModel
+    from hart_runtime.hart.model import ClassModel, Mar
 
-WITH, WITHOUT, VAR = "HART", "HART without its residual", "VAR of equal width"
+WITH, WITHOUT, VAR, MAR = "HART", "HART without its residual", "VAR of equal width", "MAR of equal width"
+HEADS = "4"
+"""Of the demo's MAR, which no tensor tells."""
 DRAWN = "drawn by the project"
 """What stands for the truth: other pictures of the same scenes."""
 
@@ -53,6 +55,8 @@ class Row:
 @command()
 @click.option("--checkpoint", type=PATH, default=CLASS_DEMO, help="A HART of classes. [default: the demo's]")
 @click.option("--var", type=PATH, default=CLASS_VAR, help="A VAR of the same classes. [default: the demo's]")
+@click.option("--mar", type=PATH, default=CLASS_MAR, help="A MAR of the same. [default: the demo's]")
+@click.option("--heads", default=HEADS, show_default=True, help="Of the MAR, which its files do not tell.")
 @click.option(
     "--images",
     type=click.IntRange(2, 10_000),
@@ -69,31 +73,41 @@ class Row:
 def main(
     checkpoint: Path,
     var: Path,
+    mar: Path,
+    heads: str,
     images: int,
     seed: int,
     grid: Path | None,
     output: Path | None,
     **overrides: float | bool | None,
 ) -> None:
-    """Compare a HART of classes with and without its residual, and with a VAR."""
+    """Compare a HART of classes with and without its residual, with a VAR, and with a MAR if it is there.
+
+    Settings are HART's, and VAR's too; a MAR has its own.
+    """
     require("hart_runtime.hart.demo.class_report", "export", "torch", "safetensors")
     from hart_runtime.hart import checkpoints
     from hart_runtime.hart.demo.judging import encoder_features, features, frechet, reconstruction, sheet
     from hart_runtime.hart.find import find
-    from hart_runtime.hart.model import Hart
+    from hart_runtime.hart.model import Hart, Mar
 
     found = find(checkpoint)
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = replace(found.sampling, **given)  # type: ignore[arg-type]
     check_ranges(settings, found.tokenizer_config)
     hart, other = checkpoints.load(found), checkpoints.load(find(var))
-    assert not isinstance(hart, Hart)
-    assert not isinstance(other, Hart)
-    models = {
+    assert not isinstance(hart, Hart | Mar)
+    assert not isinstance(other, Hart | Mar)
+    models: dict[str, tuple[ClassModel | Mar, SamplingSettings]] = {
         WITH: (hart, replace(settings, residual=True)),
         WITHOUT: (hart, replace(settings, residual=False)),
         VAR: (other, replace(settings, residual=False)),
     }
+    if mar.exists():
+        masked = find(mar, heads=heads)
+        drawing = checkpoints.load(masked)
+        assert isinstance(drawing, Mar)
+        models[MAR] = (drawing, masked.sampling)
     rng = np.random.default_rng([seed, 8])  # the trainer's begin with two other numbers
     scenes = _scenes(images, rng)
     truth, again = (np.stack([draw_scene(scene, rng) for scene in scenes]) for _ in range(2))
@@ -154,7 +168,7 @@ def _scenes(count: int, rng: np.random.Generator) -> list[Scene]:
 
 
 def _in_turns(
-    models: dict[str, tuple[ClassModel, SamplingSettings]], labels: list[int], seed: int
+    models: dict[str, tuple[ClassModel | Mar, SamplingSettings]], labels: list[int], seed: int
 ) -> tuple[dict[str, Array], dict[str, float]]:
     """Pictures of every model, and its milliseconds a picture."""
     from hart_runtime.hart.demo.judging import BATCH, draw_labels

@@ -54,13 +54,18 @@ def shapes_tokenizer() -> ImageTokenizer:
     return load_hart(find_checkpoint(DEMO_CHECKPOINT)).tokenizer
 
 
+def class_scenes(seed: int) -> tuple[list[Scene], np.random.Generator]:
+    """Scenes of all classes that the models learn, and what their pictures are drawn with."""
+    rng = np.random.default_rng([seed, 50])
+    scenes = all_scenes()
+    return [scenes[i] for i in rng.integers(len(scenes), size=DATASET)], rng
+
+
 def encoded_classes(
     tokenizer: ImageTokenizer, work: Path, seed: int, device: torch.device
 ) -> tuple[list[Scene], Encoded]:
     """Scenes of all classes, and their pictures."""
-    rng = np.random.default_rng([seed, 50])
-    scenes = all_scenes()
-    chosen = [scenes[i] for i in rng.integers(len(scenes), size=DATASET)]
+    chosen, rng = class_scenes(seed)
     return chosen, encoded(tokenizer.to(device), chosen, rng, work / "encoded-classes.pt", device)
 
 

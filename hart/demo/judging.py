@@ -15,11 +15,12 @@ from hart_runtime.common.noise import SeededNoise
 from hart_runtime.common.pyramids import pyramid_of
 from hart_runtime.common.settings import SamplingSettings
 from hart_runtime.common.text_tokenizer import PromptTokenizer
+from hart_runtime.hart import checkpoints
 from hart_runtime.hart.checkpoint import load_text_encoder
 from hart_runtime.hart.demo.scenes import Scene
 from hart_runtime.hart.frechet import Doubles, Normal, distance
-from hart_runtime.hart.generate import generate, generate_classes
-from hart_runtime.hart.model import ClassModel, Hart
+from hart_runtime.hart.generate import generate
+from hart_runtime.hart.model import ClassModel, Hart, Mar
 from hart_runtime.hart.tokenizer import ImageTokenizer
 
 BATCH = 25
@@ -74,10 +75,10 @@ def generate_scenes(
 
 
 @torch.inference_mode()
-def draw_labels(model: ClassModel, labels: list[int], seed: int, settings: SamplingSettings) -> Array:
+def draw_labels(model: ClassModel | Mar, labels: list[int], seed: int, settings: SamplingSettings) -> Array:
     """Draw classes with the reference model, seeds from ``seed`` on; (N, H, W, 3) in [0, 1]."""
     noise = SeededNoise(range(seed, seed + len(labels)))
-    return generate_classes(model, torch.tensor(labels), noise, settings).permute(0, 2, 3, 1).numpy()
+    return checkpoints.draw(model, [torch.tensor(labels)], noise, settings).permute(0, 2, 3, 1).numpy()
 
 
 @torch.inference_mode()

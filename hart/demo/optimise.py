@@ -115,7 +115,7 @@ def initialise(model: nn.Module, depth: int) -> None:
             nn.init.trunc_normal_(part.weight, std=part.in_features**-0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-            if name.endswith(("attn.proj", "down_proj", "o_proj", "ffn.fc2")):
+            if name.endswith(("attn.proj", "down_proj", "o_proj", "ffn.fc2", "mlp.fc2")):
                 with torch.no_grad():
                     part.weight.div_(math.sqrt(2 * depth))
             if "adaLN_modulation" in name or name.endswith(("final_layer.linear", "ada_lin.1")):

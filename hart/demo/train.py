@@ -12,14 +12,14 @@ import click
 from hart_runtime.common.checkpoint import LLM, SAMPLING_FILE, TEXT_ENCODER, TOKENIZER
 from hart_runtime.common.console import PATH, command
 from hart_runtime.common.install import require
-from hart_runtime.hart.demo import CLASS_DEMO, DEMO_CHECKPOINT
+from hart_runtime.hart.demo import CLASS_DEMO, CLASS_MAR, DEMO_CHECKPOINT
 
 if TYPE_CHECKING:
     import torch
 
 
 @command()
-@click.option("--classes", is_flag=True, help="Train the demo of classes, and a VAR to compare it with.")
+@click.option("--classes", is_flag=True, help="Train the demo of classes, and a VAR and a MAR beside it.")
 @click.option("--output", type=PATH, help="Checkpoint folder. [default: the installed package's]")
 @click.option(
     "--work",
@@ -61,9 +61,12 @@ def _train_texts(output: Path, work: Path, seed: int, device: torch.device) -> N
 
 def _train_classes(output: Path, work: Path, seed: int, device: torch.device) -> None:
     from hart_runtime.hart.demo.class_training import HART, VAR, save_classes, train_classes
+    from hart_runtime.hart.demo.mar_training import save_mar, train_kl_tokenizer, train_mar
 
     hart, var = (train_classes(config, work, seed, device) for config in (HART, VAR))
     save_classes(hart.cpu(), var.cpu(), output)
+    tokenizer = train_kl_tokenizer(work, seed, device)
+    save_mar(train_mar(tokenizer, work, seed, device), tokenizer, output / CLASS_MAR.name)
 
 
 if __name__ == "__main__":

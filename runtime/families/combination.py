@@ -30,6 +30,9 @@ from hart_runtime.runtime.program import Run, Step
 from hart_runtime.runtime.shapes import Dims
 from hart_runtime.runtime.spec import ModelSpec
 
+OF_MASKED = ("iterations", "guidance_schedule", "temperature")
+NOT_MASKED = "this model draws whole scales, and no masked tokens"
+
 
 def combined(
     name: str,
@@ -118,8 +121,8 @@ def combined(
         describe=describe,
         tables=conditioning.tables,
         decode=DECODE,
-        own=conditioning.own | tokens.own,
+        own=conditioning.own | tokens.own | {"vocab_size"},
         sampling=sampling,
         presets=presets or {},
-        lacks=tokens.lacks,
+        lacks={**tokens.lacks, **dict.fromkeys(OF_MASKED, NOT_MASKED)},
     )

@@ -8,6 +8,10 @@ FAST = "fast_transformer"
 """The transformer with less to do: tokens or the unconditional half left out."""
 SAMPLE, SMOOTH, NEXT_SCALE = "sample", "smooth", "next_scale"
 RESIDUAL_CONDITION, RESIDUAL_STEP = "residual_condition", "residual_step"
+MASKED_TRANSFORMER, BEGIN = "masked_transformer", "begin_denoising"
+DENOISE, PLACE = "denoise", "place"
+"""Of models that draw masked tokens: what is known of one, the first step of its diffusion, some more, and it
+among the others."""
 LATENT, DECODER = "latent", "decoder"
 ENCODER = "encoder"
 """Of pictures that are given."""
@@ -29,6 +33,10 @@ STAGES = {
     NEXT_SCALE: stages.SAMPLING,
     RESIDUAL_CONDITION: stages.RESIDUAL_CONDITION,
     RESIDUAL_STEP: stages.RESIDUAL_STEP,
+    MASKED_TRANSFORMER: stages.MASKED_TRANSFORMER,
+    BEGIN: stages.DIFFUSION,
+    DENOISE: stages.DIFFUSION,
+    PLACE: stages.DIFFUSION,
     LATENT: stages.DECODER,
     DECODER: stages.DECODER,
     ENCODER: stages.ENCODER,

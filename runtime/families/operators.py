@@ -7,12 +7,16 @@ values tell. :mod:`hart_runtime.runtime.graph_check` bounds those that make a te
 from __future__ import annotations
 
 from hart_runtime.runtime.families.names import (
+    BEGIN,
     CONTEXT,
     DECODER,
+    DENOISE,
     ENCODER,
     FAST,
     LATENT,
+    MASKED_TRANSFORMER,
     NEXT_SCALE,
+    PLACE,
     RESIDUAL_CONDITION,
     RESIDUAL_STEP,
     SAMPLE,
@@ -90,6 +94,20 @@ COMMON = {
         "ArgMin Conv InstanceNormalization MatMul Pad Pow Reciprocal ReduceMean ReduceSum Sigmoid Softmax"
     ),
 }
+
+
+MASKED = {
+    CONTEXT: _named(""),
+    MASKED_TRANSFORMER: _named(
+        "GatherElements Gelu LayerNormalization MatMul ScatterElements com.microsoft:MultiHeadAttention"
+    ),
+    BEGIN: _named("Exp Gemm LayerNormalization MatMul"),
+    DENOISE: _named("Exp Gemm LayerNormalization MatMul Sigmoid"),
+    PLACE: _named("ScatterElements"),
+    LATENT: _named("ReduceSum"),
+    DECODER: COMMON[DECODER],
+}
+"""Of models that draw masked tokens."""
 
 
 def operators_of(own: Operators, int8: bool, exact_tokens: bool = False) -> Operators:

@@ -9,6 +9,7 @@ from hart_runtime.common.config import (
     Transformer,
     TransformerConfig,
 )
+from hart_runtime.common.mar_config import KlConfig
 
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3
 """Residual blocks per resolution (:mod:`hart_runtime.hart.autoencoder` has them too, but needs torch)."""
@@ -25,11 +26,15 @@ def block_sizes(llm: Transformer) -> dict[str, int]:
 
 
 def residual_sizes(llm: TransformerConfig | ClassHartConfig, channels: int) -> dict[str, int]:
-    """Matrix elements of the diffusion MLP that a denoising step uses."""
-    width = llm.diff_width
+    """Of the diffusion MLP."""
+    return {"residual_weights": diffusion_weights(llm.diff_width, llm.diff_depth, channels)}
+
+
+def diffusion_weights(width: int, depth: int, channels: int) -> int:
+    """Matrix elements of a diffusion MLP that a denoising step uses."""
     block = 5 * width * width  # two layers and three modulations
     ends = channels * width + 2 * width * width + 2 * channels * width
-    return {"residual_weights": llm.diff_depth * block + ends}
+    return depth * block + ends
 
 
 def text_encoder_sizes(text: TextEncoderConfig) -> dict[str, int]:
@@ -92,17 +97,28 @@ class _Layers:
 
 def decoder_counts(image: TokenizerConfig, side: int) -> tuple[int, int]:
     """Operations of decoding one latent of ``side`` x ``side`` cells, and weights for it."""
-    layers = _Layers(side)
     widths = [image.ch * factor for factor in image.ch_mult]
+    return _decoding(image.z_channels, widths, image.quant_conv_ks, side, attends=True)
+
+
+def kl_decoder_counts(image: KlConfig, side: int) -> tuple[int, int]:
+    """The same of an autoencoder that attends in the middle alone."""
+    widths = [image.ch * factor for factor in image.ch_mult]
+    return _decoding(image.z_channels, widths, 1, side, attends=False)
+
+
+def _decoding(channels: int, widths: list[int], kernel: int, side: int, attends: bool) -> tuple[int, int]:
+    """Of widths by level; ``attends``: whether the blocks of the smallest maps do, too."""
+    layers = _Layers(side)
     width = widths[-1]
-    layers.convolution(image.z_channels, image.z_channels, image.quant_conv_ks)
-    layers.convolution(image.z_channels, width, 3)
+    layers.convolution(channels, channels, kernel)
+    layers.convolution(channels, width, 3)
     layers.middle(width)
     for level in reversed(range(len(widths))):
         for _ in range(DECODER_BLOCKS):
             layers.residual_block(width, widths[level])
             width = widths[level]
-            if level == len(widths) - 1:
+            if attends and level == len(widths) - 1:
                 layers.attention(width)
         if level:
             layers.side *= 2

@@ -294,6 +294,15 @@ class _Silence:
     def residual_step(self, step: int, count: int, channels: int) -> Array:
         return np.zeros((self.batch, count, channels), np.float32)
 
+    def order(self, count: int) -> Places:
+        return np.tile(np.arange(count, dtype=np.int64), (self.batch, 1))
+
+    def token_start(self, step: int, count: int, channels: int) -> Array:
+        return np.zeros((self.batch, count, channels), np.float32)
+
+    def token_steps(self, step: int, runs: int, count: int, channels: int) -> Array:
+        return np.zeros((self.batch, runs, count, channels), np.float32)
+
 
 def split_view(view: View) -> list[View]:
     """One view per entry of the leading axis, which stays, with length 1."""

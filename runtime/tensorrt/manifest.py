@@ -21,7 +21,7 @@ from hart_runtime.runtime.families.names import FAST
 from hart_runtime.runtime.find import WEIGHTS
 from hart_runtime.runtime.manifest import FileSpec, Manifest, check_file_spec
 from hart_runtime.runtime.memory.gpu import Gpu
-from hart_runtime.runtime.spec import LARGEST, GraphSpec, TensorSpec
+from hart_runtime.runtime.spec import LARGEST_OWN, GraphSpec, TensorSpec
 from hart_runtime.runtime.tensorrt.builder import BuildOptions
 from hart_runtime.runtime.tensorrt.package import Package, graph_read, operating_system
 from hart_runtime.runtime.tensorrt.profiles import Profile, scale_rows
@@ -134,7 +134,7 @@ def read_engine_manifest(folder: Path) -> EngineManifest:
 
 def _check_options(options: BuildOptions, place: str) -> None:
     """Refuse ranges that nothing is built for."""
-    for name, most in zip(RANGES, (MOST_MAX_BATCH, LARGEST["vocab_size"]), strict=True):
+    for name, most in zip(RANGES, (MOST_MAX_BATCH, LARGEST_OWN["vocab_size"]), strict=True):
         pair = getattr(options, name)
         if pair is not None and not 1 <= pair[0] <= pair[1] <= most:
             raise InputError(f"{place}.{name}: expected two numbers from 1 to {most}, found {list(pair)}")
