@@ -215,7 +215,7 @@ def test_errors_as_the_client_raises_them(client: openai.OpenAI, server: Running
     with pytest.raises(openai.NotFoundError, match="there is no 'dall-e-3'"):
         client.images.generate(prompt=PROMPT, model="dall-e-3")
     with (
-        pytest.warns(DeprecationWarning, match="retired"),
+        pytest.warns(DeprecationWarning, match="deprecated"),
         pytest.raises(openai.NotFoundError, match="not asked for here, but at /v1/images/edits, with vary"),
     ):
         client.images.create_variation(image=b"")
