@@ -46,6 +46,8 @@ class Encoded:
 
 def require_encoder(bundle: Bundle) -> None:
     """Raises InputError for a bundle that takes no pictures."""
+    if ENCODER not in bundle.manifest.contracts:
+        raise InputError(f"{bundle.folder}: this bundle takes no pictures, and no other of its family does")
     if ENCODER not in bundle.manifest.graphs:
         raise InputError(
             f"{bundle.folder}: this bundle takes no pictures, it has no encoder; export its checkpoint again "

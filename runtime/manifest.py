@@ -203,6 +203,15 @@ class Manifest:
         text = {TOKEN_IDS: rows} if (rows := self.text_rows) else {}
         return text | FAMILIES[self.family].tables(self.model)
 
+    @property
+    def draws(self) -> str:
+        """What a step is called after which there is more of a picture to show."""
+        return FAMILIES[self.family].draws
+
+    def drawn(self, settings: SamplingSettings) -> list[int]:
+        """Tokens of a picture that each scale, or each iteration, draws."""
+        return [d["side"] ** 2 if "side" in d else d["chosen"] for d in self.scale_dims(1, settings)]
+
     def scale_dims(self, batch: int, settings: SamplingSettings | None = None) -> list[Dims]:
         """The free dimensions of graphs at each scale, with the bundle's settings or others."""
         return FAMILIES[self.family].dims(self.model, settings or self.sampling, batch)

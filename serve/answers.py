@@ -85,8 +85,8 @@ def _told(asked: Asked, news: News) -> bytes:
         "seed": asked.seeds[news.index],
     }
     if isinstance(news, Partial):
-        kind, patch_nums = "partial_image", asked.model.manifest.model.patch_nums
-        values |= {"partial_image_index": news.number, "scale": news.scale, "scales": len(patch_nums)}
+        kind, scales = "partial_image", len(asked.model.manifest.drawn(asked.settings))
+        values |= {"partial_image_index": news.number, "scale": news.scale, "scales": scales}
     else:
         kind = "completed"
         values |= {"usage": usage(asked, news.tokens, 1), **_revised(news), **_identifier(asked)}

@@ -127,7 +127,6 @@ def _static(file: str, kind: str) -> Callable[[], Awaitable[Response]]:
 
 def described(model: Model) -> dict[str, Any]:
     """A model as the contract lists it, and what the page wants to know of it."""
-    spec = model.manifest.model
     return {
         "id": model.name,
         "object": "model",
@@ -135,7 +134,7 @@ def described(model: Model) -> dict[str, Any]:
         "owned_by": "hart-runtime",
         "size": model.size,
         "sizes": [*model.sizes],
-        "scales": len(spec.patch_nums),
+        "scales": len(model.manifest.drawn(model.manifest.sampling)),
         "settings": {
             k: v for k, v in asdict(model.manifest.sampling).items() if k not in model.manifest.lacks
         },

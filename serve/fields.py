@@ -12,7 +12,7 @@ from typing import Any
 
 from hart_runtime.common.errors import LONGEST, shown
 from hart_runtime.common.other_names import told_of_another
-from hart_runtime.common.settings import SPEEDS
+from hart_runtime.common.settings import GUIDANCE_SCHEDULES, SPEEDS
 from hart_runtime.runtime.pictures import FITS
 from hart_runtime.serve.errors import Refusal, bad_field
 
@@ -125,6 +125,9 @@ FIELDS: dict[str, Field] = {
     "prune": Field((bool,), why=_SETTING),
     "keep": Field((str,), high=MOST_IDENTIFIER, why=_SETTING),
     "unguided_scales": Field((int,), why=_SETTING),
+    "iterations": Field((int,), why=_SETTING),
+    "guidance_schedule": Field((str,), words=GUIDANCE_SCHEDULES, why=_SETTING),
+    "temperature": Field((float,), why=_SETTING),
     "speed": Field((str,), words=tuple(SPEEDS), why=_SETTING),
     "label": Field((str, int), high=MOST_IDENTIFIER),
     "negative": Field(why="guidance is away from the empty prompt, and this model was trained with no other"),

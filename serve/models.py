@@ -49,7 +49,7 @@ class Model:
     @property
     def tokens(self) -> int:
         """Of a picture, all scales together."""
-        return sum(side**2 for side in self.manifest.model.patch_nums)
+        return self.manifest.model.num_tokens
 
 
 def find_models(places: Iterable[Path]) -> dict[str, Model]:
@@ -85,17 +85,20 @@ def check_screened(models: Mapping[str, Model]) -> None:
         raise InputError("`safety_model`: reads texts, and these bundles draw classes")
 
 
-def spread(patch_nums: Sequence[int], count: int) -> tuple[int, ...]:
-    """``count`` scales, after which pictures are shown about equally long after each other.
+def spread(drawn: Sequence[int], count: int) -> tuple[int, ...]:
+    """``count`` scales (or iterations), after which pictures are shown about equally long after each other.
+
+    Args:
+        drawn: tokens that each draws.
 
     A scale takes about as long as it has tokens, so the last ones take most of the time.
     """
     done = [0]
-    for side in patch_nums:
-        done.append(done[-1] + side**2)
+    for tokens in drawn:
+        done.append(done[-1] + tokens)
     found: list[int] = []
     for number in range(1, count + 1):
-        low, high = (found[-1] + 1 if found else 0), len(patch_nums) - (count - number)
+        low, high = (found[-1] + 1 if found else 0), len(drawn) - (count - number)
         moment = done[-1] * number / (count + 1)
         found.append(min(range(low, high), key=lambda scale: abs(done[scale + 1] - moment)))
     return tuple(found)

@@ -124,7 +124,7 @@ def asked_for(given: Mapping[str, Any], models: Mapping[str, Model], label: str 
         final=final,
         partial=partial,
         stream=given.get("stream", False),
-        scales=_scales(given, model),
+        scales=_scales(given, model, settings),
         quality=quality,
         identifier=given.get("safety_identifier", given.get("user")),
     )
@@ -182,15 +182,15 @@ def _quality(given: Mapping[str, Any], model: Model) -> tuple[str, str | None]:
     return str(asked), str(asked)
 
 
-def _scales(given: Mapping[str, Any], model: Model) -> tuple[int, ...]:
+def _scales(given: Mapping[str, Any], model: Model, settings: SamplingSettings) -> tuple[int, ...]:
     """Which scales are shown; any number as an extra, where the contract has up to three."""
-    count, patch_nums = given.get("partial_images", 0), model.manifest.model.patch_nums
-    if not 0 <= count <= len(patch_nums):
-        allowed = f"expected 0 to {len(patch_nums)} (the scales of {model.name})"
+    count, drawn = given.get("partial_images", 0), model.manifest.drawn(settings)
+    if not 0 <= count <= len(drawn):
+        allowed = f"expected 0 to {len(drawn)} (the {model.manifest.draws}s of {model.name})"
         raise bad_field("partial_images", f"{allowed}, found {shown(count)}")
     if count and not given.get("stream", False):
         raise bad_field("partial_images", f"needs stream: true, found {count} without it")
-    return spread(patch_nums, count)
+    return spread(drawn, count)
 
 
 def _encodings(given: Mapping[str, Any]) -> tuple[Encoding, Encoding]:

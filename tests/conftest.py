@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from hart_runtime import Pipeline
-from hart_runtime.common.checkpoint import find_checkpoint
+from hart_runtime.common.checkpoint import SAMPLING_FILE, find_checkpoint
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.json_files import read_json
 from hart_runtime.export.bundle import export_bundle
@@ -26,6 +26,10 @@ from hart_runtime.runtime.tensorrt.package import Package, import_package
 from tests.checkpoint_copies import recorded
 from tests.golden_runs import heads_of
 from tests.imports import PACKAGE, ROOMS, ROOT
+from tests.mar_models import HEADS as MAR_HEADS
+from tests.mar_models import SAMPLING as MAR_SAMPLING
+from tests.mar_models import SMALL as SMALL_MAR
+from tests.mar_models import write_random_mar
 from tests.serving import Running, guarded_serving, serving
 from tests.var_models import SMALL, write_names, write_random_var
 
@@ -118,6 +122,28 @@ def var_bundle(shared: Path, var_model: Path) -> Path:
             request = Request(find(var_model), "fp32", max_batch=4, class_names=root / "names.txt")
             export_bundle(request, root / "small")
     return root / "small"
+
+
+@pytest.fixture(scope="session")
+def mar_model(shared: Path) -> Path:
+    """A small random checkpoint of MAR, with settings without the noisiest denoising step."""
+    root = shared / "masked"
+    with FileLock(shared / "masked.lock"):
+        if not root.exists():
+            write_random_mar(SMALL_MAR, root / "mar_small")
+            (root / "mar_small" / SAMPLING_FILE).write_text(json.dumps(MAR_SAMPLING))
+    return root / "mar_small"
+
+
+@pytest.fixture(scope="session")
+def mar_bundle(shared: Path, mar_model: Path) -> Path:
+    """Exported in float32."""
+    output = shared / "masked-fp32"
+    with FileLock(shared / "masked-fp32.lock"):
+        if not output.exists():
+            heads = ",".join(map(str, MAR_HEADS))
+            export_bundle(Request(find(mar_model, heads=heads), "fp32", max_batch=4), output)
+    return output
 
 
 @pytest.fixture(scope="session")

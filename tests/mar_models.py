@@ -30,6 +30,9 @@ SMALL = MarShape(
     KlConfig(ch=32, ch_mult=(1, 2), z_channels=4),
 )
 
+SAMPLING = {"iterations": 5, "steps": "ddim10", "guidance": 2.5}
+"""Without the noisiest denoising step, which makes huge tokens of what a random head says."""
+
 
 def varied(image: dict[str, object] | None = None, **transformer: object) -> MarShape:
     """The small shape with other options."""
@@ -47,4 +50,4 @@ VARIANTS = {
     "three levels, narrow ones below": varied({"ch_mult": (2, 1, 2)}, encoder_depth=1, decoder_depth=3),
 }
 
-__all__ = ["HEADS", "SMALL", "VARIANTS", "MarShape", "varied", "write_random_mar"]
+__all__ = ["HEADS", "SAMPLING", "SMALL", "VARIANTS", "MarShape", "varied", "write_random_mar"]

@@ -35,7 +35,7 @@ COMMANDS = {
     "serve": serve,
     "batch": batch,
 }
-HART, VAR, CLASS_HART = ALL = "hart", "var", "class-hart"
+HART, VAR, CLASS_HART, MAR = ALL = "hart", "var", "class-hart", "mar"
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Cell:
     hart: str | None = None
     var: str | None = None
     class_hart: str | None = None
+    mar: str | None = None
 
     def said(self, family: str) -> str | None:
-        return {HART: self.hart, VAR: self.var, CLASS_HART: self.class_hart}[family]
+        return {HART: self.hart, VAR: self.var, CLASS_HART: self.class_hart, MAR: self.mar}[family]
 
 
 NO_RESIDUAL = "this model has no residual, its image tokenizer is discrete"
@@ -56,8 +57,19 @@ NO_TEXT, NO_TEXT_ENCODER = "reads texts, and", "draws classes and has no text en
 NO_PROMPT, OURS = "this checkpoint draws classes", "HART's lies in tokenizer/, beside llm/"
 ONE_SIZE = "belong to its scales and draw 64 pixels alone"
 NO_PRESET, NO_AVERAGE = "this model has none", "expected averaged weights"
+NO_CODES, NO_SCALES = "this model draws continuous tokens", "this model has no scales"
+NOT_MASKED, NO_HEADS = "this model draws whole scales", "only MAR's files do not tell how many there are"
+NO_PICTURES, NO_FILE = "this bundle takes no pictures", "there is no such file in"
 ALIKE = Cell()
 """Whatever is drawn, it is the same: the tests of the command have it."""
+PICTURE = Cell(mar=NO_PICTURES)
+"""The same of what is done with a picture."""
+
+
+def of_masked(*words: str) -> Cell:
+    """Of models that draw masked tokens alone."""
+    return Cell(words, hart=NOT_MASKED, var=NOT_MASKED, class_hart=NOT_MASKED)
+
 
 RUN: dict[str, Cell] = {
     "prompts": ALIKE,
@@ -65,26 +77,29 @@ RUN: dict[str, Cell] = {
     "--label": Cell(("--label", "2"), hart="draws texts and has no classes; give a PROMPT"),
     "--prompts-file": Cell(("--prompts-file", "FILE")),
     "--from-image": ALIKE,
-    "--image": ALIKE,
-    "--mask": ALIKE,
-    "--outpaint": Cell(("--outpaint", "0,0,8,0", "--image", "PICTURE")),
-    "--vary": Cell(("--vary", "1", "--image", "PICTURE")),
-    "--anew": Cell(("--anew", "1", "--outpaint", "8,0,0,0", "--image", "PICTURE")),
-    "--fit": Cell(("--fit", "contain", "--vary", "1", "--image", "PICTURE")),
-    "--paste": Cell(("--no-paste", "--outpaint", "8,0,0,0", "--image", "PICTURE")),
-    "--reconstruct": ALIKE,
+    "--image": PICTURE,
+    "--mask": PICTURE,
+    "--outpaint": Cell(("--outpaint", "0,0,8,0", "--image", "PICTURE"), mar=NO_PICTURES),
+    "--vary": Cell(("--vary", "1", "--image", "PICTURE"), mar=NO_PICTURES),
+    "--anew": Cell(("--anew", "1", "--outpaint", "8,0,0,0", "--image", "PICTURE"), mar=NO_PICTURES),
+    "--fit": Cell(("--fit", "contain", "--vary", "1", "--image", "PICTURE"), mar=NO_PICTURES),
+    "--paste": Cell(("--no-paste", "--outpaint", "8,0,0,0", "--image", "PICTURE"), mar=NO_PICTURES),
+    "--reconstruct": PICTURE,
     "--num-images": Cell(("--num-images", "2")),
     "--seed": Cell(("--seed", "5")),
     "--preset": Cell(("--preset", "fid"), hart=NO_PRESET, class_hart=NO_PRESET),
     "--guidance": Cell(("--guidance", "2")),
-    "--top-k": Cell(("--top-k", "9")),
-    "--top-p": Cell(("--top-p", "0.5")),
-    "--smooth": Cell(("--smooth",)),
-    "--residual": Cell(("--residual",), var=NO_RESIDUAL),
+    "--top-k": Cell(("--top-k", "9"), mar=NO_CODES),
+    "--top-p": Cell(("--top-p", "0.5"), mar=NO_CODES),
+    "--smooth": Cell(("--smooth",), mar=NO_CODES),
+    "--residual": Cell(("--residual",), var=NO_RESIDUAL, mar="there is no residual behind them"),
     "--steps": Cell(("--steps", "2"), var=NO_RESIDUAL),
-    "--prune": Cell(("--prune",), var=NOT_PRUNED, class_hart=NOT_PRUNED),
-    "--keep": Cell(("--keep", "1,0.5"), var=NOT_PRUNED, class_hart=NOT_PRUNED),
-    "--unguided-scales": Cell(("--unguided-scales", "1")),
+    "--prune": Cell(("--prune",), var=NOT_PRUNED, class_hart=NOT_PRUNED, mar=NO_SCALES),
+    "--keep": Cell(("--keep", "1,0.5"), var=NOT_PRUNED, class_hart=NOT_PRUNED, mar=NO_SCALES),
+    "--unguided-scales": Cell(("--unguided-scales", "1"), mar=NO_SCALES),
+    "--iterations": of_masked("--iterations", "3"),
+    "--guidance-schedule": of_masked("--guidance-schedule", "constant"),
+    "--temperature": of_masked("--temperature", "0.5"),
     "--speed": Cell(("--speed", "fast")),
     "--size": ALIKE,
     "--batch": Cell(("--batch", "1")),
@@ -93,25 +108,36 @@ RUN: dict[str, Cell] = {
     "--backend": Cell(("--backend", "onnxruntime")),
     "--strict": Cell(("--strict",)),
     "--tf32": Cell(("--tf32",)),
-    "--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT),
+    "--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT, mar=NO_TEXT),
     "--threads": Cell(("--threads", "1")),
     "--json": Cell(("--json",)),
 }
 EXPORT: dict[str, Cell] = {
     "checkpoint": ALIKE,
     "--precision": Cell(("--precision", "int8")),
-    "--text-encoder": Cell(("--text-encoder", "TEXT"), var=NO_TEXT_ENCODER, class_hart=NO_TEXT_ENCODER),
-    "--system-prompt": Cell(("--system-prompt", "none"), var=NO_PROMPT, class_hart=NO_PROMPT),
-    "--revision": Cell(("--revision", "main"), *3 * ("only hub ids have revisions",)),
-    "--file": Cell(
-        ("--file", "var_d2.pth"), hart="there is no such file in", class_hart="there is no such file in"
+    "--text-encoder": Cell(
+        ("--text-encoder", "TEXT"),
+        var=NO_TEXT_ENCODER,
+        class_hart=NO_TEXT_ENCODER,
+        mar=NO_TEXT_ENCODER,
     ),
-    "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
+    "--system-prompt": Cell(("--system-prompt", "none"), var=NO_PROMPT, class_hart=NO_PROMPT, mar=NO_PROMPT),
+    "--revision": Cell(("--revision", "main"), *4 * ("only hub ids have revisions",)),
+    "--file": Cell(("--file", "var_d2.pth"), hart=NO_FILE, class_hart=NO_FILE, mar=NO_FILE),
+    "--tokenizer": Cell(
+        ("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS, mar="expected MAR's image tokenizer"
+    ),
+    "--heads": Cell(("--heads", "4,2"), hart=NO_HEADS, var=NO_HEADS, class_hart=NO_HEADS),
     "--class-names": Cell(("--class-names", "NAMES"), hart="this checkpoint draws texts and has no classes"),
-    "--demo": Cell(("--demo", "classes"), *3 * ("found a CHECKPOINT beside it; give one of them",)),
+    "--demo": Cell(("--demo", "classes"), *4 * ("found a CHECKPOINT beside it; give one of them",)),
     "--output": ALIKE,
     "--max-batch": Cell(("--max-batch", "2")),
-    "--size": Cell(("--size", "16"), var="expected a multiple of 2 from 4 to 6", class_hart=ONE_SIZE),
+    "--size": Cell(
+        ("--size", "16"),
+        var="expected a multiple of 2 from 4 to 6",
+        class_hart=ONE_SIZE,
+        mar="expected a multiple of 2 from 4 to 8",
+    ),
     "--ema": Cell(
         ("--ema",), hart=NO_AVERAGE, var="VAR's files hold one set of weights", class_hart=NO_AVERAGE
     ),
@@ -130,12 +156,17 @@ def all_of(options: str, cell: Cell = ALIKE) -> dict[str, Cell]:
 
 BUILD = all_of(
     "--engine --backend --batch --scales --compute-capability --workspace --top-k --tf32 --force --dry-run"
-) | {"--keep": Cell(("--keep", "0.5,0.25"), var=NOT_PRUNED, class_hart=NOT_PRUNED)}
+) | {"--keep": Cell(("--keep", "0.5,0.25"), var=NOT_PRUNED, class_hart=NOT_PRUNED, mar=NO_SCALES)}
 COMPARE = all_of(
     "--engine --checkpoint --device --backend --prompts-file --num-prompts --reference --save-reference"
     " --speed --factor --layers --output"
 ) | {
-    "--text-encoder": Cell(("--text-encoder", "TEXT"), var=NO_TEXT_ENCODER, class_hart=NO_TEXT_ENCODER),
+    "--text-encoder": Cell(
+        ("--text-encoder", "TEXT"),
+        var=NO_TEXT_ENCODER,
+        class_hart=NO_TEXT_ENCODER,
+        mar=NO_TEXT_ENCODER,
+    ),
     "--tokenizer": Cell(("--tokenizer", "TOKENIZER"), hart=OURS, class_hart=OURS),
 }
 BENCH = all_of(
@@ -145,10 +176,11 @@ BENCH = all_of(
 SERVE = all_of(
     "--engine --host --port --device --workers --backend --threads --max-loaded --queue --timeout --grace"
     " --api-key-file --insecure --allow-origin --root-path --log-prompts"
-) | {"--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT)}
+) | {"--safety-model": Cell(var=NO_TEXT, class_hart=NO_TEXT, mar=NO_TEXT)}
 BATCH = all_of(
     "prompts --engine --output --seed --count --preset --guidance --top-k --top-p --smooth --residual --steps"
-    " --prune --keep --unguided-scales --speed --size --batch --shards --device --backend --threads"
+    " --prune --keep --unguided-scales --iterations --guidance-schedule --temperature"
+    " --speed --size --batch --shards --device --backend --threads"
     " --safety-model --ray --actors --cpus --encoders --push"
 )
 TABLE = {
@@ -171,7 +203,13 @@ def test_the_table_is_whole(name: str) -> None:
 
 @pytest.fixture
 def places(
-    demo_bundle: Path, var_bundle: Path, class_bundle: Path, var_model: Path, tmp_path: Path
+    demo_bundle: Path,
+    var_bundle: Path,
+    class_bundle: Path,
+    mar_bundle: Path,
+    var_model: Path,
+    mar_model: Path,
+    tmp_path: Path,
 ) -> dict[str, dict[str, str]]:
     """What stands for a family's own files."""
     tokenizer = next(var_model.glob("vae_*"))
@@ -181,6 +219,7 @@ def places(
         (HART, demo_bundle, DEMO_CHECKPOINT, "a red circle", names),
         (VAR, var_bundle, var_model, "2", names),
         (CLASS_HART, class_bundle, CLASS_DEMO, "red circle", CLASS_DEMO / CLASS_NAMES),
+        (MAR, mar_bundle, mar_model, "2", names),
     ):
         (tmp_path / f"{family}.txt").write_text(f"{asked}\n")
         Image.new("RGB", (48, 32), "red").save(tmp_path / "picture.png")
@@ -217,7 +256,8 @@ TRIED = [
 @pytest.mark.parametrize(("name", "option", "family"), TRIED)
 def test_a_cell(places: dict[str, dict[str, str]], name: str, option: str, family: str) -> None:
     cell = TABLE[name][option]
-    done = called(COMMANDS[name], (*BASES[name], *cell.words), places[family])
+    heads = ("--heads", "4,2") if (name, family) == ("export", MAR) else ()  # no tensor tells
+    done = called(COMMANDS[name], (*BASES[name], *heads, *cell.words), places[family])
     words = cell.said(family)
     if words is None:
         assert done.exit_code == 0, done.output
@@ -249,7 +289,7 @@ def test_a_family_is_a_combination() -> None:
     """Classes with a hybrid tokenizer: contract, program, plan and profiles follow from the two halves."""
     both = FAMILIES[CLASS_HART]
     assert both.graphs.keys() == FAMILIES[HART].graphs.keys() - {"text_encoder", "unconditional"}
-    assert both.lacks == {}
+    assert both.lacks.keys() == {"iterations", "guidance_schedule", "temperature"}
     model = ModelSpec((1, 2, 3), 2, 24, 2, 700, 4, 48, diff_width=8, num_classes=5)
     check_model(model, both.own, "model")
     manifest = manifest_of(CLASS_HART, model)

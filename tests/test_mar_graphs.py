@@ -31,17 +31,18 @@ from hart_runtime.runtime.cli import main
 from hart_runtime.runtime.families.masked import AT_ONCE
 from hart_runtime.runtime.families.names import BEGIN, CONTEXT, DENOISE, MASKED_TRANSFORMER, PLACE
 from hart_runtime.runtime.loop import draw, drawn
+from hart_runtime.serve.errors import Refusal
+from hart_runtime.serve.fields import checked
+from hart_runtime.serve.models import find_models
+from hart_runtime.serve.requests import asked_for
 from tests.golden_mar import MarRun, heads_of, mar_runs
-from tests.mar_models import HEADS, SMALL, VARIANTS, MarShape, write_random_mar
-
-USUAL: dict[str, Any] = {"iterations": 5, "steps": "ddim10", "guidance": 2.5}
-"""Without the noisiest step, which makes huge tokens of what a random head says."""
+from tests.mar_models import HEADS, SAMPLING, VARIANTS, MarShape, write_random_mar
 
 
 def exported(shape: MarShape, folder: Path, precision: str = "fp32") -> tuple[Path, Path]:
     """A checkpoint and its bundle."""
     write_random_mar(shape, folder / "mar_small")
-    usual = {**USUAL, "iterations": min(shape.transformer.tokens, USUAL["iterations"])}
+    usual = {**SAMPLING, "iterations": min(shape.transformer.tokens, 5)}
     (folder / "mar_small" / SAMPLING_FILE).write_text(json.dumps(usual))
     heads = f"{shape.transformer.encoder_heads},{shape.transformer.decoder_heads}"
     checkpoint = find(folder / "mar_small", heads=heads)
@@ -50,8 +51,8 @@ def exported(shape: MarShape, folder: Path, precision: str = "fp32") -> tuple[Pa
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return exported(SMALL, tmp_path_factory.mktemp("mar"))
+def both(mar_model: Path, mar_bundle: Path) -> tuple[Path, Path]:
+    return mar_model, mar_bundle
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,9 @@ def test_the_reference_draws_the_same(
     np.testing.assert_allclose(found, expected, atol=5e-4)
 
 
-@pytest.mark.parametrize("shape", VARIANTS.values(), ids=[*VARIANTS])
-def test_every_form_is_exported(shape: MarShape, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["patches of four cells", "one buffer token, a picture of one token"])
+def test_other_forms_are_exported(name: str, tmp_path: Path) -> None:
+    shape = VARIANTS[name]
     checkpoint, bundle = exported(shape, tmp_path)
     opened = Pipeline.load(bundle, device="cpu")
     settings = opened.bundle.manifest.sampling
@@ -222,3 +224,21 @@ def test_hart_compare(both: tuple[Path, Path], tmp_path: Path, precision: str) -
     graphs = {row["graph"] for row in report["runs"][0]["graphs"]}
     assert graphs == set(open_bundle(bundle).manifest.graphs)
     assert done.exit_code == 0, done.stdout
+
+
+def test_a_server_takes_iterations(mar_bundle: Path) -> None:
+    models = find_models([mar_bundle])
+    own = {"label": 2, "iterations": 4, "temperature": 0.5, "stream": True}
+    asked = asked_for(checked({**own, "partial_images": 4}), models)
+    assert (asked.settings.iterations, asked.settings.temperature) == (4, 0.5)
+    assert asked.scales == (0, 1, 2, 3)
+    assert len(asked_for(checked({**own, "partial_images": 2}), models).scales) == 2
+    for more, words in (
+        ({"partial_images": 5}, "expected 0 to 4 (the iterations of"),
+        ({"iterations": 17}, "expected 1 to 16, found 17"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule"),
+        ({"top_k": 3}, "this model draws continuous tokens"),
+    ):
+        with pytest.raises(Refusal) as caught:
+            asked_for(checked({**own, **more}), models)
+        assert words in caught.value.message

@@ -336,7 +336,7 @@ def test_a_worker_for_every_gpu(models: dict[str, Model], monkeypatch: pytest.Mo
 def test_previews_are_spread_over_the_time(
     patch_nums: tuple[int, ...], count: int, expected: tuple[int, ...]
 ) -> None:
-    assert spread(patch_nums, count) == expected
+    assert spread([side**2 for side in patch_nums], count) == expected
 
 
 def test_the_document_names_every_field(server: Running) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from hart_runtime.common.schedule import ScaleStep
 from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.contract import Contract, Contracts, Row
 from hart_runtime.runtime.families.operators import Operators
 from hart_runtime.runtime.program import Arrays, Run, Step
@@ -99,6 +100,9 @@ class Family:
     """Sizes of a model that not every family has."""
     sampling: SamplingSettings
     """The published sampler's."""
+    draws: str = stages.SCALE
+    """What a step is called after which there is more of a picture: one of
+    :data:`hart_runtime.runtime.stages.DRAWS`."""
     presets: Mapping[str, SamplingSettings] = field(default_factory=dict)
     """Other settings that have a name."""
     lacks: Mapping[str, str] = field(default_factory=dict)

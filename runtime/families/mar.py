@@ -11,6 +11,7 @@ from hart_runtime.common.config import config_from_dict
 from hart_runtime.common.diffusion_schedule import TRAIN_STEPS
 from hart_runtime.common.mar_config import KlConfig, MarConfig
 from hart_runtime.common.settings import MAR_FAST, MAR_PUBLISHED
+from hart_runtime.runtime import stages
 from hart_runtime.runtime.families.family import Family
 from hart_runtime.runtime.families.masked import GRAPHS, LABEL, dims, steps
 from hart_runtime.runtime.families.operators import MASKED, operators_of
@@ -83,6 +84,7 @@ MAR = Family(
     decode=DECODE,
     own=frozenset({"num_classes", "diff_width", "patch", "buffer", "decoder_dim"}),
     sampling=MAR_PUBLISHED,
-    presets={"published": MAR_PUBLISHED, "fast": MAR_FAST},
+    draws=stages.ITERATION,
+    presets={"fid": MAR_PUBLISHED, "fast": MAR_FAST},
     lacks=LACKS,
 )

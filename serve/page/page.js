@@ -173,7 +173,7 @@ async function drawNow(asked) {
       const message = `seed: a page knows numbers up to ${Number.MAX_SAFE_INTEGER}; another client can ask for larger ones`;
       throw Object.assign(new Error(message), { refusal: { message, param: "seed", status: 400 } });
     }
-    const response = await send(asked, { stream: true, partial_images: model?.scales ?? 3 }, mine.signal);
+    const response = await send(asked, { stream: true, partial_images: Math.min(model?.scales ?? 3, 16) }, mine.signal);
     for await (const event of eventsOf(response)) {
       if (event.error) throw Object.assign(new Error(event.error.message), { refusal: event.error });
       const index = event.image_index;
