@@ -433,8 +433,8 @@ import sys, time
 for name in ("torch", "onnx", "transformers", "safetensors", "matplotlib"):
     sys.modules[name] = None
 from hart_runtime.bench.fresh import _draw
-options = dict(bundle={str(demo_bundle)!r}, device="cpu", threads=1, backend="auto", started=time.time())
-print(_draw(options)["peak_bytes"] > 0)
+how = dict(device="cpu", threads=1, backend="auto", size=None, started=time.time())
+print(_draw(dict(how, bundle={str(demo_bundle)!r}))["peak_bytes"] > 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
