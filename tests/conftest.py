@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -136,14 +136,24 @@ def mar_model(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mar_bundle(shared: Path, mar_model: Path) -> Path:
+def mar_in(shared: Path, mar_model: Path) -> Callable[[str], Path]:
+    """Its bundle in a precision."""
+
+    def export(precision: str) -> Path:
+        output = shared / f"masked-{precision}"
+        with FileLock(shared / f"{output.name}.lock"):
+            if not output.exists():
+                heads = ",".join(map(str, MAR_HEADS))
+                export_bundle(Request(find(mar_model, heads=heads), precision, max_batch=4), output)
+        return output
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def mar_bundle(mar_in: Callable[[str], Path]) -> Path:
     """Exported in float32."""
-    output = shared / "masked-fp32"
-    with FileLock(shared / "masked-fp32.lock"):
-        if not output.exists():
-            heads = ",".join(map(str, MAR_HEADS))
-            export_bundle(Request(find(mar_model, heads=heads), "fp32", max_batch=4), output)
-    return output
+    return mar_in("fp32")
 
 
 @pytest.fixture(scope="session")

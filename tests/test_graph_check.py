@@ -29,6 +29,7 @@ from hart_runtime.runtime.families.names import (
     ENCODER,
     FAST,
     LATENT,
+    MASKED_TRANSFORMER,
     NEXT_SCALE,
     SAMPLE,
     TEXT_ENCODER,
@@ -406,6 +407,8 @@ def test_what_is_exported_passes(export_once: ExportOnce, checkpoint: Path, prec
 
 
 _DECODER = {"Pow", "Reciprocal", "ReduceMean", "ReduceSum"}  # of norms over strips
+_PRODUCTS = {"Abs", "DequantizeLinear", "Max", "QuantizeLinear", "ReduceMax"}
+_PRODUCTS |= {"com.microsoft:MatMulIntegerToFloat"}  # in 8 bits, of larger matrices
 _ENCODER = {"Pad", "Reciprocal", "ReduceMean"}  # of borders and norms of strips
 IN_OTHERS: dict[str, dict[str, set[str]]] = {
     "hart": {
@@ -418,14 +421,17 @@ IN_OTHERS: dict[str, dict[str, set[str]]] = {
     },
     "var": {DECODER: _DECODER, ENCODER: _ENCODER},
     "class-hart": {DECODER: _DECODER, ENCODER: _ENCODER},
+    "mar": {MASKED_TRANSFORMER: _PRODUCTS, DECODER: _DECODER},
 }
 """What graphs of larger models and of variants have, and none of those above."""
 
 
-def test_nothing_is_allowed_that_is_not_exported(export_once: ExportOnce) -> None:
+def test_nothing_is_allowed_that_is_not_exported(
+    export_once: ExportOnce, mar_in: Callable[[str], Path]
+) -> None:
     exported: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for checkpoint, precision in EXPORTED:
-        folder = export_once(checkpoint, precision)
+    folders = [export_once(checkpoint, precision) for checkpoint, precision in EXPORTED]
+    for folder in (*folders, *map(mar_in, ("fp32", "fp16", "int8"))):
         manifest = open_bundle(folder).manifest
         for name, graph in manifest.graphs.items():
             for file in (graph.file, *graph.forms.values()):

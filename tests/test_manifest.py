@@ -107,7 +107,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "a family that there is not": (
         at("family", value="dalle"),
-        "family: expected one of hart, var, class-hart, found 'dalle'",
+        "family: expected one of hart, var, class-hart, mar, found 'dalle'",
     ),
     "guidance that is no number": (at("sampling", "guidance", value=float("nan")), "guidance"),
     "guidance without end": (at("sampling", "guidance", value=float("inf")), "guidance"),

@@ -103,10 +103,10 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 
 
 def test_of_no_class_guidance_has_no_effect() -> None:
-    """Both halves say the same, so that u + g * (c - u) is c, bit for bit."""
+    """Both halves say the same, so that u + g * (c - u) is c, but for the rounding of rows apart."""
     nothing = SMALL.transformer.num_classes
     one, other = (drawn(model_of(), [nothing] * 2, SEEDS, guidance=g) for g in (2.0, 7.0))
-    assert np.array_equal(one["image"], other["image"])
+    assert near(one["image"], other["image"])
     unguided = drawn(model_of(), [nothing] * 2, SEEDS, guidance=1)
     assert near(unguided["latent"], one["latent"])
     assert unguided["step1.z"].shape[0] * 2 == one["step1.z"].shape[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,13 +212,10 @@ def test_a_picture_is_drawn_again(both: tuple[Path, Path], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_hart_compare(both: tuple[Path, Path], tmp_path: Path, precision: str) -> None:
-    checkpoint, bundle = both
-    if precision != "fp32":
-        bundle = tmp_path / precision
-        export_bundle(Request(find(checkpoint, heads="4,2"), precision), bundle)
+def test_hart_compare(mar_model: Path, mar_in: Callable[[str], Path], tmp_path: Path, precision: str) -> None:
+    bundle = mar_in(precision)
     (tmp_path / "labels.txt").write_text("2\nnone\n")
-    given = ["--engine", bundle, "--checkpoint", checkpoint, "--device", "cpu"]
+    given = ["--engine", bundle, "--checkpoint", mar_model, "--device", "cpu"]
     given += ["--prompts-file", tmp_path / "labels.txt", "--output", tmp_path / "report"]
     done = CliRunner().invoke(compare, [str(argument) for argument in given])
     report = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -23,6 +23,7 @@ from hart_runtime.common.checkpoint import SAMPLING_FILE
 from hart_runtime.compare.cli import main as compare
 from hart_runtime.export.cli import main as export
 from hart_runtime.hart.demo import DEMO_CHECKPOINT
+from hart_runtime.runtime.bundle import open_bundle
 from hart_runtime.runtime.call import MAX_SEED
 from hart_runtime.runtime.cli import main as run
 from hart_runtime.runtime.png import Origin, read_origin, save_png
@@ -236,7 +237,8 @@ def test_a_damaged_record_draws_no_other_picture(
 
 def test_a_record_out_of_range_blames_the_picture(demo_bundle: Path, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
-    save_png(Image.new("RGB", (2, 2)), image, Origin("p", 1, SamplingSettings(top_k=0), "b", "i"))
+    identity = open_bundle(demo_bundle).identity
+    save_png(Image.new("RGB", (2, 2)), image, Origin("p", 1, SamplingSettings(top_k=0), "b", identity))
     done = CliRunner().invoke(run, ["--engine", str(demo_bundle), "--from-image", str(image)])
     assert done.exit_code == 2
     assert done.stderr == f"error: {image}: top_k: expected 1 to 512, found 0\n"

@@ -101,8 +101,8 @@ MASKED = {
     MASKED_TRANSFORMER: _named(
         "GatherElements Gelu LayerNormalization MatMul ScatterElements com.microsoft:MultiHeadAttention"
     ),
-    BEGIN: _named("Exp Gemm LayerNormalization MatMul"),
-    DENOISE: _named("Exp Gemm LayerNormalization MatMul Sigmoid"),
+    BEGIN: _named("Exp LayerNormalization MatMul"),
+    DENOISE: _named("Exp LayerNormalization MatMul Sigmoid"),
     PLACE: _named("ScatterElements"),
     LATENT: _named("ReduceSum"),
     DECODER: COMMON[DECODER],
