@@ -547,7 +547,7 @@ CAUSES = (
             "^--…",
             "expected … for each picture",
             "expected the places of … tokens",
-            "the scales of",
+            "\\(the …s of",
         ),
     ),
     Cause(
