@@ -185,6 +185,21 @@ class Checkpoint(ABC):
 
 
 @dataclass(frozen=True)
+class TwoFiles(Checkpoint):
+    """A checkpoint without configuration, of one file for its transformer and one for its image tokenizer."""
+
+    @property
+    def transformer_file(self) -> Path:
+        (file,) = self.llm.files
+        return file
+
+    @property
+    def tokenizer_file(self) -> Path:
+        (file,) = self.tokenizer.files
+        return file
+
+
+@dataclass(frozen=True)
 class HartCheckpoint(Checkpoint):
     """Folders in HART's published layout."""
 

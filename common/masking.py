@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hart_runtime.common.errors import one_of, whole_in_range
-
-LINEAR, CONSTANT = "linear", "constant"
-GUIDANCE_SCHEDULES = (LINEAR, CONSTANT)
+from hart_runtime.common.settings import CONSTANT, GUIDANCE_SCHEDULES
 
 Places = NDArray[np.int64]
 
@@ -61,7 +59,7 @@ def token_steps(tokens: int, iterations: int, guidance: float, schedule: str) ->
 
     Args:
         guidance: 1 leaves the unconditional half out.
-        schedule: one of :data:`GUIDANCE_SCHEDULES`.
+        schedule: one of :data:`hart_runtime.common.settings.GUIDANCE_SCHEDULES`.
 
     Raises:
         InputError: as :func:`mask_lengths` and :func:`guidance_factors`.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hart_runtime.common.checkpoint import Checkpoint, HartCheckpoint
+from hart_runtime.common.checkpoint import Checkpoint, HartCheckpoint, TwoFiles
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.masking import token_steps
 from hart_runtime.common.noise import Noise
@@ -94,7 +94,7 @@ def draw(
     return generate_classes(model, labels, noise, settings, record)
 
 
-def _files(checkpoint: VarCheckpoint | MarCheckpoint) -> tuple[Path, Path]:
+def _files(checkpoint: TwoFiles) -> tuple[Path, Path]:
     return checkpoint.transformer_file, checkpoint.tokenizer_file
 
 

@@ -14,7 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hart_runtime.common.checkpoint import LLM, TOKENIZER, Checkpoint, Network, find_checkpoint, name_of
+from hart_runtime.common.checkpoint import (
+    LLM,
+    TOKENIZER,
+    Checkpoint,
+    Network,
+    TwoFiles,
+    find_checkpoint,
+    name_of,
+)
 from hart_runtime.common.config import ClassTransformerConfig, TokenizerConfig
 from hart_runtime.common.errors import InputError, parameter
 from hart_runtime.common.settings import VAR_DEMO, SamplingSettings
@@ -34,21 +42,11 @@ _TOKENIZER = re.compile(r"vae_ch(\d+)v(\d+)z(\d+)\b")
 
 
 @dataclass(frozen=True)
-class VarCheckpoint(Checkpoint):
+class VarCheckpoint(TwoFiles):
     """The two files of a VAR checkpoint."""
 
     num_heads: int | None = None
     """Of a transformer whose file does not tell, if its heads are not 64 wide."""
-
-    @property
-    def transformer_file(self) -> Path:
-        (file,) = self.llm.files
-        return file
-
-    @property
-    def tokenizer_file(self) -> Path:
-        (file,) = self.tokenizer.files
-        return file
 
     @property
     def source(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hart_runtime.common.checkpoint import SAMPLING_FILE, Checkpoint, Network, name_of
+from hart_runtime.common.checkpoint import SAMPLING_FILE, Network, TwoFiles, name_of
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError, listed, shown, told_of
 from hart_runtime.common.mar_config import Heads, KlConfig, MarConfig
@@ -35,21 +35,11 @@ class _Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MarCheckpoint(Checkpoint):
+class MarCheckpoint(TwoFiles):
     """The two files of a MAR checkpoint."""
 
     heads: Heads | None = None
     """Where they are not those of a published model of that width."""
-
-    @property
-    def transformer_file(self) -> Path:
-        (file,) = self.llm.files
-        return file
-
-    @property
-    def tokenizer_file(self) -> Path:
-        (file,) = self.tokenizer.files
-        return file
 
     @property
     def source(self) -> str:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
-from hart_runtime.common.masking import CONSTANT, LINEAR, token_steps
+from hart_runtime.common.masking import token_steps
 from hart_runtime.common.noise import SeededNoise
-from hart_runtime.common.settings import SamplingSettings
+from hart_runtime.common.settings import CONSTANT, LINEAR, SamplingSettings
 from hart_runtime.export.calibration import calibrate, convolutions
 from hart_runtime.hart.autoencoder import AttnBlock, SplitAttnBlock
 from hart_runtime.hart.diffusion import TokenDiffusion, denoise, guide, guide_tokens

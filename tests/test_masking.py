@@ -11,8 +11,9 @@ import pytest
 
 from hart_runtime.common.diffusion_schedule import diffusion_schedule
 from hart_runtime.common.errors import InputError
-from hart_runtime.common.masking import CONSTANT, LINEAR, guidance_factors, mask_lengths, token_steps
+from hart_runtime.common.masking import guidance_factors, mask_lengths, token_steps
 from hart_runtime.common.noise import RecordedTokenNoise, SeededNoise, TokenNoise
+from hart_runtime.common.settings import CONSTANT, LINEAR
 
 RECORDED = (61, 55, 45, 32, 16, 1)
 """Unknown tokens after each of six steps over 64, where 2/3 of the way leaves exactly half."""
