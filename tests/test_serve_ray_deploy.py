@@ -38,6 +38,12 @@ SOON = """
           downscale_delay_s: 3
 """
 """What Ray does by itself after half a minute, and after ten."""
+PATIENT = {
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20",
+    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20",
+}
+"""A replica that does not say within a tenth of a second how many wait is passed over, and on two cores a
+new one does not always."""
 SCREENED = """
   - name: screened
     route_prefix: /screened
@@ -95,7 +101,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=16"]
         places = (f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={folder}")
         # Where Ray was started in this process before, it left word in the environment that it wants a token.
-        own = {**os.environ, "RAY_memory_monitor_refresh_ms": "0", "RAY_AUTH_MODE": "disabled"}
+        own = {**os.environ, **PATIENT, "RAY_memory_monitor_refresh_ms": "0", "RAY_AUTH_MODE": "disabled"}
         process = subprocess.Popen([*command, *places], env=own, stdout=lines, stderr=lines, text=True)
         try:
             found = Cluster(process, f"http://127.0.0.1:{dashboard}", free_port(), log)
@@ -162,6 +168,7 @@ def test_replicas_come_and_go_and_nobody_is_cut_off(deployed: Cluster) -> None:
             crowd.enter_context(hart.stream(n=5, steps=LONG))
         staying = [later(whole, hart)]
         deployed.until(lambda: deployed.replicas("hart")["RUNNING"] == 2)
+        deployed.until(lambda: asked(hart) == 0)  # who spreads requests knows the new one, too
         staying.append(later(whole, hart))
         deployed.until(lambda: asked(hart) == 1)  # the new one, which has fewer, and answers this, too
     deployed.until(lambda: deployed.replicas("hart")["STOPPING"] == 1)
