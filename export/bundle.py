@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hart_runtime.common.checkpoint import CLASS_NAMES, Checkpoint
+from hart_runtime.common.checkpoint import CLASS_NAMES, LLM
 from hart_runtime.common.errors import InputError
 from hart_runtime.common.files import resolved, whole_folder
 from hart_runtime.common.precisions import FP8, PRECISIONS
@@ -100,7 +100,7 @@ def export_bundle(
             speeds=checkpoint.speeds,
             graphs={},
             files=describe_files(partial, names),
-            checkpoint=_identity(checkpoint, checkpoints.stored_sets(checkpoint), described),
+            checkpoint=_identity(request, checkpoints.stored_sets(checkpoint), described),
             tools={p: version(p) for p in ("torch", "onnx", "onnxscript", "onnx-ir")},
             in_half=rounding.in_half,
         )
@@ -165,8 +165,11 @@ def _system_prompt(request: Request) -> str | None:
 
 
 def _identity(
-    checkpoint: Checkpoint, sets: tuple[str, ...], system_prompt: dict[str, Any] | None
+    request: Request, sets: tuple[str, ...], system_prompt: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Where the weights came from."""
+    """Where the weights came from, and the pyramid that they are taken for."""
+    found = request.checkpoint.describe()
+    if "patch_nums" in found[LLM]:
+        found[LLM]["patch_nums"] = list(request.pyramid)
     below = {"sets": list(sets)} if any(sets) else {}
-    return checkpoint.describe() | {"weights": checkpoint.weights, "system_prompt": system_prompt} | below
+    return found | {"weights": request.checkpoint.weights, "system_prompt": system_prompt} | below

@@ -29,6 +29,7 @@ from hart_runtime.common.files import read_regular
 from hart_runtime.common.hashing import pieces_of
 from hart_runtime.common.noise import NOISE_VERSION
 from hart_runtime.common.precisions import FP32, PRECISIONS, Precision
+from hart_runtime.common.pyramids import shrunk
 from hart_runtime.common.records import read_record, read_value
 from hart_runtime.common.settings import (
     DEFAULT_MAX_BATCH,
@@ -381,6 +382,7 @@ def _parse(values: dict[str, Any], file: Path) -> Manifest:
                 check_ranges(settings, each.model)
         known_names("speeds", manifest.speeds, SPEEDS.keys() - {EXACT})
     _check_origin(manifest.checkpoint, f"{file}: checkpoint")
+    _check_pyramids(manifest, file)
     if TEXT_ENCODER in manifest.graphs:
         _check_text_rows(manifest.checkpoint, f"{file}: checkpoint")
     try:
@@ -423,6 +425,25 @@ def _check_origin(checkpoint: dict[str, Any], place: str) -> None:
     if prompt is not None:
         read_value(str, prompt.get("sha256"), f"{place}.system_prompt.sha256")
         read_value(tuple[int, ...], prompt.get("tokens"), f"{place}.system_prompt.tokens")
+
+
+def _check_pyramids(manifest: Manifest, file: Path) -> None:
+    """Refuse scales, or an extent, that are not those of the weights: graphs would run with them, and draw
+    other pictures.
+    """
+    described = manifest.checkpoint[LLM].get("patch_nums")
+    if described is None:  # of masked tokens, whose sizes are those of the graphs
+        return
+    known = read_value(tuple[int, ...], described, f"{file}: checkpoint.{LLM}.patch_nums")
+    if not known or known[-1] < 1:
+        raise InputError(f"{file}: checkpoint.{LLM}.patch_nums: expected sides, found {shown([*known])}")
+    for each in manifest.every_size.values():
+        model, expected = each.model, shrunk(known, each.model.patch_nums[-1])
+        if (model.patch_nums, model.reach) != (expected, known[-1]):
+            raise InputError(
+                f"{file}: patch_nums {shown([*model.patch_nums])} over an extent of {model.reach}: expected "
+                f"{shown([*expected])} over {known[-1]}, as the weights know {shown([*known])}"
+            )
 
 
 def _check_text_rows(checkpoint: dict[str, Any], place: str) -> None:

@@ -43,7 +43,16 @@ def without(*path: str | int) -> Change:
 
 
 SAMPLE = ("graphs", "sample", "inputs", 0)
+PYRAMID = ("checkpoint", "llm", "patch_nums")
 CHANGES: dict[str, tuple[Change, str]] = {
+    "an extent that is not the weights'": (at("model", "extent", value=2), "over an extent of 2: expected"),
+    "a larger extent": (at("model", "extent", value=16), "over an extent of 16: expected"),
+    "another side of a scale": (at("model", "patch_nums", 1, value=3), ": patch_nums"),
+    "another side that the weights know": (at(*PYRAMID, 1, value=3), "as the weights know"),
+    "another extent that the weights know": (at(*PYRAMID, -1, value=99), "as the weights know"),
+    "weights that know no scales": (at(*PYRAMID, value=[]), "patch_nums: expected sides, found []"),
+    "weights that know no sides": (at(*PYRAMID, -1, value=0), "patch_nums: expected sides"),
+    "known sides that are text": (at(*PYRAMID, value="1_2_3"), "patch_nums: expected a list"),
     "a type that there is not": (at(*SAMPLE, "dtype", value="float33"), "hidden float33"),
     "a dimension that is a list": (
         at(*SAMPLE, "shape", 1, value=[7]),

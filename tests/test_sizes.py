@@ -315,7 +315,7 @@ def anothers_file(other: dict[str, Any]) -> None:
         (the_same, "patch_nums: expected another size than 64 pixels again"),
         (shrinking, "patch_nums: expected sides that do not shrink"),
         (without_a_decoder, "graphs decoder missing"),
-        (another_side, "next_scale"),
+        (another_side, "as the weights know"),
         (anothers_file, "graph decoder: files expected"),
     ],
 )

@@ -149,6 +149,8 @@ CAUSES = (
             "not listed in files",
             "not a (?:bundle|readable) manifest",
             "noise: expected",
+            "as the weights know",
+            "patch_nums: expected sides, found",
             "max_batch: ",
             "llm is missing",
             "vocab_size: expected 1 to",
